@@ -1,0 +1,66 @@
+"""Random views of a batch of images: batched, seeded, static shapes, compiled by XLA.
+
+`RandomView` is the paper's family; the single operators and `Compose` build others.
+"""
+
+from simclr_tf.augment.color import (
+    brightness,
+    color_drop,
+    color_jitter,
+    contrast,
+    hue,
+    saturation,
+    solarize,
+)
+from simclr_tf.augment.filters import gaussian_blur, gaussian_noise, sobel
+from simclr_tf.augment.geometry import crop_resize, cutout, flip, rotate90
+from simclr_tf.augment.operators import (
+    ColorDrop,
+    ColorJitter,
+    Compose,
+    Cutout,
+    GaussianNoise,
+    Operator,
+    RandomBlur,
+    RandomCropResize,
+    RandomFlip,
+    RandomRotation90,
+    Sobel,
+    Solarize,
+    as_float,
+    call_view,
+)
+from simclr_tf.augment.views import RandomView, center_crop
+
+__all__ = [
+    "ColorDrop",
+    "ColorJitter",
+    "Compose",
+    "Cutout",
+    "GaussianNoise",
+    "Operator",
+    "RandomBlur",
+    "RandomCropResize",
+    "RandomFlip",
+    "RandomRotation90",
+    "RandomView",
+    "Sobel",
+    "Solarize",
+    "as_float",
+    "brightness",
+    "call_view",
+    "center_crop",
+    "color_drop",
+    "color_jitter",
+    "contrast",
+    "crop_resize",
+    "cutout",
+    "flip",
+    "gaussian_blur",
+    "gaussian_noise",
+    "hue",
+    "rotate90",
+    "saturation",
+    "sobel",
+    "solarize",
+]

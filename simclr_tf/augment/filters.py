@@ -1,0 +1,73 @@
+"""Operators that mix neighbouring pixels: Gaussian blur and Sobel; and Gaussian noise.
+
+Plain functions with one parameter per image, on float32 images in [0, 1].
+
+TensorFlow Addons' `gaussian_filter2d` takes one sigma per batch and KerasCV's blur runs image by
+image; here a blur is two matrix products with a banded matrix of each image's own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_tf.augment.geometry import from_planar, per_image, to_planar
+
+
+def gaussian_taps(sigma, radius):
+    """[B, 2 radius + 1] float32: normalised Gaussian weights; a unit impulse where sigma is 0."""
+    distance = tf.range(-radius, radius + 1, dtype=tf.float32)[None, :]
+    safe = tf.where(sigma > 0.0, sigma, 1.0)[:, None]
+    taps = tf.exp(-0.5 * tf.square(distance / safe))
+    taps = tf.where(sigma[:, None] > 0.0, taps, tf.cast(distance == 0.0, tf.float32))
+    return taps / tf.reduce_sum(taps, axis=1, keepdims=True)
+
+
+def _tap_positions(size, radius):
+    """[2 radius + 1, size * size] of 0 and 1: which input pixel a tap of an output pixel reads.
+
+    Beyond the border the image is reflected without repeating the edge pixel.
+    """
+    read = np.arange(size)[None, :] + np.arange(-radius, radius + 1)[:, None]  # [taps, size]
+    period = max(2 * (size - 1), 1)
+    read = np.abs((read + period * (radius + 1)) % period)
+    read = np.where(read >= size, period - read, read)
+    return np.eye(size, dtype=np.float32)[read].reshape(2 * radius + 1, size * size)
+
+
+def blur_planar(planar, sigma, radius):
+    """See `gaussian_blur`; planar images."""
+    taps = gaussian_taps(sigma, radius)
+    height, width = planar.shape[2], planar.shape[3]
+    rows = tf.reshape(tf.matmul(taps, _tap_positions(height, radius)), [-1, 1, height, height])
+    columns = tf.reshape(tf.matmul(taps, _tap_positions(width, radius)), [-1, 1, width, width])
+    planar = tf.matmul(planar, columns, transpose_b=True)
+    return tf.matmul(rows, planar)
+
+
+def gaussian_blur(images, sigma, radius):
+    """Gaussian blur with a sigma of its own for every image (SimCLR, appendix A).
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      sigma: [B] float32 in pixels; an image with 0 stays as it is.
+      radius: the kernel has 2 radius + 1 taps a side. Pixels beyond the border are reflected
+        (google-research/simclr takes them for black, which darkens the frame).
+    """
+    return from_planar(blur_planar(to_planar(images), sigma, radius))
+
+
+def sobel(images):
+    """Magnitude of the Sobel gradient of each channel, as a fraction of its largest value.
+
+    images: [B, H, W, 3] float32 in [0, 1]; the result is `sqrt(dx^2 + dy^2) / sqrt(20)` of
+    `tf.image.sobel_edges`, in [0, 1] (20 is the largest squared magnitude that a 3 x 3
+    neighbourhood of values in [0, 1] reaches).
+    """
+    edges = tf.image.sobel_edges(tf.convert_to_tensor(images))  # [B, H, W, 3, 2]
+    return tf.minimum(tf.sqrt(tf.reduce_sum(tf.square(edges), axis=-1) / 20.0), 1.0)
+
+
+def gaussian_noise(images, stddev, noise):
+    """images + stddev * noise, clipped to [0, 1]; stddev: [B], noise: standard normal draws."""
+    return tf.clip_by_value(images + per_image(stddev) * noise, 0.0, 1.0)

@@ -1,0 +1,129 @@
+"""Operators that move pixels: crop-resize, flip, rotation by quarter turns, cutout.
+
+Plain functions with one parameter per image; who draws the parameters lives in `views.py`.
+Inside, images are planar, [B, 3, H, W]: a resampling is then two batched matrix products and a
+colour channel is contiguous. The public wrappers take [B, H, W, 3].
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def to_planar(images):
+    """[B, H, W, 3] to [B, 3, H, W]."""
+    return tf.transpose(images, [0, 3, 1, 2])
+
+
+def from_planar(planar):
+    """[B, 3, H, W] to [B, H, W, 3]."""
+    return tf.transpose(planar, [0, 2, 3, 1])
+
+
+def per_image(values, rank=4):
+    """[B] to [B, 1, ...] of the given rank, so that it broadcasts over an image's pixels."""
+    return tf.reshape(values, [-1] + [1] * (rank - 1))
+
+
+def _keys_cubic(distance):
+    # Keys' cubic convolution kernel with a = -1/2, the one of tf.image's bicubic.
+    t = tf.abs(distance)
+    near = (1.5 * t - 2.5) * t * t + 1.0
+    far = ((-0.5 * t + 2.5) * t - 4.0) * t + 2.0
+    return tf.where(t <= 1.0, near, tf.where(t < 2.0, far, 0.0))
+
+
+def _triangle(distance):
+    return tf.maximum(0.0, 1.0 - tf.abs(distance))
+
+
+_KERNELS = {"bicubic": _keys_cubic, "bilinear": _triangle}
+
+
+def resampling_weights(start, length, in_size, out_size, method="bicubic", reverse=None):
+    """Interpolation weights that take `length` pixels from `start` to `out_size` pixels.
+
+    Half-pixel centres, no antialiasing; taps outside the crop count for nothing and the rest is
+    normalised, as in `tf.image.resize` of the cropped image.
+
+    Args:
+      start, length: [B] float32, in pixels of the input axis.
+      in_size, out_size: number of pixels along the axis before and after.
+      method: "bicubic" or "bilinear".
+      reverse: [B] bool or None; where true the output runs backwards (a flip that costs nothing).
+
+    Returns:
+      [B, out_size, in_size] float32; each row sums to 1.
+    """
+    start, length = start[:, None, None], length[:, None, None]
+    out = tf.range(out_size, dtype=tf.float32)[None, :, None]  # [1, out, 1]
+    if reverse is not None:
+        out = tf.where(reverse[:, None, None], out_size - 1.0 - out, out)
+    taps = tf.range(in_size, dtype=tf.float32)[None, None, :]  # [1, 1, in]
+    centre = start + (out + 0.5) * (length / out_size) - 0.5
+    if method == "bilinear":  # at the border bilinear repeats the edge pixel
+        centre = tf.clip_by_value(centre, start, start + length - 1.0)
+    inside = (taps >= start) & (taps <= start + length - 1.0)
+    weights = tf.where(inside, _KERNELS[method](taps - centre), 0.0)  # [B, out, in]
+    return weights / tf.reduce_sum(weights, axis=2, keepdims=True)
+
+
+def resample_planar(planar, boxes, size, method="bicubic", flipped=None):
+    """Crops `boxes` out of planar images and resizes them; see `crop_resize`."""
+    height, width = planar.shape[2], planar.shape[3]
+    y, x, h, w = tf.unstack(tf.cast(boxes, tf.float32), axis=1)
+    rows = resampling_weights(y, h, height, size[0], method)  # [B, out_h, H]
+    columns = resampling_weights(x, w, width, size[1], method, flipped)  # [B, out_w, W]
+    planar = tf.cast(planar, tf.float32)
+    planar = tf.matmul(planar, columns[:, None], transpose_b=True)  # [B, 3, H, out_w]
+    planar = tf.matmul(rows[:, None], planar)  # [B, 3, out_h, out_w]
+    return tf.clip_by_value(planar, 0.0, 1.0)  # bicubic overshoots
+
+
+def crop_resize(images, boxes, size, method="bicubic", flipped=None):
+    """Crops one box out of every image and resizes it (SimCLR, appendix A, "random crop").
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      boxes: [B, 4] of y, x, height, width in pixels, inside the image.
+      size: side of the square result in pixels, or (height, width).
+      method: "bicubic" (the paper's) or "bilinear".
+      flipped: [B] bool or None; where true the result is mirrored left to right.
+
+    Returns:
+      [B, size, size, 3] float32 in [0, 1].
+    """
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return from_planar(resample_planar(to_planar(images), boxes, size, method, flipped))
+
+
+def flip(images, flipped):
+    """Mirrors left to right the images for which `flipped` ([B] bool) is true."""
+    return tf.where(per_image(flipped), tf.reverse(images, axis=[2]), images)
+
+
+def rotate90(images, quarter_turns):
+    """Rotates each square image counter-clockwise by `quarter_turns` ([B] int) times 90 degrees.
+
+    images: [B, S, S, 3], any dtype. As `tf.image.rot90`, with a `k` of its own for every image.
+    """
+    turns = per_image(tf.math.floormod(quarter_turns, 4))
+    half = tf.reverse(images, axis=[1, 2])
+    images = tf.where(turns >= 2, half, images)
+    quarter = tf.reverse(tf.transpose(images, [0, 2, 1, 3]), axis=[1])
+    return tf.where(turns % 2 == 1, quarter, images)
+
+
+def cutout(images, boxes, fill=0.5):
+    """Fills one box of every image with a constant (DeVries and Taylor, arXiv:1708.04552).
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      boxes: [B, 4] of y, x, height, width in pixels; parts outside the image are ignored.
+      fill: the value written, in [0, 1].
+    """
+    y, x, h, w = (per_image(v) for v in tf.unstack(tf.cast(boxes, tf.float32), axis=1))
+    rows = tf.range(images.shape[1], dtype=tf.float32)[None, :, None, None]
+    columns = tf.range(images.shape[2], dtype=tf.float32)[None, None, :, None]
+    hole = (rows >= y) & (rows < y + h) & (columns >= x) & (columns < x + w)
+    return tf.where(hole, tf.cast(fill, images.dtype), images)

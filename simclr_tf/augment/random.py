@@ -1,0 +1,108 @@
+"""Random numbers that every device agrees on: a function of (seed, row, column) alone.
+
+TensorFlow's own stateless generators give other numbers under XLA than outside it. This is
+Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
+32-bit words held in int64, whose operations all devices have and none of which overflows here.
+Counting by row makes an image's numbers independent of the batch or replica it is in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+_MASK = 0xFFFFFFFF
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+
+
+def _rotate(x, bits):
+    return tf.bitwise.bitwise_or(
+        tf.bitwise.bitwise_and(tf.bitwise.left_shift(x, bits), _MASK),
+        tf.bitwise.right_shift(x, 32 - bits),
+    )
+
+
+def threefry(key, counter):
+    """Two words from two words under a key of two words.
+
+    Args:
+      key: pair of int64 tensors in 0 .. 2^32 - 1, scalars.
+      counter: pair of int64 tensors in that range, of shapes that broadcast.
+
+    Returns:
+      A pair of int64 tensors, uniform in 0 .. 2^32 - 1.
+    """
+    key = [tf.cast(word, tf.int64) for word in key]
+    parity = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key[0], key[1]), _PARITY)
+    keys = [*key, parity]
+    x = [tf.bitwise.bitwise_and(word + k, _MASK) for word, k in zip(counter, keys)]
+    for group in range(5):
+        for bits in _ROTATIONS[group % 2]:
+            x[0] = tf.bitwise.bitwise_and(x[0] + x[1], _MASK)
+            x[1] = tf.bitwise.bitwise_xor(_rotate(x[1], bits), x[0])
+        x[0] = tf.bitwise.bitwise_and(x[0] + keys[(group + 1) % 3], _MASK)
+        x[1] = tf.bitwise.bitwise_and(x[1] + keys[(group + 2) % 3] + group + 1, _MASK)
+    return x[0], x[1]
+
+
+def as_seed(seed):
+    """A seed as [2] int64 in 0 .. 2^32 - 1: None draws one from TensorFlow's global generator."""
+    if seed is None:
+        seed = tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
+    elif isinstance(seed, int):
+        seed = tf.constant([seed & _MASK, (seed >> 32) & _MASK], tf.int64)
+    seed = tf.cast(seed, tf.int64)
+    seed = seed if seed.shape.rank else tf.stack([seed, tf.zeros_like(seed)])
+    return tf.bitwise.bitwise_and(seed, _MASK)
+
+
+def fold_in(seed, number):
+    """A new seed, [2] int64, for the part `number` of what a seed is for."""
+    number = tf.bitwise.bitwise_and(tf.cast(number, tf.int64), _MASK)
+    one = tf.ones_like(number)
+    # Rows and columns stay below 2^32 - 1, so this counter meets no draw of the same key.
+    return tf.stack(threefry((seed[0], seed[1]), (number, one * _MASK)))
+
+
+class Draw:
+    """Per-image random numbers of one call.
+
+    Attributes:
+      shape: (batch, height, width) of the images; batch may be a tensor.
+    """
+
+    def __init__(self, seed, shape, first_row=0):
+        self.seed = as_seed(seed)
+        self.shape = shape
+        self._first_row = first_row
+
+    def part(self, number):
+        """The numbers of the operator at place `number` of a chain."""
+        return Draw(fold_in(self.seed, number), self.shape, self._first_row)
+
+    def resized(self, size):
+        """The same draw for the operators after a resize to [size, size]."""
+        return Draw(self.seed, (self.shape[0], size, size), self._first_row)
+
+    def _words(self, trailing):
+        count = math.prod(trailing)
+        rows = tf.range(self.shape[0], dtype=tf.int64) + tf.cast(self._first_row, tf.int64)
+        columns = tf.range(count, dtype=tf.int64)
+        words = threefry((self.seed[0], self.seed[1]), (rows[:, None], columns[None, :]))
+        return [tf.reshape(word, [-1, *trailing]) for word in words]
+
+    def uniform(self, *trailing):
+        """[batch, *trailing] float32 in [0, 1), in steps of 2^-24."""
+        return _unit(self._words(trailing)[0])
+
+    def normal(self, *trailing):
+        """[batch, *trailing] float32, standard normal (Box and Muller)."""
+        first, second = (_unit(word) for word in self._words(trailing))
+        radius = tf.sqrt(-2.0 * tf.math.log(1.0 - first))  # 1 - first lies in (0, 1]
+        return radius * tf.cos(2.0 * math.pi * second)
+
+
+def _unit(word):
+    return tf.cast(tf.bitwise.right_shift(word, 8), tf.float32) * 2.0**-24

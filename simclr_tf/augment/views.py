@@ -1,0 +1,154 @@
+"""The paper's family of views: crop-resize, flip, colour jitter, colour drop, blur.
+
+`RandomView` draws what the chain of single operators would draw and applies it in one compiled
+pass over planar pixels: the flip is part of the crop's weights, the colours are never transposed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import tensorflow as tf
+
+from simclr_tf.augment import color, filters, geometry
+from simclr_tf.augment.operators import (
+    ColorDrop,
+    ColorJitter,
+    Operator,
+    RandomBlur,
+    RandomCropResize,
+    RandomFlip,
+    as_float,
+    register,
+)
+from simclr_tf.augment.random import Draw, as_seed
+
+SMALL_SIZE = 64  # up to here the paper's CIFAR family holds: no blur, strength 0.5
+
+
+@register
+class RandomView(Operator):
+    """Draws t from the paper's family T for every image and returns one view of each.
+
+    Crop of `area` resized to [size, size], flip, colour jitter with probability 0.8, colour drop
+    with probability 0.2, and blur with probability 0.5 (SimCLR, arXiv:2002.05709, appendix A; for
+    CIFAR-10, appendix B.9: strength 0.5 and no blur).
+
+    Args:
+      size: side of the view in pixels.
+      strength: of the colour jitter, the paper's s.
+      blur: True, False, or "auto": blur above 64 pixels.
+      area, aspect, method: of the crop, see `RandomCropResize`.
+      jitter_probability, drop_probability, blur_probability, flip_probability: in [0, 1].
+      jit_compile: compile the view with XLA (one compilation per shape of batch).
+    """
+
+    _arguments = (
+        "size",
+        "strength",
+        "blur",
+        "area",
+        "aspect",
+        "method",
+        "jitter_probability",
+        "drop_probability",
+        "blur_probability",
+        "flip_probability",
+        "jit_compile",
+    )
+
+    def __init__(
+        self,
+        size,
+        strength=1.0,
+        blur="auto",
+        area=(0.08, 1.0),
+        aspect=(3 / 4, 4 / 3),
+        method="bicubic",
+        jitter_probability=0.8,
+        drop_probability=0.2,
+        blur_probability=0.5,
+        flip_probability=0.5,
+        jit_compile=True,
+    ):
+        if blur not in (True, False, "auto"):
+            raise ValueError(f'blur must be True, False or "auto"; got {blur!r}.')
+        self.crop = RandomCropResize(size, area, aspect, method)
+        self.flip = RandomFlip(flip_probability)
+        self.jitter = ColorJitter(strength, jitter_probability)
+        self.drop = ColorDrop(drop_probability)
+        has_blur = size > SMALL_SIZE if blur == "auto" else blur
+        self.blurring = RandomBlur(blur_probability) if has_blur else None
+        self.size, self.strength, self.blur = size, strength, blur
+        self.area, self.aspect, self.method = self.crop.area, self.crop.aspect, method
+        self.jitter_probability, self.drop_probability = jitter_probability, drop_probability
+        self.blur_probability, self.flip_probability = blur_probability, flip_probability
+        self.jit_compile = jit_compile
+        # Two clusters: fused into one, XLA would draw the numbers anew for every pixel.
+        compiled = functools.partial(tf.function, jit_compile=True) if jit_compile else _as_it_is
+        self._compiled_draw = compiled(self._draw_for)
+        self._compiled_view = compiled(self._view)
+
+    @classmethod
+    def for_size(cls, size, strength=None, **kwargs):
+        """The paper's family at that size: strength 0.5 up to 64 pixels, else 1.0."""
+        if strength is None:
+            strength = 0.5 if size <= SMALL_SIZE else 1.0
+        return cls(size, strength, **kwargs)
+
+    def chain(self):
+        """The same family as single operators, in order."""
+        parts = [self.crop, self.flip, self.jitter, self.drop, self.blurring]
+        return [part for part in parts if part is not None]
+
+    def __call__(self, images, seed=None, first_row=0):
+        as_float(images)  # a wrong rank or dtype is told before anything is drawn
+        images = tf.convert_to_tensor(images)
+        first_row = tf.cast(first_row, tf.int64)
+        return self._compiled_view(images, self._compiled_draw(images, as_seed(seed), first_row))
+
+    def _draw_for(self, images, seed, first_row):
+        batch = images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
+        return self.draw(Draw(seed, (batch, *images.shape[1:3]), first_row))
+
+    def draw(self, draw):
+        parameters = {}
+        for place, operator in enumerate(self.chain()):
+            parameters.update(operator.draw(draw.part(place)))
+            draw = draw.resized(self.size)
+        return parameters
+
+    def apply(self, images, parameters):
+        return self._view(images, parameters)
+
+    def _view(self, images, parameters):
+        boxes, flipped = parameters["boxes"], parameters["flipped"]
+        planar = tf.cast(geometry.to_planar(images), tf.float32)  # [B, 3, H, W]
+        if images.dtype == tf.uint8:
+            planar /= 255.0
+        size = (self.size, self.size)
+        planar = geometry.resample_planar(planar, boxes, size, self.method, flipped)
+        planar = color.jitter_planar(planar, parameters["factors"], parameters["order"])
+        planar = color.grey_planar(planar, parameters["dropped"])
+        if self.blurring is not None:
+            radius = self.blurring.radius(self.size)
+            planar = filters.blur_planar(planar, parameters["sigma"], radius)
+        return tf.clip_by_value(geometry.from_planar(planar), 0.0, 1.0)
+
+    def output_size(self, size):
+        return self.size
+
+
+def _as_it_is(function):
+    return function
+
+
+def center_crop(images, share=0.875):
+    """The central square of `share` of the shorter side (evaluation at 224 pixels in the paper).
+
+    images: [B, H, W, 3] of any dtype. Returns [B, S, S, 3] of the same dtype.
+    """
+    height, width = images.shape[1:3]
+    side = round(min(height, width) * share)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[:, top : top + side, left : left + side]

@@ -1,0 +1,157 @@
+"""`npz:PATH`, and arrays in memory: images and labels as NumPy arrays."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from simclr_tf.data.examples import UNLABELLED, Example
+
+# Keys by split, the first one found counts: (images, labels).
+_SPLIT_KEYS = {
+    "train": [("x_train", "y_train"), ("train_images", "train_labels")],
+    "validation": [
+        ("x_val", "y_val"),
+        ("x_validation", "y_validation"),
+        ("val_images", "val_labels"),
+    ],
+    "test": [("x_test", "y_test"), ("test_images", "test_labels")],
+}
+_WHOLE_KEYS = [("images", "labels"), ("x", "y"), ("image", "label")]
+_WHOLE = ("train", "all")
+
+
+class Arrays:
+    """Images in memory.
+
+    Args:
+      images: `[n, height, width]`, or with 1 or 3 channels last; integers in 0..255, or float in
+        [0, 1].
+      labels: integers `[n]` or `[n, 1]`, or None.
+      class_names: names by label.
+      prefix: ids are `prefix/00000`, `prefix/00001`, ...
+
+    Attributes:
+      images: uint8 `[n, height, width, 3]`.
+      labels: int64 `[n]`, or None.
+
+    Raises:
+      ValueError: another shape, type or range.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        *,
+        class_names: list[str] | None = None,
+        prefix: str = "train",
+    ):
+        self.images = _uint8(_three_channels(images))
+        self.labels = None if labels is None else _integer_labels(labels, len(images))
+        self.labelled = labels is not None
+        self.class_names = class_names
+        self._prefix = prefix
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def id(self, index: int) -> str:
+        """`prefix/` and the position."""
+        return f"{self._prefix}/{index:05d}"
+
+    def __getitem__(self, index: int) -> Example:
+        label = UNLABELLED if self.labels is None else int(self.labels[index])
+        return Example(self.id(index), self.images[index], label)
+
+
+def read_npz(path: Path, split: str) -> Arrays:
+    """One split of an .npz file.
+
+    Keys: `x_train`, `y_train`, `x_test`, `y_test` (also `x_val`, and `train_images`, ...), or
+    `images` and `labels` (also `x` and `y`, `image` and `label`) for a file of one split. Labels
+    may be missing.
+
+    Raises:
+      ValueError: no such file, not an .npz file, no such split, or arrays of another shape or
+        range.
+    """
+    if not path.is_file():
+        raise ValueError(f"npz:PATH needs an existing file; got {str(path)!r}.")
+    try:
+        with _open(path) as arrays:
+            images_key, labels_key = _keys(arrays, path, split)
+            images = arrays[images_key]
+            labels = arrays[labels_key] if labels_key in arrays else None
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(
+            f"npz:PATH needs an undamaged file; got {str(path)!r} ({error})."
+        ) from error
+    return Arrays(images, labels, prefix=split)
+
+
+def _open(path: Path) -> np.lib.npyio.NpzFile:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"npz:PATH needs a file written by numpy.savez; {str(path)!r} is not one.")
+    return np.load(path, allow_pickle=False)
+
+
+def _keys(arrays: Mapping[str, np.ndarray], path: Path, split: str) -> tuple[str, str]:
+    if split in _WHOLE:
+        candidates = _SPLIT_KEYS.get(split, []) + _WHOLE_KEYS
+    else:
+        candidates = _SPLIT_KEYS.get(split, [])
+    for keys in candidates:
+        if keys[0] in arrays:
+            return keys
+    wanted = (
+        " or ".join(images for images, _ in candidates) or "a split train, validation, test or all"
+    )
+    raise ValueError(
+        f"the split {split!r} of an .npz file needs {wanted}; "
+        f"{str(path)!r} has {', '.join(arrays)}."
+    )
+
+
+def _three_channels(images: np.ndarray) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            "images must be [n, height, width], or have 1 or 3 channels last; "
+            f"got {list(images.shape)}. numpy.moveaxis(images, 1, -1) puts channels last."
+        )
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def _uint8(images: np.ndarray) -> np.ndarray:
+    if images.dtype == np.uint8 or not images.size:
+        return images.astype(np.uint8, copy=False)
+    is_float = np.issubdtype(images.dtype, np.floating)
+    if not is_float and not np.issubdtype(images.dtype, np.integer):
+        raise ValueError(f"images must be uint8, or float in [0, 1]; got {images.dtype}.")
+    low, high = images.min(), images.max()
+    limit = 1 if is_float else 255
+    if not (low >= 0 and high <= limit):  # also true for NaN
+        raise ValueError(
+            f"images must be uint8, or float in [0, 1]; got {images.dtype} from {low} to {high}. "
+            "Rescale them before saving."
+        )
+    if not is_float:
+        return images.astype(np.uint8)
+    return np.stack([np.rint(image * 255).astype(np.uint8) for image in images])
+
+
+def _integer_labels(labels: np.ndarray, num_images: int) -> np.ndarray:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers [{num_images}], one for each image; "
+            f"got {labels.dtype} {list(labels.shape)}. Leave them out where there are none."
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,68 @@
+"""What the readers of folders, arrays and records have in common: examples by index, still encoded.
+
+Decoding is in `decode`, caching and pipelines are in `source`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+UNLABELLED = -1
+
+
+class Example(NamedTuple):
+    """One example as it is stored.
+
+    Attributes:
+      id: name of the example within its data set.
+      image: an encoded image file, or uint8 `[height, width, 3]`.
+      label: class index, `UNLABELLED` where there is none.
+    """
+
+    id: str
+    image: bytes | np.ndarray
+    label: int = UNLABELLED
+
+
+class Examples(Protocol):
+    """Random access to the examples of one split.
+
+    Attributes:
+      class_names: names by class index, or None.
+      labelled: whether every example has a label.
+    """
+
+    class_names: list[str] | None
+    labelled: bool
+
+    def __len__(self) -> int: ...
+
+    def id(self, index: int) -> str:
+        """A name for an example that may turn out to be unreadable."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads one example; raises `decode.CorruptImageError` where it cannot be read."""
+        ...
+
+
+class Subset:
+    """The examples at `indices`, in that order."""
+
+    def __init__(self, examples: Examples, indices: np.ndarray):
+        self._examples = examples
+        self._indices = indices
+        self.class_names = examples.class_names
+        self.labelled = examples.labelled
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def id(self, index: int) -> str:
+        """A name for an example that may turn out to be unreadable."""
+        return self._examples.id(int(self._indices[index]))
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[int(self._indices[index])]

@@ -1,0 +1,118 @@
+"""`folder:PATH`: image files in a folder, class folders optional."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from simclr_tf.data.decode import CorruptImageError
+from simclr_tf.data.examples import UNLABELLED, Example
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+# Folder names that hold a split, by the name it is asked for.
+_SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
+_WHOLE = ("train", "all")
+
+
+class Folder:
+    """The image files below a folder, in sorted order of their paths.
+
+    The first folder level below the split is the class when every image lies in such a folder and
+    there are at least two; otherwise the examples are unlabelled. Class names are those of all
+    splits together, so that a class missing from one split does not shift the labels of the others.
+
+    Args:
+      root: what the user named; ids are paths relative to it.
+      split: `train`, `validation`, `test`, or `all`.
+
+    Raises:
+      ValueError: no such folder, no such split, or no image in it.
+    """
+
+    def __init__(self, root: Path, split: str):
+        if not root.is_dir():
+            raise ValueError(f"folder:PATH needs an existing folder; got {str(root)!r}.")
+        self._root = root
+        folder, split_folders = _split_folder(root, split)
+        self._paths = sorted(_image_files(folder))
+        if not self._paths:
+            raise ValueError(
+                f"a folder needs at least one image ({', '.join(EXTENSIONS)}); "
+                f"there is none under {str(folder)!r}."
+            )
+        first_levels = [path.relative_to(folder).parts[:-1][:1] for path in self._paths]
+        names = _class_names(split_folders)
+        self.labelled = all(first_levels) and len(names) > 1
+        self.class_names = names if self.labelled else None
+        if self.labelled:
+            index = {name: label for label, name in enumerate(names)}
+            self._labels = [index[level[0]] for level in first_levels]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def id(self, index: int) -> str:
+        """The path below the root."""
+        return self._paths[index].relative_to(self._root).as_posix()
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            data = self._paths[index].read_bytes()
+        except OSError as error:
+            raise CorruptImageError(f"cannot be read: {error.strerror}") from error
+        label = self._labels[index] if self.labelled else UNLABELLED
+        return Example(self.id(index), data, label)
+
+
+def _split_folder(root: Path, split: str) -> tuple[Path, list[Path]]:
+    """The folder of a split, and the folders of all splits."""
+    present = {
+        name: root / folder
+        for name, folders in _SPLIT_FOLDERS.items()
+        for folder in reversed(folders)
+        if (root / folder).is_dir()
+    }
+    for name, folders in _SPLIT_FOLDERS.items():
+        if name in present and split in folders:
+            return present[name], list(present.values())
+    if present:
+        raise ValueError(
+            f"{str(root)!r} has folders for the splits {', '.join(present)}; got {split!r}. "
+            f"Ask for one of these or a slice of one, such as {next(iter(present))}[:90%]."
+        )
+    if split not in _WHOLE:
+        raise ValueError(
+            f"{str(root)!r} has no folder for the split {split!r}. Make one, or take slices of the "
+            "whole: all[:90%] to train on and all[90%:] to test on."
+        )
+    return root, [root]
+
+
+def _class_names(folders: list[Path]) -> list[str]:
+    names = {
+        entry.name
+        for folder in folders
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    return sorted(names)
+
+
+def _image_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Image files at any depth, links followed; hidden files and folders are left out."""
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that holds it would go round for ever
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _image_files(folder / entry.name, (*above, real))
+        elif entry.name.lower().endswith(EXTENSIONS):
+            yield folder / entry.name

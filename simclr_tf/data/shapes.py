@@ -1,0 +1,213 @@
+"""The embedded data set `shapes`: coloured shapes drawn in code from a seed, ten classes.
+
+An image is six copies of one outline on a dark ground. The outline is the class, and all that a
+crop is sure to share with another crop of the same image; hue, lightness, size, tilt and place
+change from copy to copy. Names, splits and `Source` are in `by_name.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Images are drawn in blocks of so many, each from its own stream (seed, block): what an image is
+# does not depend on how many are asked for. Ten divides it: every ten in a row have every class.
+_BLOCK = 250
+
+COPIES = 6
+RADIUS = (0.18, 0.22)  # of the image's side
+TILT_DEGREES = 20
+GROUND = (0.15, 0.35)  # mean luminance
+GROUND_SLOPE = 0.1  # a corner's luminance differs from the mean by so much at most
+GROUND_CHROMA = 0.04
+CONTRAST = (0.4, 0.55)  # a copy's luminance above the ground under it
+CHROMA = 0.25
+
+# Sine and cosine of whole degrees, rounded so that every C library gives the same pixels.
+_COS = np.round(np.cos(np.radians(np.arange(360))), 12)
+_SIN = np.round(np.sin(np.radians(np.arange(360))), 12)
+
+
+def draw(num_examples: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Images and their classes.
+
+    Example i is a function of (seed, i) and the size alone, and a size changes the resolution, not
+    the scene. The classes of examples 10 j to 10 j + 9 are all ten, in random order.
+
+    Args:
+      num_examples: how many, 0 or more.
+      seed: 0 or more; each gives other images.
+      size: side of the images, pixels, 8 or more.
+
+    Returns:
+      images: uint8 `[num_examples, size, size, 3]`, RGB.
+      labels: int64 `[num_examples]`, indices into `CLASS_NAMES`.
+
+    Raises:
+      ValueError: a value below its least.
+    """
+    for name, value, least in (
+        ("num_examples", num_examples, 0),
+        ("seed", seed, 0),
+        ("size", size, 8),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}; got {value}.")
+    images = np.empty([num_examples, size, size, 3], np.uint8)
+    labels = np.empty([num_examples], np.int64)
+    for block, start in enumerate(range(0, num_examples, _BLOCK)):
+        rng = np.random.Generator(np.random.PCG64([seed, block]))
+        count = min(_BLOCK, num_examples - start)
+        drawn, classes = _draw_block(rng, size)
+        images[start : start + count] = drawn[:count]
+        labels[start : start + count] = classes[:count]
+    return images, labels
+
+
+def _draw_block(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """One block: uint8 `[_BLOCK, size, size, 3]` and int64 `[_BLOCK]`."""
+    labels = np.argsort(rng.random([_BLOCK // 10, 10]), axis=1).reshape(-1)
+    luminance = _uniform(rng, GROUND, [_BLOCK, 1]) + _uniform(
+        rng, (-GROUND_SLOPE, GROUND_SLOPE), [_BLOCK, 4]
+    )  # of the four corners
+    chroma = GROUND_CHROMA * rng.random([_BLOCK, 4])
+    corners = _rgb(luminance, rng.random([_BLOCK, 4]), chroma)  # [_BLOCK, 4, 3]
+    axis = (np.arange(size) + 0.5) / size
+    x, y = np.meshgrid(axis, axis)
+    images = _between(corners[:, :, None, None], x[None, ..., None], y[None, ..., None])
+    first_hue = rng.random(_BLOCK)
+    for copy, centre in enumerate(_centres(rng)):
+        radius = _uniform(rng, RADIUS)
+        tilt = np.floor(_uniform(rng, (-TILT_DEGREES, TILT_DEGREES + 1))).astype(int)
+        inside = _coverage(labels, x, y, centre, radius, tilt)[..., None]
+        under = _between(luminance, *centre)
+        # Steps of the golden ratio: any few copies have hues from all around the circle, so that
+        # the mean colour of a crop says little about the image it is from.
+        hue = first_hue + 0.381966 * copy + 0.1 * rng.random(_BLOCK)
+        lightness = np.minimum(under + _uniform(rng, CONTRAST), 0.95)
+        colour = _rgb(lightness, hue, CHROMA * _uniform(rng, (0.4, 1)))[:, None, None]
+        images += (colour - images) * inside
+    return np.round(images * 255).astype(np.uint8), labels
+
+
+def _uniform(rng, bounds, shape=(_BLOCK,)):
+    low, high = bounds
+    return low + (high - low) * rng.random(shape)
+
+
+def _between(corners, x, y):
+    """Bilinear: `corners` [N, 4, ...] at (0, 0), (1, 0), (0, 1), (1, 1); x and y in [0, 1]."""
+    top = corners[:, 0] * (1 - x) + corners[:, 1] * x
+    bottom = corners[:, 2] * (1 - x) + corners[:, 3] * x
+    return top * (1 - y) + bottom * y
+
+
+def _rgb(luminance, hue, chroma):
+    """YIQ in polar form to RGB in [0, 1]: `hue` in turns; adds an axis of 3 at the end."""
+    degrees = np.floor(hue * 360).astype(int) % 360
+    i, q = chroma * _COS[degrees], chroma * _SIN[degrees]
+    red = luminance + 0.956 * i + 0.621 * q
+    green = luminance - 0.272 * i - 0.647 * q
+    blue = luminance - 1.106 * i + 1.703 * q
+    return np.clip(np.stack([red, green, blue], axis=-1), 0, 1)
+
+
+def _centres(rng):
+    """Where the copies lie: COPIES pairs (x, y) of [_BLOCK] in the unit square.
+
+    Points of Roberts' R2 sequence from a random start keep their distance from one another.
+    """
+    start, swap, mirror = rng.random([_BLOCK, 2]), rng.random(_BLOCK), rng.random(_BLOCK)
+    for copy in range(COPIES):
+        a = (start[:, 0] + 0.754877666 * (copy + 1)) % 1
+        b = (start[:, 1] + 0.569840291 * (copy + 1)) % 1
+        x, y = np.where(swap < 0.5, [a, b], [b, a])
+        x = np.where(mirror < 0.5, x, 1 - x)
+        shake = 0.06 * (rng.random([2, _BLOCK]) - 0.5)
+        yield 0.08 + 0.84 * x + shake[0], 0.08 + 0.84 * y + shake[1]
+
+
+def _coverage(labels, x, y, centre, radius, tilt):
+    """Share of each pixel, [_BLOCK, size, size] in [0, 1], that lies inside the outline."""
+    size = len(x)
+    dx, dy = x - centre[0][:, None, None], centre[1][:, None, None] - y  # y up from here on
+    cos, sin = ((t[tilt] / radius)[:, None, None] for t in (_COS, _SIN))
+    u, v = dx * cos + dy * sin, dy * cos - dx * sin
+    distance = np.empty_like(u)
+    for label, outline in enumerate(_OUTLINES.values()):
+        of_class = labels == label
+        distance[of_class] = outline(u[of_class], v[of_class])
+    return np.clip(0.5 - distance * (radius * size)[:, None, None], 0, 1)
+
+
+# -- outlines: (u, v) -> about the distance to the edge, negative inside; all fit a radius of 1.3 --
+
+
+def _length(u, v):
+    return np.sqrt(u * u + v * v)
+
+
+def _disc(u, v):
+    return _length(u, v) - 0.78
+
+
+def _ring(u, v):
+    return np.abs(_length(u, v) - 0.72) - 0.22
+
+
+def _dots(u, v):
+    return _length(np.abs(u) - 0.5, np.abs(v) - 0.5) - 0.36
+
+
+def _triangle(u, v):
+    return np.maximum(0.866 * np.abs(u) + 0.5 * v, -v) - 0.52
+
+
+def _star(u, v):
+    # Inside four of the five half-planes of a pentagram, that is, not outside two.
+    most = second = np.full_like(u, -np.inf)
+    for degrees in (18, 90, 162, 234, 306):
+        side = _COS[degrees] * u + _SIN[degrees] * v
+        second = np.maximum(second, np.minimum(most, side))
+        most = np.maximum(most, side)
+    return second - 0.4
+
+
+def _cross(u, v):
+    u, v = np.abs(u), np.abs(v)
+    return np.minimum(np.maximum(u - 0.27, v - 0.9), np.maximum(v - 0.27, u - 0.9))
+
+
+def _heart(u, v):
+    u, v = np.abs(u), v + 0.1
+    lobes = _length(u - 0.4, v - 0.3) - 0.46
+    tip = np.maximum((u - v) * 0.7071 - 0.53, v + 0.5 * u - 0.52)
+    return np.minimum(lobes, tip)
+
+
+def _moon(u, v):
+    return np.maximum(_length(u, v) - 0.9, 0.68 - _length(u - 0.42, v))
+
+
+def _hourglass(u, v):
+    u, v = np.abs(u), np.abs(v)
+    return np.maximum(0.8 * u - 0.6 * v - 0.08, v - 0.85)
+
+
+def _bars(u, v):
+    u = np.abs(u)
+    return np.maximum(np.minimum(u, np.abs(u - 0.68)) - 0.2, np.abs(v) - 0.82)
+
+
+_OUTLINES = {
+    "disc": _disc,
+    "ring": _ring,
+    "dots": _dots,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "heart": _heart,
+    "moon": _moon,
+    "hourglass": _hourglass,
+    "bars": _bars,
+}
+CLASS_NAMES = tuple(_OUTLINES)

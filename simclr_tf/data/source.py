@@ -1,0 +1,300 @@
+"""`Source`: one split of a data set as tf.data pipelines, decoded once or again in every epoch.
+
+Where examples come from is in `folder`, `arrays`, `tfrecord` and `tfds`; how a file becomes pixels
+is in `decode`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_tf.data.decode import CorruptImageError, decode
+from simclr_tf.data.decode import image_size as size_of
+from simclr_tf.data.examples import UNLABELLED, Examples
+from simclr_tf.data.python_op import python_op
+
+DEFAULT_IMAGE_SIZE = 224
+_SIZE_SAMPLE = 2000
+_CHUNK = 64  # examples that a thread decodes in one go
+_LAST_EPOCH = 2**62
+
+
+class Source:
+    """One split of a data set.
+
+    Attributes:
+      name: as given to `load`.
+      split: as given to `load`.
+      num_examples: examples that can be read; in a set too large for memory, which is not read
+        beforehand, all.
+      class_names: names by class index, or None.
+      labelled: whether the examples have labels.
+      image_size: side of the images, pixels.
+      cached: whether the images are in memory.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        name: str,
+        split: str,
+        image_size: int | None = None,
+        max_corrupt_share: float = 0.01,
+        cache_bytes: int = 2 * 2**30,
+    ):
+        """See `load`, which is what makes one."""
+        if not len(examples):
+            raise ValueError(
+                f"a data set needs at least one example; {name!r} has none in {split!r}."
+            )
+        self.name, self.split = name, split
+        self.class_names, self.labelled = examples.class_names, examples.labelled
+        self.image_size = image_size or _common_size(examples) or DEFAULT_IMAGE_SIZE
+        self._examples, self._total = examples, len(examples)
+        self._max_corrupt_share = max_corrupt_share
+        self._corrupt: dict[int, tuple[str, str]] = {}
+        self._lock = threading.Lock()
+        self.cached = self._total * self.image_size**2 * 3 <= cache_bytes
+        if self.cached:
+            self._fill()
+            self._examples = None  # what it held in memory has been copied
+        self._rows = np.array([i for i in range(self._total) if i not in self._corrupt], np.int64)
+        self.num_examples = len(self._rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"Source({self.name!r}, {self.split!r}: {self.num_examples} examples, "
+            f"{self.image_size} pixels, labelled={self.labelled})"
+        )
+
+    @property
+    def corrupt(self) -> list[tuple[str, str]]:
+        """(id, reason) of the examples found unreadable so far."""
+        with self._lock:
+            return [self._corrupt[index] for index in sorted(self._corrupt)]
+
+    def check_corrupt(self) -> None:
+        """Raises the `ValueError` of too many unreadable examples, if there are.
+
+        tf.data turns an exception of a pipeline into its own; this gives the plain one.
+        """
+        corrupt, total = self.corrupt, self._total
+        if len(corrupt) <= self._max_corrupt_share * total and len(corrupt) < total:
+            return
+        example_id, reason = corrupt[0]
+        raise ValueError(
+            f"at most {self._max_corrupt_share:.2%} of the examples may be unreadable; "
+            f"{len(corrupt)} of {total} in {self.name!r} are, such as {example_id} ({reason}). "
+            "Repair or remove them, or raise --max_corrupt_share."
+        )
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches in an epoch.
+
+        Raises:
+          ValueError: there is not one.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        if self.num_examples < batch_size:
+            raise ValueError(
+                f"an epoch needs at least one full batch; {self.name!r} has {self.num_examples} "
+                f"examples in {self.split!r} and batch_size is {batch_size}. Lower --batch_size."
+            )
+        return self.num_examples // batch_size
+
+    def batches(self, batch_size: int, limit: int | None = None) -> tf.data.Dataset:
+        """Every example once, in the order of the source; the last batch may be smaller.
+
+        Args:
+          batch_size: examples at a time.
+          limit: takes at most so many examples, evenly spaced; None takes all.
+
+        Returns:
+          dicts of batches: `image`, uint8 `[B, size, size, 3]`; `id`, string `[B]`; and if labelled
+          `label`, int64 `[B]`.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        count = min(len(self._rows), limit or len(self._rows))
+        rows = self._rows[np.arange(count) * len(self._rows) // count]
+        dataset = tf.data.Dataset.from_tensor_slices(rows)
+        if not self.cached:
+            return self._decoded(dataset).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        tensors = self._tensors
+        dataset = dataset.batch(batch_size).map(
+            lambda rows: self._batch(*(tf.gather(part, rows) for part in tensors), rows=[None]),
+            tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+    def epochs(
+        self, batch_size: int, seed: int, first_epoch: int = 0, shuffle: bool = True
+    ) -> tf.data.Dataset:
+        """An endless stream of training batches, `steps_per_epoch(batch_size)` for each epoch.
+
+        The order within an epoch depends on (seed, epoch) alone: a stream that starts at
+        `first_epoch` is the tail of the stream that starts at 0. The remainder of an epoch is
+        dropped. Where images are read anew in each epoch, the place of one that turns out
+        unreadable is taken by the next, so that the number of steps stays.
+
+        Returns:
+          uint8 `[batch_size, size, size, 3]`, the batch dimension static.
+
+        Raises:
+          ValueError: fewer examples than `batch_size`.
+        """
+        steps = self.steps_per_epoch(batch_size)
+        epoch_of = self._cached_epoch if self.cached else self._streamed_epoch
+        dataset = tf.data.Dataset.range(first_epoch, _LAST_EPOCH).flat_map(
+            lambda epoch: epoch_of(self._order(seed, epoch, shuffle), steps, batch_size)
+        )
+        if self.cached:
+            images, _, _ = self._tensors
+            dataset = dataset.map(
+                lambda rows: tf.gather(images, rows), tf.data.AUTOTUNE, deterministic=True
+            )
+        dataset = dataset.apply(
+            tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        )
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """All examples, in the order of the source.
+
+        Returns:
+          images, uint8 `[n, size, size, 3]`; labels, int64 `[n]`, or None; ids, str `[n]`.
+        """
+        if self.cached:
+            whole = self.num_examples == len(self._images)
+            parts = (self._images, self._labels, self._ids)
+            images, labels, ids = parts if whole else (part[self._rows] for part in parts)
+        else:
+            batches = list(self.batches(256).as_numpy_iterator())
+            images = np.concatenate([batch["image"] for batch in batches])
+            ids = np.concatenate([batch["id"] for batch in batches])
+            labels = (
+                np.concatenate([batch["label"] for batch in batches]) if self.labelled else None
+            )
+        return images, labels if self.labelled else None, np.array([i.decode() for i in ids])
+
+    # Reading.
+
+    def _read(self, index: int) -> tuple[np.ndarray, int, bytes] | None:
+        """Image, label and id; None, and an entry in `corrupt`, where it cannot be read."""
+        example_id = None
+        try:
+            example_id, image, label = self._examples[index]
+            return decode(image, self.image_size), label, example_id.encode()
+        except CorruptImageError as error:
+            with self._lock:
+                self._corrupt[index] = (example_id or self._examples.id(index), str(error))
+            return None
+
+    def _fill(self) -> None:
+        """Decodes everything into memory; an unreadable example leaves an image never asked for."""
+        total, size = self._total, self.image_size
+        self._labels = np.full(total, UNLABELLED, np.int64)
+        self._ids = np.full(total, b"", object)
+        self._images = _aligned_zeros([total, size, size, 3])
+
+        def fill_chunk(start: int) -> None:
+            for index in range(start, min(start + _CHUNK, total)):
+                example = self._read(index)
+                if example is not None:
+                    self._images[index], self._labels[index], self._ids[index] = example
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                list(pool.map(fill_chunk, range(0, total, _CHUNK)))
+            except BaseException:  # an interrupt must not wait for the whole set
+                pool.shutdown(cancel_futures=True)
+                raise
+        self.check_corrupt()
+        # Pipelines capture these tensors: nothing is copied into a graph, which holds 2 GB at most.
+        with tf.device("CPU:0"):
+            images = tf.experimental.dlpack.from_dlpack(self._images.__dlpack__())
+            self._tensors = images, tf.constant(self._labels), tf.constant(self._ids)
+        self._images.flags.writeable = False  # the tensor shares its memory
+
+    # Pipelines.
+
+    def _order(self, seed: int, epoch: tf.Tensor, shuffle: bool) -> tf.Tensor:
+        """Indices of all examples in the order of an epoch, int64 `[n]`."""
+        order = tf.range(self._total, dtype=tf.int64)
+        if not shuffle:
+            return order
+        seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
+        return tf.random.experimental.stateless_shuffle(order, seed=seeds, alg="philox")
+
+    def _cached_epoch(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.data.Dataset:
+        if self.num_examples < self._total:
+            readable = np.zeros(self._total, bool)
+            readable[self._rows] = True
+            order = tf.boolean_mask(order, tf.gather(tf.constant(readable), order))
+        order = tf.reshape(order[: steps * batch_size], [steps, batch_size])
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    def _streamed_epoch(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.data.Dataset:
+        dataset = self._decoded(tf.data.Dataset.from_tensor_slices(order).repeat())
+        return dataset.map(lambda example: example["image"]).batch(batch_size, True).take(steps)
+
+    def _decoded(self, indices: tf.data.Dataset) -> tf.data.Dataset:
+        """Examples decoded in parallel, in the order of `indices`; unreadable ones are left out."""
+        nothing = (
+            np.zeros([self.image_size, self.image_size, 3], np.uint8),
+            np.int64(UNLABELLED),
+            b"",
+        )
+
+        def read(index):
+            example = self._read(int(index))
+            if example is None:
+                self.check_corrupt()
+            image, label, example_id = nothing if example is None else example
+            return image, np.int64(label), example_id, example is not None
+
+        def read_op(index):
+            types = [tf.uint8, tf.int64, tf.string, tf.bool]
+            *example, readable = python_op(read, (*nothing, True), [index], types)
+            return self._batch(*example, rows=[]), tf.ensure_shape(readable, [])
+
+        dataset = indices.map(read_op, tf.data.AUTOTUNE, deterministic=True)
+        return dataset.filter(lambda _, readable: readable).map(lambda example, _: example)
+
+    def _batch(self, image, label, example_id, rows: list) -> dict[str, tf.Tensor]:
+        """The dict of `batches`, with static shapes; `rows` is the leading shape."""
+        image = tf.ensure_shape(image, [*rows, self.image_size, self.image_size, 3])
+        batch = {"image": image, "id": tf.ensure_shape(example_id, rows)}
+        if self.labelled:
+            batch["label"] = tf.ensure_shape(label, rows)
+        return batch
+
+
+def _common_size(examples: Examples) -> int | None:
+    """The side of all images if they are squares of one size; a sample decides for a large set."""
+    sizes = set()
+    for index in np.unique(np.linspace(0, len(examples) - 1, _SIZE_SAMPLE).astype(int)):
+        try:
+            sizes.add(size_of(examples[int(index)].image))
+        except CorruptImageError:  # counted when it is decoded
+            continue
+        if len(sizes) > 1:
+            return None
+    width, height = sizes.pop() if sizes else (None, 0)
+    return width if width == height else None
+
+
+def _aligned_zeros(shape: list[int]) -> np.ndarray:
+    """uint8 zeros at a multiple of 64 bytes, which TensorFlow can share."""
+    size = int(np.prod(shape))
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].reshape(shape)

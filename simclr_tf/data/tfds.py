@@ -1,0 +1,97 @@
+"""Data sets of TensorFlow Datasets that are prepared on disk; nothing is ever downloaded here."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from simclr_tf.data.tfrecord import Fields, Records, Shard
+
+_ID_KEYS = ("id", "file_name")
+
+
+def read_tfds(name: str, split: str, data_dir: str | None) -> Records:
+    """One split of a prepared TFDS data set.
+
+    Args:
+      name: a TFDS name, with a configuration and version if wanted (`cifar10`, `cifar10:3.0.2`).
+      split: in TFDS syntax, slices and sums included.
+      data_dir: where it was prepared; None is TFDS's default, `~/tensorflow_datasets`.
+
+    Raises:
+      ValueError: unknown name or split, not prepared, not stored as TFRecord, or without images.
+    """
+    builder = _builder(name, data_dir)
+    instructions = _split(builder, name, split).file_instructions
+    shards = [
+        Shard(
+            os.fspath(part.filename),
+            os.path.basename(part.filename),
+            part.skip,
+            part.examples_in_shard if part.take < 0 else part.skip + part.take,
+        )
+        for part in instructions
+    ]
+    fields, class_names = _fields(builder.info, name)
+    return Records(shards, fields, class_names)
+
+
+def _builder(name: str, data_dir: str | None):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except (
+        tfds.core.registered.DatasetNotFoundError,
+        ValueError,
+        AssertionError,
+        ImportError,
+    ) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            "a data set is shapes, folder:PATH, npz:PATH, tfrecord:GLOB, or a name that TensorFlow "
+            f"Datasets knows; got {name!r} ({reason})"
+        ) from error
+    where = data_dir or builder.data_dir
+    if not builder.info.splits:
+        raise ValueError(
+            f"{name!r} must be prepared on disk first; it is not under {os.fspath(where)!r}. "
+            f"Prepare it with `tfds build {name} --data_dir=DIR`, then give that DIR as --data_dir."
+        )
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise ValueError(
+            f"{name!r} must be stored as tfrecord; under {os.fspath(where)!r} it is "
+            f"{builder.info.file_format.value}. "
+            f"Prepare it with `tfds build {name} --file_format=tfrecord`."
+        )
+    return builder
+
+
+def _split(builder, name: str, split: str):
+    try:
+        return builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{name!r} has the splits {', '.join(builder.info.splits)}; got {split!r}. "
+            "Slices are written train[:90%] or train[1000:2000]."
+        ) from error
+
+
+def _fields(info, name: str) -> tuple[Fields, list[str] | None]:
+    """Which features hold the image, the label and the id; and the class names."""
+    import tensorflow_datasets as tfds
+
+    features = info.features
+    keys = [*(info.supervised_keys or ()), "image", "label", *features]
+    keys = [key for key in keys if isinstance(key, str) and key in features]
+    images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
+    labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
+    if not images or np.dtype(features[images[0]].np_dtype).kind != "u":
+        raise ValueError(
+            f"{name!r} must have a feature of type Image with unsigned integers; "
+            f"it has {', '.join(features)}."
+        )
+    ids = tuple(key for key in _ID_KEYS if key in features)
+    names = features[labels[0]].names if labels else None
+    return Fields(tuple(images[:1]), tuple(labels[:1]), ids), list(names) if names else None

@@ -1,0 +1,203 @@
+"""`tfrecord:GLOB`: examples in TFRecord files, read by position.
+
+Where each record lies is found once, from the lengths in front of the records; after that any
+record is one read. So records can be shuffled over the whole set, like files, and an epoch is
+resumed without reading the one before it.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from simclr_tf.data.decode import CorruptImageError
+from simclr_tf.data.examples import UNLABELLED, Example
+
+_HEADER_BYTES = 12  # length (uint64) and its checksum
+_FOOTER_BYTES = 4  # checksum of the payload; not verified, image formats notice damage themselves
+
+_IMAGE_KEYS = ("image", "image/encoded")
+_LABEL_KEYS = ("label", "image/class/label")
+_LABEL_SAMPLE = 100
+
+
+class Fields(NamedTuple):
+    """Where a `tf.train.Example` keeps its parts; of several keys, the first one present counts."""
+
+    image: tuple[str, ...] = _IMAGE_KEYS
+    label: tuple[str, ...] = _LABEL_KEYS
+    id: tuple[str, ...] = ()
+
+
+class Shard(NamedTuple):
+    """Examples `start` to `stop` of one file, whose ids are `name__INDEX`.
+
+    `stop` is None where the file's length is not known beforehand; where it is, what a damaged file
+    lacks counts as unreadable.
+    """
+
+    path: str
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+
+class Records:
+    """`tf.train.Example` records of TFRecord files, in order.
+
+    Args:
+      shards: the files.
+      fields: where an example keeps its image, label and id.
+      class_names: names by label.
+
+    Raises:
+      ValueError: a file is not an uncompressed TFRecord file.
+    """
+
+    def __init__(self, shards: list[Shard], fields: Fields, class_names: list[str] | None = None):
+        self._shards = shards
+        self._fields = fields
+        with ThreadPoolExecutor(16) as pool:
+            offsets = list(pool.map(_offsets, shards))
+        self._offsets = np.concatenate(offsets)
+        counts = [len(part) for part in offsets]
+        self._first = np.cumsum([0, *counts])  # position of each shard's first record
+        self.labelled = self._has_labels()
+        self.class_names = class_names if self.labelled else None
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def id(self, index: int) -> str:
+        """The file and the position in it, as TFDS names its examples."""
+        shard, record = self._place(index)
+        return f"{shard.name}__{record}"
+
+    def __getitem__(self, index: int) -> Example:
+        features = self._features(index)
+        ids = _value(features, self._fields.id, "bytes_list")
+        images = _value(features, self._fields.image, "bytes_list")
+        if images is None:
+            raise CorruptImageError(f"no encoded image under {' or '.join(self._fields.image)}")
+        label = _value(features, self._fields.label, "int64_list") if self.labelled else UNLABELLED
+        if label is None or (self.labelled and label < 0):
+            raise CorruptImageError("no label, where others have one")
+        return Example(ids.decode() if ids else self.id(index), images, label)
+
+    def _has_labels(self) -> bool:
+        """Whether the first readable record has a label; TFDS writes -1 where there is none."""
+        for index in range(min(len(self), _LABEL_SAMPLE)):
+            try:
+                label = _value(self._features(index), self._fields.label, "int64_list")
+            except CorruptImageError:  # counted when it is read for its image
+                continue
+            return label is not None and label >= 0
+        return False
+
+    def _place(self, index: int) -> tuple[Shard, int]:
+        number = int(np.searchsorted(self._first, index, side="right")) - 1
+        shard = self._shards[number]
+        return shard, shard.start + index - int(self._first[number])
+
+    def _features(self, index: int):
+        import tensorflow as tf
+        from google.protobuf.message import DecodeError
+
+        payload = self._payload(index)
+        try:
+            return tf.train.Example.FromString(payload).features.feature
+        except DecodeError as error:
+            raise CorruptImageError("not a tf.train.Example") from error
+
+    def _payload(self, index: int) -> bytes:
+        shard, _ = self._place(index)
+        try:
+            with open(shard.path, "rb") as file:
+                file.seek(int(self._offsets[index]))
+                length = _length(file.read(_HEADER_BYTES))
+                left = os.fstat(file.fileno()).st_size - file.tell()
+                payload = file.read(min(length, left))
+        except OSError as error:
+            raise CorruptImageError(f"cannot be read: {error.strerror}") from error
+        if len(payload) < length:
+            raise CorruptImageError("the file ends within the record")
+        return payload
+
+
+def read_tfrecord(pattern: str, split: str) -> Records:
+    """The examples of all files that match, in the order of the sorted paths.
+
+    Each is a `tf.train.Example` with `image` or `image/encoded` (an encoded image file) and, if
+    there are labels, `label` or `image/class/label` (one integer).
+
+    Raises:
+      ValueError: no file matches, a file is no uncompressed TFRecord file, or the split is not
+        the whole.
+    """
+    if split not in ("train", "all"):
+        raise ValueError(
+            f"tfrecord:GLOB has one split, 'train' or 'all', the files that match; got {split!r}. "
+            "Take slices of it, such as all[:90%] and all[90%:], or a GLOB for each split."
+        )
+    paths = sorted(
+        path
+        for path in glob.glob(os.path.expanduser(pattern), recursive=True)
+        if os.path.isfile(path)
+    )
+    if not paths:
+        raise ValueError(
+            f"tfrecord:GLOB needs at least one file that matches; none does for {pattern!r}."
+        )
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return Records([Shard(path, os.path.relpath(path, folder)) for path in paths], Fields())
+
+
+def _value(features, keys: tuple[str, ...], kind: str):
+    """The single value under the first key that has one, or None."""
+    for key in keys:
+        if key in features and getattr(features[key], kind).value:
+            return getattr(features[key], kind).value[0]
+    return None
+
+
+def _offsets(shard: Shard) -> np.ndarray:
+    """Where each of the shard's records starts, in bytes. A cut-off last record counts as one."""
+    offsets, position = [], 0
+    size = os.path.getsize(shard.path)
+    with open(shard.path, "rb") as file:
+        while position < size and (shard.stop is None or len(offsets) < shard.stop):
+            file.seek(position)
+            header = file.read(_HEADER_BYTES)
+            if not position and not _is_header(header):
+                raise ValueError(
+                    "a TFRecord file must be uncompressed; "
+                    f"{shard.path!r} does not start as one. Decompress it, or leave it out."
+                )
+            offsets.append(position)
+            position += _HEADER_BYTES + _length(header) + _FOOTER_BYTES
+    if shard.stop is not None:
+        offsets += [size] * (shard.stop - len(offsets))
+    return np.array(offsets[shard.start :], np.int64)
+
+
+def _length(header: bytes) -> int:
+    return struct.unpack("<Q", header[:8])[0] if len(header) == _HEADER_BYTES else 1
+
+
+def _is_header(header: bytes) -> bool:
+    """Whether the length's masked CRC-32C agrees, as the TFRecord format has it."""
+    if len(header) < _HEADER_BYTES:
+        return False
+    crc = 0xFFFFFFFF
+    for byte in header[:8]:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked == struct.unpack("<I", header[8:])[0]

@@ -1,0 +1,82 @@
+"""A tf.distribute strategy by name. What runs inside one lives in `model.py` and `losses.py`."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
+
+
+def strategy_by_name(name="auto", tpu=None):
+    """A `tf.distribute.Strategy`.
+
+    Args:
+      name: "one" (the first device), "mirrored" (all GPUs of this machine), "multi_worker" (the
+        cluster of TF_CONFIG), "tpu" (the TPU at `tpu`), or "auto": mirrored with more than one
+        GPU, else one.
+      tpu: name or address of the TPU; None asks the environment.
+
+    Raises:
+      ValueError: an unknown name, or "tpu" where there is none.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}.")
+    if name == "auto":
+        name = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "one"
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        return _tpu_strategy(tpu)
+    return tf.distribute.get_strategy()  # the default strategy: one device, no wrapping
+
+
+def _tpu_strategy(tpu):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu)
+    except (ValueError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"--strategy=tpu needs a TPU; none answers at {tpu or 'the address of this machine'}. "
+            "Give its name with --tpu, or take --strategy=auto."
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+PRECISIONS = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+}
+
+
+def precision_policy(name="auto"):
+    """The name of the Keras policy for a precision: "auto", "float32", "bfloat16", "float16".
+
+    "auto" is bfloat16 where the device computes in it (TPU, a GPU of compute capability 8 or
+    more, a processor with AVX-512 BF16 or AMX) and float32 elsewhere.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if name == "auto":
+        name = "bfloat16" if _computes_bfloat16() else "float32"
+    if name not in PRECISIONS:
+        choices = ", ".join(["auto", *PRECISIONS])
+        raise ValueError(f"precision must be one of {choices}; got {name!r}.")
+    return PRECISIONS[name]
+
+
+def _computes_bfloat16():
+    if tf.config.list_logical_devices("TPU"):
+        return True
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return details.get("compute_capability", (0, 0)) >= (8, 0)
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = file.read()
+    except OSError:  # not Linux: nothing is known of the processor
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

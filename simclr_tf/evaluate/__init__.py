@@ -1,0 +1,18 @@
+"""How good are the embeddings? Features of a frozen encoder, and the classifiers on top of them.
+
+features: h of every last example. knn: nearest neighbours. linear: logistic regression.
+"""
+
+from simclr_tf.evaluate.features import Features, extract_features, pixel_features
+from simclr_tf.evaluate.knn import knn_accuracy, knn_predict
+from simclr_tf.evaluate.linear import LinearProbe, linear_probe
+
+__all__ = [
+    "Features",
+    "LinearProbe",
+    "extract_features",
+    "knn_accuracy",
+    "knn_predict",
+    "linear_probe",
+    "pixel_features",
+]

@@ -1,0 +1,371 @@
+"""What each command does, given its options as plain attributes; flags are read in `cli.py`.
+
+pretrain, evaluate, embed and export, and the parts that they share: the model of the options, the
+encoder of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from simclr_tf import callbacks, data, distribute, encoders, evaluate, optimizers, report, run
+from simclr_tf.augment import RandomView
+from simclr_tf.export import export_encoder
+from simclr_tf.model import SimCLR
+from simclr_tf.projection import ProjectionHead
+
+
+def say(text):
+    """A line for the person who started the command; results go to stdout, this to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- pretrain --------------------------------------------------------------------------------
+
+
+def pretrain(options, flags, free_flags=()):
+    """Trains an encoder and fills the run directory; the same call again resumes.
+
+    Args:
+      options: attributes named as the flags of `simclr-tf pretrain`.
+      flags: dict of flag name to its text, for flags.cfg.
+      free_flags: names of flags that may change when a run is resumed.
+
+    Returns:
+      The `run.RunDirectory`.
+
+    Raises:
+      run.UsageError, ValueError, callbacks.TrainingFailed, OSError: with a message for the user.
+    """
+    directory = run.RunDirectory(options.run_dir)
+    directory.check_resumable(flags, free_flags)
+    strategy = prepare_process(options)
+    train, test = load_sources(options)
+    steps = steps_of(options, train, strategy.num_replicas_in_sync)
+    with strategy.scope():
+        model = build_model(options, train.image_size)
+        model.compile(optimizer=build_optimizer(options, steps))
+        checkpoints = callbacks.Checkpoints(directory.checkpoints, model)
+    directory.create(flags)
+    directory.list_corrupt(train.corrupt)
+    first_epoch = checkpoints.restore()
+    directory.keep_epochs(first_epoch)
+    if first_epoch < steps.epochs:
+        _announce(options, train, model, steps, first_epoch)
+        draw_views(directory, train, model)
+        _fit(options, directory, model, train, test, checkpoints, steps, first_epoch)
+        directory.list_corrupt(train.corrupt)
+    else:
+        say(f"{directory.path} holds all {steps.epochs} epochs; nothing is left to train.")
+    report.draw_curve(run.read_metrics(directory.metrics), directory.curve)
+    if not directory.export.exists():
+        export_encoder(model.encoder, directory.export, model.image_shape)
+    return directory
+
+
+class Steps:
+    """How long a run is: steps an epoch, epochs, steps in all, warm-up steps."""
+
+    def __init__(self, per_epoch, epochs, total, warmup):
+        self.per_epoch, self.epochs, self.total, self.warmup = per_epoch, epochs, total, warmup
+
+
+def steps_of(options, train, replicas=1):
+    """The `Steps` of a run; raises UsageError for a batch that does not divide."""
+    batch_size = options.batch_size
+    if batch_size % replicas:
+        below = batch_size // replicas * replicas
+        raise run.UsageError(
+            f"--batch_size must be divisible by the {replicas} replicas; got {batch_size}. "
+            f"Try {below or replicas} or {below + replicas}."
+        )
+    per_epoch = train.steps_per_epoch(batch_size)
+    total = options.train_steps or per_epoch * options.epochs
+    epochs = math.ceil(total / per_epoch)
+    warmup_epochs = options.warmup_epochs
+    if warmup_epochs is None:
+        warmup_epochs = min(10.0, epochs / 10.0)
+    warmup = round(warmup_epochs * per_epoch)
+    if warmup >= total:
+        raise run.UsageError(
+            f"--warmup_epochs must be shorter than the run of {total / per_epoch:.4g} epochs; "
+            f"got {warmup_epochs:.4g}. Leave it out to take a tenth of the run."
+        )
+    return Steps(per_epoch, epochs, total, warmup)
+
+
+def prepare_process(options):
+    """Seeds, determinism and precision of this process; returns the strategy."""
+    keras.utils.set_random_seed(options.seed)
+    if options.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = distribute.strategy_by_name(options.strategy, options.tpu)
+    keras.mixed_precision.set_global_policy(distribute.precision_policy(options.precision))
+    return strategy
+
+
+def load_sources(options):
+    """The training split, and the test split for the probe (None without labels)."""
+    train = _load(options, options.train_split)
+    test = None
+    if train.labelled and options.probe_every_epochs >= 0:
+        try:
+            test = _load(options, options.test_split, train.image_size)
+        except ValueError as error:
+            say(f"no kNN probe during training, since --test_split cannot be read: {error}")
+    return train, test
+
+
+def _load(options, split, image_size=None):
+    return data.load(
+        options.dataset,
+        split,
+        data_dir=options.data_dir,
+        image_size=image_size or options.image_size,
+        max_corrupt_share=options.max_corrupt_share,
+        cache_bytes=round(options.cache_gigabytes * 2**30),
+    )
+
+
+def build_encoder(options, image_size):
+    """The encoder that the options name, built for square images of that side."""
+    name = options.encoder
+    if name == "resnet":
+        name = f"resnet{options.resnet_depth}"
+    kwargs = {}
+    if not name.startswith("keras_cv/"):
+        kwargs = {"width": options.width, "sk_ratio": options.sk_ratio, "stem": options.stem}
+    return encoders.by_name(name, image_size, **kwargs)
+
+
+def build_model(options, image_size):
+    """The `SimCLR` that the options name, built for square images of that side."""
+    blur = {"auto": "auto", "yes": True, "no": False}[options.blur]
+    view = RandomView.for_size(
+        image_size,
+        options.color_jitter_strength,
+        area=(options.min_crop_area, 1.0),
+        drop_probability=options.color_drop_probability,
+        blur=blur,
+    )
+    model = SimCLR(
+        build_encoder(options, image_size),
+        ProjectionHead(
+            options.projection_hidden_dim, options.projection_dim, options.projection_layers
+        ),
+        augment=view,
+        temperature=options.temperature,
+        micro_batch_size=options.micro_batch_size,
+        seed=options.seed,
+    )
+    model.build((None, image_size, image_size, 3))
+    return model
+
+
+def build_optimizer(options, steps):
+    """The optimizer with its schedule."""
+    peak = optimizers.scale_learning_rate(
+        options.learning_rate, options.batch_size, options.learning_rate_scaling
+    )
+    schedule = optimizers.WarmupCosine(peak, steps.total, steps.warmup)
+    return optimizers.by_name(
+        options.optimizer, schedule, weight_decay=options.weight_decay, momentum=options.momentum
+    )
+
+
+def _announce(options, train, model, steps, first_epoch):
+    policy = keras.mixed_precision.global_policy().name
+    parameters = sum(int(np.prod(w.shape)) for w in model.encoder.trainable_weights)
+    say(
+        f"{train.num_examples:,} images of {train.image_size} pixels from {options.dataset} "
+        f"({options.train_split}), {len(train.corrupt)} unreadable; "
+        f"{model.encoder.name} with {parameters:,} parameters; {policy}; "
+        f"{steps.epochs} epochs of {steps.per_epoch} steps of {options.batch_size} images."
+    )
+    if first_epoch:
+        say(f"resuming after epoch {first_epoch}.")
+
+
+def draw_views(directory, train, model, rows=6, columns=8):
+    """Writes RUN_DIR/views.png: images of the training set and views of each."""
+    images = next(iter(train.epochs(min(rows, train.num_examples), seed=0)))
+    views = [model.augment(images, seed=column) for column in range(columns)]
+    report.draw_views(images.numpy(), [view.numpy() for view in views], directory.views)
+
+
+def _fit(options, directory, model, train, test, checkpoints, steps, first_epoch):
+    stream = train.epochs(options.batch_size, options.seed, first_epoch)
+    watchers = [callbacks.Throughput(options.batch_size), callbacks.StopAtStep(steps.total)]
+    if options.view_sizes:
+        watchers.append(callbacks.ViewSizes(options.view_sizes, model.augment))
+    watchers.append(callbacks.Alarms(options.batch_size, say))
+    if test is not None:
+        watchers.append(_probe(options, train, test, steps))
+    watchers += [
+        callbacks.JSONLines(directory.metrics),
+        keras.callbacks.TensorBoard(str(directory.logs), write_graph=False),
+        checkpoints,
+    ]
+    try:
+        model.fit(
+            stream,
+            epochs=steps.epochs,
+            initial_epoch=first_epoch,
+            steps_per_epoch=steps.per_epoch,
+            callbacks=watchers,
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    except tf.errors.OpError:
+        train.check_corrupt()  # says in one line what tf.data wraps in many
+        raise
+    except KeyboardInterrupt:
+        done = int(checkpoints.epoch)
+        say(
+            f"\nstopped; {done} of {steps.epochs} epochs are kept in {directory.path}. "
+            "The same command resumes there."
+        )
+        raise
+
+
+def _probe(options, train, test, steps):
+    batch_size, limit = options.batch_size, options.probe_examples
+    every = options.probe_every_epochs or max(1, math.ceil(steps.epochs / 10))
+    return callbacks.KNNProbe(
+        train.batches(batch_size, limit), test.batches(batch_size, limit), every, say=say
+    )
+
+
+# -- a finished run --------------------------------------------------------------------------
+
+
+def encoder_of_run(options):
+    """The trained encoder of a run and the side of its images.
+
+    Args:
+      options: those of the run's `pretrain`.
+
+    Raises:
+      run.UsageError: there is no run, or it has no checkpoint yet.
+    """
+    directory = run.RunDirectory(options.run_dir)
+    checkpoint = tf.train.latest_checkpoint(str(directory.checkpoints))
+    if checkpoint is None:
+        raise run.UsageError(
+            f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "
+            "Let `simclr-tf pretrain` finish an epoch."
+        )
+    # The side is in the export's absence that of the data: reading one example tells it.
+    image_size = options.image_size or _load(options, options.train_split).image_size
+    encoder = build_encoder(options, image_size)
+    reader = tf.train.Checkpoint(model=tf.train.Checkpoint(encoder=encoder))
+    reader.restore(checkpoint).expect_partial().assert_existing_objects_matched()
+    return encoder, image_size
+
+
+def evaluate_run(options, trained):
+    """Prints a table of accuracies and one JSON line; returns its dict.
+
+    Args:
+      options: attributes named as the flags of `simclr-tf evaluate`.
+      trained: the options of the run's `pretrain`.
+    """
+    prepare_process(trained)
+    encoder, image_size = encoder_of_run(trained)
+    train = _labelled(_load(trained, options.train_split or trained.train_split, image_size))
+    test = _labelled(_load(trained, options.test_split or trained.test_split, image_size))
+    protocols = ["knn", "linear"] if options.protocol == "all" else [options.protocol]
+    rows = []
+    for name, features_of in _contenders(options, trained, encoder, image_size):
+        rows.append({"features": name, **_scores(options, protocols, features_of, train, test)})
+        _print_row(rows[-1], protocols, header=len(rows) == 1)
+    result = _summary(options, protocols, rows, train, test)
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def _labelled(source):
+    if not source.labelled:
+        raise run.UsageError(
+            f"evaluation needs labels; {source.name} ({source.split}) has none. "
+            "Put the images into class folders, or use `simclr-tf embed`."
+        )
+    return source
+
+
+def _contenders(options, trained, encoder, image_size):
+    if options.baselines:
+        yield "raw pixels", evaluate.pixel_features
+        keras.utils.set_random_seed(trained.seed)
+        yield "random encoder", build_encoder(trained, image_size)
+    yield "trained encoder", encoder
+
+
+def _scores(options, protocols, features_of, train, test):
+    """Accuracies of one encoder: {"knn": ..., "knn_10": ..., "linear": ...}."""
+    train_h = evaluate.extract_features(features_of, train.batches(options.batch_size))
+    test_h = evaluate.extract_features(features_of, test.batches(options.batch_size))
+    pair = (train_h.h, train_h.labels, test_h.h, test_h.labels)
+    scores = {}
+    if "knn" in protocols:
+        scores["knn"] = evaluate.knn_accuracy(
+            *pair, k=options.knn_k, temperature=options.knn_temperature
+        )
+        scores["knn_10"] = evaluate.knn_accuracy(*pair, k=10, weighted=False)
+    if "linear" in protocols:
+        scores["linear"] = evaluate.linear_probe(*pair, seed=0).accuracy
+    return scores
+
+
+_HEADINGS = {"knn": "kNN weighted", "knn_10": "kNN k=10", "linear": "linear"}
+
+
+def _print_row(row, protocols, header):
+    keys = [key for key in _HEADINGS if key in row]
+    if header:
+        print(f"{'features':<18}" + "".join(f"{_HEADINGS[key]:>14}" for key in keys))
+    cells = "".join(f"{100 * row[key]:>12.2f} %" for key in keys)
+    print(f"{row['features']:<18}{cells}", flush=True)
+
+
+def _summary(options, protocols, rows, train, test):
+    trained = rows[-1]
+    result = {
+        "protocol": options.protocol,
+        "accuracy": trained[protocols[-1]],
+        **{key: trained[key] for key in _HEADINGS if key in trained},
+        "train_examples": train.num_examples,
+        "test_examples": test.num_examples,
+        "test_split": test.split,
+    }
+    if "knn" in protocols:
+        result.update(k=options.knn_k, temperature=options.knn_temperature)
+    for row in rows[:-1]:
+        result[row["features"].replace(" ", "_")] = {k: row[k] for k in _HEADINGS if k in row}
+    return result
+
+
+def embed(options, trained):
+    """Writes an npz with `embeddings` [n, D] float32, `ids` [n] and, where labelled, `labels` [n]."""
+    prepare_process(trained)
+    encoder, image_size = encoder_of_run(trained)
+    source = _load(trained, options.split or trained.train_split, image_size)
+    features = evaluate.extract_features(encoder, source.batches(options.batch_size))
+    arrays = {"embeddings": features.h, "ids": np.asarray(features.ids).astype(np.str_)}
+    if features.labels is not None:
+        arrays["labels"] = features.labels
+    run.write_npz(options.output, arrays)
+    say(f"wrote {len(features.h):,} embeddings of {features.h.shape[1]} numbers to {options.output}")
+
+
+def export(options, trained):
+    """Writes the encoder of a run as a SavedModel."""
+    prepare_process(trained)
+    encoder, image_size = encoder_of_run(trained)
+    path = export_encoder(encoder, options.output, (image_size, image_size, 3))
+    say(f"wrote the encoder to {path}")

@@ -1,0 +1,324 @@
+"""SimCLR as a `keras.Model`: two views, one encoder, one head, NT-Xent over the global batch.
+
+The parts live in `augment`, `resnet`/`encoders`, `projection`, `losses` and `metrics`; here they
+are put together in `train_step`. Run directories, logs and probes are in `run.py`, `callbacks.py`.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from tensorflow import keras
+
+from simclr_tf import augment as augmentations
+from simclr_tf.encoders import validate as validate_encoder
+from simclr_tf.losses import check_temperature, nt_xent
+from simclr_tf.metrics import ContrastiveAccuracy
+from simclr_tf.projection import ProjectionHead
+
+_RANGE_RULE = "float images must lie in [0, 1]"
+
+
+@keras.saving.register_keras_serializable(package="simclr_tf")
+class SimCLR(keras.Model):
+    """SimCLR (Chen et al., arXiv:2002.05709), used as `model.fit(dataset)`.
+
+    A batch is `images`, [B, H, W, 3] in uint8 or float in [0, 1]; or a tuple whose first item is
+    that (labels are ignored); or a dict with "image". `model(images)` and `predict` give h, the
+    encoder's [B, D] float32; `project` gives z, [B, output_dim] float32.
+
+    Args:
+      encoder: a `keras.Model` that maps images to vectors, such as `ResNet(18)`.
+      projection_head: maps h to z; None is `ProjectionHead()`.
+      augment: a callable batch -> batch (a Keras layer too), called twice on the device; a pair of
+        callables gives each view its own; None is the paper's family for the size of the images;
+        False is for a dataset that yields pairs of views.
+      temperature: T of NT-Xent.
+      micro_batch_size: embed the 2B views in pieces of this many images (gradient caching), so
+        that memory is that of a piece; None embeds them at once.
+      seed: int; the views of step s are then a function of (seed, s) alone, whatever ran before.
+        None draws them from TensorFlow's global generator.
+
+    Raises:
+      ValueError: a temperature not above 0, a wrong `augment`; from `fit`, images of a wrong rank,
+        dtype or range and an empty dataset.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        projection_head=None,
+        augment=None,
+        temperature=0.1,
+        micro_batch_size=None,
+        seed=None,
+        name="simclr",
+        **kwargs,
+    ):
+        # The views are float32 and each part casts for itself.
+        super().__init__(name=name, autocast=False, **kwargs)
+        check_temperature(temperature)
+        _check_augment(augment)
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be 1 or more; got {micro_batch_size}.")
+        self.encoder = encoder
+        self.projection_head = ProjectionHead() if projection_head is None else projection_head
+        self.augment = augment
+        self.temperature = temperature
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self._image_shape = None
+        self._loss_mean = keras.metrics.Mean(name="loss")
+        self._accuracy = ContrastiveAccuracy()
+
+    @property
+    def image_shape(self):
+        """(H, W, 3) of the images that the model was built for; None before."""
+        return self._image_shape
+
+    # -- the parts ---------------------------------------------------------------------------
+
+    def build(self, input_shape):
+        """Creates the variables for images of `input_shape`, (None, H, W, 3)."""
+        if self.built:
+            return
+        image_shape = tuple(tf.TensorShape(input_shape).as_list()[1:])
+        dimension = validate_encoder(self.encoder, image_shape[:2])
+        if not self.projection_head.built:
+            self.projection_head(tf.zeros([1, dimension]))
+        self._image_shape = image_shape
+        self.built = True
+
+    def call(self, images, training=False):
+        """h, [B, D] float32, of images [B, H, W, 3], uint8 or float in [0, 1]."""
+        images = augmentations.as_float(images)
+        return tf.cast(self.encoder(images, training=training), tf.float32)
+
+    def project(self, images, training=False):
+        """z, [B, output_dim] float32, not normalised, of images as in `call`."""
+        if not self.built:
+            self.build(images.shape)
+        return self.projection_head(self(images, training=training), training=training)
+
+    def views(self, data, seed=None):
+        """Two views of a batch: float32 [B, S, S, 3] each, in [0, 1].
+
+        Args:
+          data: a batch as in the class's description.
+          seed: [2] int32 or None; where replicas share a batch, each takes its rows of one draw.
+        """
+        if self.augment is False:
+            pair = _first(data)
+            if not isinstance(pair, (tuple, list)):
+                pair = data
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError("augment=False needs a dataset of pairs (view_a, view_b).")
+            return tuple(augmentations.as_float(view) for view in pair)
+        images = _first(data)
+        augmentations.as_float(images)  # rank and dtype are told before anything else
+        families = self._families(images)
+        first_row = _first_row(images)
+        seeds = [None if seed is None else seed + tf.constant([0, i]) for i in (0, 1)]
+        return tuple(
+            augmentations.call_view(family, images, view_seed, first_row)
+            for family, view_seed in zip(families, seeds)
+        )
+
+    def _families(self, images):
+        if self.augment is None:
+            self.augment = augmentations.RandomView.for_size(min(images.shape[1:3]))
+        if isinstance(self.augment, (tuple, list)):
+            return self.augment
+        return self.augment, self.augment
+
+    def _step_seed(self, step):
+        if self.seed is None:
+            return None
+        # Two views a step: seeds 2s and 2s + 1.
+        return tf.stack([self.seed % (2**31 - 1), 2 * tf.cast(step, tf.int32)])
+
+    def _embed(self, view_a, view_b, training):
+        """z of both views from one pass of 2B, so that batch norm sees them together."""
+        both = tf.concat([view_a, view_b], axis=0)
+        h = self.encoder(both, training=training)
+        z = self.projection_head(h, training=training)
+        return tf.split(z, 2, axis=0)
+
+    # -- the steps ---------------------------------------------------------------------------
+
+    def train_step(self, data):
+        """One update; Keras calls it with a batch."""
+        with _range_check(data):
+            view_a, view_b = self.views(data, self._step_seed(self.optimizer.iterations))
+        if not self.built:
+            self.build(view_a.shape)
+        with tf.GradientTape() as tape:
+            z_a, z_b = self._embed(view_a, view_b, training=True)
+            loss = nt_xent(z_a, z_b, self.temperature)
+            # Gradients are summed over replicas, and each replica's loss is a mean of its own.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            objective = loss / replicas + sum(self.losses) / replicas
+        self.optimizer.minimize(objective, self.trainable_variables, tape=tape)
+        return self._log(loss, z_a, z_b)
+
+    def test_step(self, data):
+        """Loss and contrastive accuracy of two views, with batch norm in inference mode."""
+        seed = tf.constant([0 if self.seed is None else self.seed % (2**31 - 1), -2], tf.int32)
+        with _range_check(data):
+            view_a, view_b = self.views(data, seed)
+        if not self.built:
+            self.build(view_a.shape)
+        z_a, z_b = self._embed(view_a, view_b, training=False)
+        return self._log(nt_xent(z_a, z_b, self.temperature), z_a, z_b)
+
+    def predict_step(self, data):
+        """h of a batch; labels beside the images are ignored."""
+        return self(_first(data), training=False)
+
+    def _log(self, loss, z_a, z_b):
+        self._loss_mean.update_state(loss, sample_weight=tf.cast(tf.shape(z_a)[0], tf.float32))
+        self._accuracy.update_state(z_a, z_b)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    @property
+    def metrics(self):
+        """Running means of the loss and the contrastive accuracy."""
+        return [self._loss_mean, self._accuracy]
+
+    def fit(self, x=None, y=None, **kwargs):
+        """`keras.Model.fit`; y, where given, is ignored."""
+        if getattr(self, "compiled_loss", None) is not None and self.compiled_loss._losses:
+            raise ValueError("SimCLR brings its own loss; call compile(optimizer=...) without one.")
+        del y
+        _check_input(x)
+        if kwargs.get("validation_data") is not None:
+            _check_input(kwargs["validation_data"])
+        return _one_line(super().fit, x, **kwargs)
+
+    def evaluate(self, x=None, y=None, **kwargs):
+        """`keras.Model.evaluate`: loss and contrastive accuracy; y is ignored."""
+        del y
+        _check_input(x)
+        return _one_line(super().evaluate, x, **kwargs)
+
+    # -- saving ------------------------------------------------------------------------------
+
+    def export(self, path, **kwargs):
+        """Writes the encoder alone as a SavedModel for TF Serving; see `export.export_encoder`."""
+        from simclr_tf.export import export_encoder  # export.py stands below: only on demand
+
+        return export_encoder(self.encoder, path, image_shape=self._image_shape, **kwargs)
+
+    def get_config(self):
+        augment = self.augment
+        if isinstance(augment, (tuple, list)):
+            augment = [keras.saving.serialize_keras_object(family) for family in augment]
+        elif augment is not None and augment is not False:
+            augment = keras.saving.serialize_keras_object(augment)
+        return {
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "projection_head": keras.saving.serialize_keras_object(self.projection_head),
+            "augment": augment,
+            "temperature": self.temperature,
+            "micro_batch_size": self.micro_batch_size,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """The model of a config, without its weights."""
+        restore = keras.saving.deserialize_keras_object
+        config = dict(config)
+        for part in ("encoder", "projection_head"):
+            config[part] = restore(config[part], custom_objects=custom_objects)
+        augment = config["augment"]
+        if isinstance(augment, (tuple, list)):
+            config["augment"] = [restore(f, custom_objects=custom_objects) for f in augment]
+        elif isinstance(augment, dict):
+            config["augment"] = restore(augment, custom_objects=custom_objects)
+        return cls(**config)
+
+    def get_build_config(self):
+        """What `build` was called with."""
+        return {"input_shape": (None, *self._image_shape)} if self._image_shape else None
+
+    def build_from_config(self, config):
+        """Builds from `get_build_config`."""
+        if config:
+            self.build(config["input_shape"])
+
+
+def _check_augment(augment):
+    pair = isinstance(augment, (tuple, list))
+    if pair and (len(augment) != 2 or not all(callable(family) for family in augment)):
+        raise ValueError(f"a pair of augmentations must be two callables; got {augment!r}.")
+    if not pair and augment is not None and augment is not False and not callable(augment):
+        raise ValueError(
+            "augment must be a callable batch -> batch, a pair of them, None or False; "
+            f"got {augment!r}."
+        )
+
+
+def _first(data):
+    """The images of a batch."""
+    if isinstance(data, (tuple, list)):
+        data = data[0]
+    if isinstance(data, dict):
+        if "image" not in data:
+            raise ValueError(f'a dict of a batch needs the key "image"; got {sorted(data)}.')
+        data = data["image"]
+    return data
+
+
+def _first_row(images):
+    """Place of this replica's first image in the global batch."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return 0
+    return context.replica_id_in_sync_group * tf.shape(images)[0]
+
+
+def _range_check(data):
+    """A context in which everything waits for float images to have been found in [0, 1]."""
+    images = [part for part in tf.nest.flatten(_first(data)) if part.dtype.is_floating]
+    checks = []
+    for part in images:
+        low, high = tf.reduce_min(part), tf.reduce_max(part)
+        within = (low >= -1e-3) & (high <= 1.001)  # room for a resize that overshoots
+        # An assertion costs nothing beside a step; XLA drops it.
+        checks.append(tf.debugging.Assert(within, [_RANGE_RULE, low, high]))
+    return tf.control_dependencies([check for check in checks if check is not None])
+
+
+def _check_input(x):
+    """Raises ValueError for what can be told before the first step."""
+    if isinstance(x, tf.data.Dataset):
+        if int(x.cardinality()) == 0:
+            raise ValueError(
+                "the dataset has no batch; with drop_remainder=True it holds fewer images than "
+                "one batch. Take a smaller batch."
+            )
+        for part in tf.nest.flatten(_first(x.element_spec)):
+            _check_spec(part.shape, tf.as_dtype(part.dtype))
+    elif hasattr(x, "shape") and hasattr(x, "dtype"):
+        _check_spec(tf.TensorShape(x.shape), tf.as_dtype(x.dtype))
+
+
+def _check_spec(shape, dtype):
+    if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (3, None)):
+        raise ValueError(
+            f"images must be [batch, height, width, 3]; got {shape}. "
+            "Batch the dataset, and repeat a grey channel three times."
+        )
+    if dtype != tf.uint8 and not dtype.is_floating:
+        raise ValueError(f"images must be uint8, or float in [0, 1]; got {dtype.name}.")
+
+
+def _one_line(function, *args, **kwargs):
+    """Calls a Keras loop; a failed range check comes out as a ValueError of one line."""
+    try:
+        return function(*args, **kwargs)
+    except tf.errors.InvalidArgumentError as error:
+        if _RANGE_RULE not in str(error):
+            raise
+    raise ValueError(f"{_RANGE_RULE}, and these do not. Divide by 255, or pass uint8.")

@@ -1,0 +1,150 @@
+"""The projection head: h to z, the space in which the contrastive loss is taken.
+
+Here lives `ProjectionHead`. Encoders are in `resnet` and `encoders`; the loss is in `losses`.
+"""
+
+import tensorflow as tf
+from tensorflow import keras
+
+
+@keras.saving.register_keras_serializable(package="simclr_tf")
+class ProjectionHead(keras.layers.Layer):
+    """g(h): dense layers, ReLU between them (arXiv:2002.05709, section 4.2; 2006.10029, section 3).
+
+    Args:
+        hidden_dim: units of the hidden layers; None for the length of h.
+        output_dim: length of z.
+        layers: number of dense layers, 2 (SimCLR) or 3 (SimCLRv2).
+        batch_norm: dense layers without bias, each followed by batch normalisation, the last of
+            which has no centre (as in google-research/simclr); False for dense layers with bias and
+            no normalisation.
+        bn_momentum: share of the old moving statistics kept at each training step.
+        bn_epsilon: added to the variance in batch normalisation.
+        name: of the layer.
+        **kwargs: `keras.layers.Layer`'s own.
+
+    Call arguments:
+        h: float [batch, D].
+        training: whether batch normalisation uses the batch's own statistics.
+
+    Returns z: float32 [batch, output_dim], whatever the precision policy; not normalised.
+
+    Raises:
+        ValueError: for a number of layers or a width out of range, or when h is not [batch, D].
+    """
+
+    def __init__(
+        self,
+        hidden_dim=None,
+        output_dim=128,
+        layers=2,
+        batch_norm=True,
+        bn_momentum=0.9,
+        bn_epsilon=1e-5,
+        name=None,
+        **kwargs,
+    ):
+        if layers not in (2, 3):
+            raise ValueError(f"layers must be 2 (SimCLR) or 3 (SimCLRv2); got {layers!r}.")
+        _check_width("hidden_dim", 1 if hidden_dim is None else hidden_dim)
+        _check_width("output_dim", output_dim)
+        super().__init__(name=name, **kwargs)
+        self.hidden_dim = hidden_dim
+        self.output_dim = output_dim
+        self.layers = layers
+        self.batch_norm = batch_norm
+        self.bn_momentum = bn_momentum
+        self.bn_epsilon = bn_epsilon
+
+    def build(self, input_shape):
+        """Creates the layers for h of `input_shape`, (batch, D)."""
+        shape = tuple(input_shape)
+        if len(shape) != 2 or shape[1] is None:
+            raise ValueError(
+                f"h must be [batch, D] with a known D; got the shape {shape}. "
+                "End the encoder with global pooling."
+            )
+        self.dense_layers, self.norm_layers = [], []
+        units = shape[1]
+        for index in range(self.layers):
+            last = index == self.layers - 1
+            inputs, units = units, self.output_dim if last else self.hidden_dim or shape[1]
+            dense = self._dense(units, f"dense{index + 1}")
+            with tf.name_scope(dense.name):
+                dense.build((None, inputs))
+            self.dense_layers.append(dense)
+            if self.batch_norm:
+                norm = self._norm(f"bn{index + 1}", center=not last)
+                with tf.name_scope(norm.name):
+                    norm.build((None, units))
+                self.norm_layers.append(norm)
+        self.relu = keras.layers.ReLU(dtype=self.dtype_policy, name="relu")
+        # float32, so that the loss is taken on z as it is, not rounded again
+        self.to_float32 = keras.layers.Activation("linear", dtype="float32", name="z")
+        super().build(input_shape)
+
+    def _dense(self, units, name):
+        # The published value; without normalisation after it, it would only shrink z.
+        normal = keras.initializers.RandomNormal(stddev=0.01)
+        return keras.layers.Dense(
+            units,
+            use_bias=not self.batch_norm,
+            kernel_initializer=normal if self.batch_norm else "glorot_uniform",
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def _norm(self, name, center):
+        return keras.layers.BatchNormalization(
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            center=center,
+            synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def call(self, h, training=None):
+        """Takes h to z; see the class."""
+        return self.hidden_outputs(h, training=training)[-1]
+
+    def hidden_outputs(self, h, training=False):
+        """The outputs between the layers: item 1 is where SimCLRv2 fine-tunes from (section 3).
+
+        Args:
+            h: float [batch, D].
+            training: as in the call.
+
+        Returns:
+            A list of `layers + 1` tensors: h, every hidden layer's output after its ReLU, and z.
+        """
+        if not self.built:
+            self.build(h.shape)
+        outputs = [h]
+        for index, dense in enumerate(self.dense_layers):
+            x = dense(outputs[-1])
+            if self.batch_norm:
+                x = self.norm_layers[index](x, training=training)
+            outputs.append(self.to_float32(x) if index == self.layers - 1 else self.relu(x))
+        return outputs
+
+    def compute_output_shape(self, input_shape):
+        """(batch, output_dim)."""
+        return (input_shape[0], self.output_dim)
+
+    def get_config(self):
+        """Every argument of the constructor."""
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "output_dim": self.output_dim,
+            "layers": self.layers,
+            "batch_norm": self.batch_norm,
+            "bn_momentum": self.bn_momentum,
+            "bn_epsilon": self.bn_epsilon,
+        }
+
+
+def _check_width(name, value):
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number above 0; got {value!r}.")

@@ -1,0 +1,460 @@
+"""The paper's encoders: ResNets of any depth and width, with selective kernels and a CIFAR stem.
+
+Here live `ResNet` and its building blocks. Encoders by name are in `encoders`, heads in
+`projection`.
+
+Sources: arXiv:1512.03385 (ResNet), arXiv:1812.01187 (ResNet-D), arXiv:1903.06586 (selective
+kernels), arXiv:2002.05709 and arXiv:2006.10029 (SimCLR and SimCLRv2). Layers, paddings and initial
+values are those of google-research/simclr, so that weights carry over.
+"""
+
+import contextlib
+import dataclasses
+import math
+
+import tensorflow as tf
+from tensorflow import keras
+
+BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+DEPTHS = (*BASIC_BLOCKS, *BOTTLENECK_BLOCKS)
+STEMS = ("auto", "cifar", "imagenet")
+MAX_CIFAR_STEM_PIXELS = 64
+
+
+@keras.saving.register_keras_serializable(package="simclr_tf")
+class ResNet(keras.Model):
+    """A post-activation ResNet that ends in global average pooling.
+
+    Args:
+        depth: 18 or 34 (basic blocks), 50, 101, 152 or 200 (bottleneck blocks).
+        width: multiplier of every layer's filters, any number above 0.
+        sk_ratio: 0 for plain convolutions; above 0 for selective kernels, which come with the
+            ResNet-D stem and shortcuts, in bottleneck blocks only. SimCLRv2 uses 0.0625.
+        stem: "cifar" (3x3, stride 1, no pooling), "imagenet" (stride 2 and max pooling), or "auto":
+            "cifar" when first built for images of at most 64 pixels on the longer side.
+        bn_momentum: share of the old moving statistics kept at each training step.
+        bn_epsilon: added to the variance in batch normalisation.
+        zero_init_residual: start the last gamma of every block at 0.
+        name: of the model.
+        **kwargs: `keras.Model`'s own (`dtype`, `trainable`).
+
+    Call arguments:
+        images: float [batch, height, width, channels], in [0, 1]. Once built, any height and width.
+        training: whether batch normalisation uses the batch's own statistics.
+
+    Returns h: float32 [batch, feature_dim], whatever the precision policy.
+
+    Raises:
+        ValueError: for a depth, width, sk_ratio or stem out of range; when built with `stem="auto"`
+            and unknown height or width; when called on integers.
+    """
+
+    def __init__(
+        self,
+        depth,
+        width=1,
+        sk_ratio=0.0,
+        stem="auto",
+        bn_momentum=0.9,
+        bn_epsilon=1e-5,
+        zero_init_residual=True,
+        name=None,
+        **kwargs,
+    ):
+        _check_arguments(depth, width, sk_ratio, stem)
+        super().__init__(name=name or f"resnet{depth}", **kwargs)
+        self.depth = depth
+        self.width = width
+        self.sk_ratio = sk_ratio
+        self.stem = stem
+        self.bn_momentum = bn_momentum
+        self.bn_epsilon = bn_epsilon
+        self.zero_init_residual = zero_init_residual
+
+    @property
+    def feature_dim(self):
+        """D, the length of h; known before the model is built."""
+        return self._filters(512) * (1 if self.depth in BASIC_BLOCKS else 4)
+
+    def build(self, input_shape):
+        """Creates the layers for images of `input_shape`, (batch, height, width, channels)."""
+        if self.built:
+            return
+        shape = tuple(input_shape)
+        stem = _resolve_stem(self.stem, shape)
+        parts = _Parts(
+            dtype=self.dtype_policy,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            sk_ratio=self.sk_ratio,
+            last_gamma="zeros" if self.zero_init_residual else "ones",
+            # The synchronised layer gives up the fused kernel, so only where there are statistics
+            # to share.
+            synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
+        )
+        self.stem_layers = _Chain(_stem(parts, stem, self._filters), name="stem")
+        self.blocks = self._make_blocks(parts)
+        # float32, so that h is not rounded under mixed precision
+        self.pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")
+        for layer in (self.stem_layers, *self.blocks, self.pool):
+            shape = _build(layer, shape)
+        self.built_shape = tuple(input_shape)
+        self.built = True
+
+    def _make_blocks(self, parts):
+        basic = self.depth in BASIC_BLOCKS
+        make = _basic_block if basic else _bottleneck_block
+        counts = BASIC_BLOCKS[self.depth] if basic else BOTTLENECK_BLOCKS[self.depth]
+        blocks = []
+        for group, count in enumerate(counts):
+            for index in range(count):
+                strides = 2 if group > 0 and index == 0 else 1
+                name = f"group{group + 1}_block{index + 1}"
+                blocks.append(make(parts, name, self._filters(64 * 2**group), strides, index == 0))
+        return blocks
+
+    def _filters(self, base):
+        return max(1, round(base * self.width))
+
+    def call(self, images, training=None):
+        """Takes images to h; see the class."""
+        if not tf.as_dtype(images.dtype).is_floating:
+            raise ValueError(
+                f"ResNet takes float images in [0, 1]; got {tf.as_dtype(images.dtype).name}. "
+                "Convert them: tf.image.convert_image_dtype(images, tf.float32)."
+            )
+        # Blocks are entered by `.call`, so that a functional model sees stock Keras layers only.
+        x = self.stem_layers.call(images, training=training)
+        for block in self.blocks:
+            x = block.call(x, training=training)
+        return self.pool(x)  # [B, D]
+
+    def to_functional(self, input_shape):
+        """The same layers (and weights) as a functional model of stock Keras layers.
+
+        Args:
+            input_shape: (height, width, channels); height and width may be None once the model is
+                built.
+
+        Returns:
+            A `keras.Model` from float images [batch, *input_shape] to h.
+        """
+        images = keras.Input(input_shape)
+        self.build((None, *input_shape))
+        return keras.Model(images, self.call(images), name=self.name)
+
+    def compute_output_shape(self, input_shape):
+        """(batch, feature_dim)."""
+        return (input_shape[0], self.feature_dim)
+
+    def get_config(self):
+        """Every argument of the constructor."""
+        return {
+            "depth": self.depth,
+            "width": self.width,
+            "sk_ratio": self.sk_ratio,
+            "stem": self.stem,
+            "bn_momentum": self.bn_momentum,
+            "bn_epsilon": self.bn_epsilon,
+            "zero_init_residual": self.zero_init_residual,
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": self.dtype_policy.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """A ResNet of these arguments, with weights of its own."""
+        return cls(**config)
+
+    def get_build_config(self):
+        """The shape that the model was built for, from which "auto" chose the stem."""
+        return {"input_shape": self.built_shape} if self.built else None
+
+    def build_from_config(self, config):
+        """Builds as `get_build_config` recorded."""
+        if config and config.get("input_shape"):
+            self.build(config["input_shape"])
+
+
+def _check_arguments(depth, width, sk_ratio, stem):
+    if depth not in DEPTHS:
+        raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}; got {depth!r}.")
+    if not (isinstance(width, (int, float)) and math.isfinite(width) and width > 0):
+        raise ValueError(f"width must be a number above 0; got {width!r}. The papers use 1 to 4.")
+    if not 0 <= sk_ratio < math.inf:
+        raise ValueError(f"sk_ratio must be 0 or more; got {sk_ratio!r}. SimCLRv2 uses 0.0625.")
+    if sk_ratio > 0 and depth in BASIC_BLOCKS:
+        raise ValueError(
+            f"sk_ratio above 0 needs bottleneck blocks: depth 50 or more; got depth {depth}. "
+            "Take a deeper ResNet, or sk_ratio=0."
+        )
+    if stem not in STEMS:
+        raise ValueError(f"stem must be one of {', '.join(STEMS)}; got {stem!r}.")
+
+
+def _resolve_stem(stem, shape):
+    if len(shape) != 4 or shape[-1] is None:
+        raise ValueError(f"images must be [batch, height, width, channels]; got the shape {shape}.")
+    if stem != "auto":
+        return stem
+    if shape[1] is None or shape[2] is None:
+        raise ValueError(
+            f'stem="auto" needs the height and width of the images; got the shape {shape}. '
+            'Give stem="cifar" or stem="imagenet", or images of a known size.'
+        )
+    return "cifar" if max(shape[1:3]) <= MAX_CIFAR_STEM_PIXELS else "imagenet"
+
+
+# ---- what the network is made of: lists of stock layers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """Makes the stock layers, with the settings that all of them share."""
+
+    dtype: object
+    momentum: float
+    epsilon: float
+    sk_ratio: float
+    last_gamma: str
+    synchronized: bool
+
+    def conv(self, name, filters, kernel_size, strides=1):
+        """A convolution whose padding does not depend on the size of the image."""
+        layers = []
+        if strides > 1 and kernel_size > 1:
+            layers.append(self.pad(f"{name}_pad", kernel_size))
+        layers.append(
+            keras.layers.Conv2D(
+                filters,
+                kernel_size,
+                strides,
+                padding="same" if strides == 1 else "valid",
+                use_bias=False,
+                kernel_initializer=keras.initializers.VarianceScaling(),
+                dtype=self.dtype,
+                name=f"{name}_conv",
+            )
+        )
+        return layers
+
+    def pad(self, name, kernel_size):
+        before = (kernel_size - 1) // 2
+        after = kernel_size - 1 - before
+        return keras.layers.ZeroPadding2D(((before, after),) * 2, dtype=self.dtype, name=name)
+
+    def norm(self, name, gamma="ones"):
+        return keras.layers.BatchNormalization(
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            gamma_initializer=gamma,
+            synchronized=self.synchronized,
+            dtype=self.dtype,
+            name=f"{name}_bn",
+        )
+
+    def relu(self, name):
+        return keras.layers.ReLU(dtype=self.dtype, name=f"{name}_relu")
+
+    def conv_bn(self, name, filters, kernel_size, strides=1, gamma="ones"):
+        return [*self.conv(name, filters, kernel_size, strides), self.norm(name, gamma)]
+
+    def conv_bn_relu(self, name, filters, kernel_size, strides=1):
+        return [*self.conv_bn(name, filters, kernel_size, strides), self.relu(name)]
+
+
+def _stem(parts, kind, filters):
+    if kind == "cifar":
+        return parts.conv_bn_relu("stem", filters(64), 3)
+    if parts.sk_ratio > 0:  # ResNet-D: three 3x3 in place of one 7x7
+        layers = [
+            *parts.conv_bn_relu("stem1", filters(32), 3, 2),
+            *parts.conv_bn_relu("stem2", filters(32), 3),
+            *parts.conv_bn_relu("stem3", filters(64), 3),
+        ]
+    else:
+        layers = parts.conv_bn_relu("stem", filters(64), 7, 2)
+    pool = keras.layers.MaxPooling2D(3, 2, padding="same", dtype=parts.dtype, name="stem_pool")
+    return [*layers, pool]
+
+
+def _basic_block(parts, name, filters, strides, project):
+    residual = [
+        *parts.conv_bn_relu(f"{name}_1", filters, 3, strides),
+        # gamma starts at 0 so that each block starts as its shortcut (arXiv:1706.02677)
+        *parts.conv_bn(f"{name}_2", filters, 3, gamma=parts.last_gamma),
+    ]
+    shortcut = _shortcut(parts, name, filters, strides) if project else []
+    return _ResidualBlock(residual, shortcut, parts, name)
+
+
+def _bottleneck_block(parts, name, filters, strides, project):
+    if parts.sk_ratio > 0:
+        spatial = [_SelectiveKernel(parts, f"{name}_2", filters, strides)]
+    else:
+        spatial = parts.conv_bn_relu(f"{name}_2", filters, 3, strides)
+    residual = [
+        *parts.conv_bn_relu(f"{name}_1", filters, 1),
+        *spatial,
+        *parts.conv_bn(f"{name}_3", 4 * filters, 1, gamma=parts.last_gamma),
+    ]
+    shortcut = _shortcut(parts, name, 4 * filters, strides) if project else []
+    return _ResidualBlock(residual, shortcut, parts, name)
+
+
+def _shortcut(parts, name, filters, strides):
+    name = f"{name}_shortcut"
+    if parts.sk_ratio == 0:
+        return parts.conv_bn(name, filters, 1, strides)
+    # ResNet-D: averages first, since a 1x1 convolution at stride 2 skips three pixels of four
+    pad = [parts.pad(f"{name}_pad", 2)] if strides > 1 else []
+    pool = keras.layers.AveragePooling2D(
+        2,
+        strides,
+        padding="same" if strides == 1 else "valid",
+        dtype=parts.dtype,
+        name=f"{name}_pool",
+    )
+    return [*pad, pool, *parts.conv_bn(name, filters, 1)]
+
+
+# ---- how they are joined: built by shape, without a trace; called without a node of their own
+
+
+def _build(layer, shape):
+    """Builds a layer and returns its output shape; the weights of a stock layer carry its name."""
+    with contextlib.nullcontext() if isinstance(layer, _Joint) else tf.name_scope(layer.name):
+        layer.build(shape)
+    return tuple(layer.compute_output_shape(shape))
+
+
+def _apply(layer, x, training):
+    if isinstance(layer, _Joint):
+        return layer.call(x, training=training)
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer(x, training=training)
+    return layer(x)
+
+
+class _Joint(keras.layers.Layer):
+    """A layer that joins stock layers, and is entered by `.call` alone.
+
+    `build` makes the weights and records the output shape.
+    """
+
+    def compute_output_shape(self, input_shape):
+        return self.output_shape_at_build
+
+
+class _Chain(_Joint):
+    """Layers one after another."""
+
+    def __init__(self, steps, **kwargs):
+        super().__init__(**kwargs)
+        self.steps = list(steps)
+
+    def build(self, input_shape):
+        shape = input_shape
+        for step in self.steps:
+            shape = _build(step, shape)
+        self.output_shape_at_build = shape
+        self.built = True
+
+    def call(self, x, training=None):
+        for step in self.steps:
+            x = _apply(step, x, training)
+        return x
+
+
+class _ResidualBlock(_Joint):
+    """relu(shortcut(x) + residual(x)); an empty shortcut is the identity."""
+
+    def __init__(self, residual, shortcut, parts, name):
+        super().__init__(name=name, dtype=parts.dtype)
+        self.shortcut = _Chain(shortcut, name=f"{name}_shortcut")
+        self.residual = _Chain(residual, name=f"{name}_residual")
+        self.add = keras.layers.Add(dtype=parts.dtype, name=f"{name}_add")
+        self.relu = parts.relu(name)
+
+    def build(self, input_shape):
+        shape = _build(self.shortcut, input_shape)
+        self.output_shape_at_build = _build(self.residual, input_shape)
+        _build(self.add, [shape, self.output_shape_at_build])
+        _build(self.relu, self.output_shape_at_build)
+        self.built = True
+
+    def call(self, x, training=None):
+        shortcut = self.shortcut.call(x, training=training)
+        return self.relu(self.add([self.residual.call(x, training=training), shortcut]))
+
+
+class _SelectiveKernel(_Joint):
+    """Two 3x3 streams, mixed per channel by a softmax over the two (arXiv:1903.06586, section 3.1).
+
+    The streams are the two halves of the channels of one convolution.
+    """
+
+    def __init__(self, parts, name, filters, strides, min_dim=32):
+        super().__init__(name=name, dtype=parts.dtype)
+        mid_dim = max(int(filters * parts.sk_ratio), min_dim)
+        named = {"dtype": parts.dtype}
+        layers = keras.layers
+        self.streams = _Chain(
+            parts.conv_bn_relu(f"{name}_streams", 2 * filters, 3, strides), name=f"{name}_streams"
+        )
+        self.mean = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean", **named)
+        self.sum_means = _SumHalves(parts, f"{name}_sum_means", filters)
+        self.mixing = _Chain(
+            [
+                *parts.conv_bn_relu(f"{name}_squeeze", mid_dim, 1),
+                *parts.conv(f"{name}_excite", 2 * filters, 1),
+                layers.Reshape((2, filters), name=f"{name}_pairs", **named),
+                layers.Softmax(axis=1, name=f"{name}_softmax", **named),
+                layers.Reshape((1, 1, 2 * filters), name=f"{name}_weights", **named),
+            ],
+            name=f"{name}_mixing",
+        )
+        self.multiply = layers.Multiply(name=f"{name}_multiply", **named)
+        self.sum_streams = _SumHalves(parts, f"{name}_sum_streams", filters)
+
+    def build(self, input_shape):
+        shape = _build(self.streams, input_shape)  # [B, H, W, 2F]
+        mean = _build(self.mean, shape)  # [B, 1, 1, 2F]
+        mixing = _build(self.mixing, _build(self.sum_means, mean))  # [B, 1, 1, 2F]
+        _build(self.multiply, [shape, mixing])
+        self.output_shape_at_build = _build(self.sum_streams, shape)  # [B, H, W, F]
+        self.built = True
+
+    def call(self, x, training=None):
+        streams = self.streams.call(x, training=training)
+        means = self.sum_means.call(self.mean(streams))
+        mixing = self.mixing.call(means, training=training)
+        return self.sum_streams.call(self.multiply([streams, mixing]))
+
+
+class _SumHalves(_Joint):
+    """[B, H, W, 2F] to [B, H, W, F]: the first half of the channels plus the second.
+
+    No stock layer slices channels. Cropping does when told that the channels come first: it then
+    takes the last axis for a spatial one.
+    """
+
+    def __init__(self, parts, name, filters):
+        super().__init__(name=name, dtype=parts.dtype)
+        crop = keras.layers.Cropping2D
+        first, last = ((0, 0), (0, filters)), ((0, 0), (filters, 0))
+        axes = {"data_format": "channels_first", "dtype": parts.dtype}
+        self.first = crop(first, name=f"{name}_first", **axes)
+        self.last = crop(last, name=f"{name}_last", **axes)
+        self.add = keras.layers.Add(dtype=parts.dtype, name=f"{name}_add")
+
+    def build(self, input_shape):
+        halves = [_build(self.first, input_shape), _build(self.last, input_shape)]
+        _build(self.add, halves)
+        self.output_shape_at_build = halves[0]
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.add([self.first(x), self.last(x)])

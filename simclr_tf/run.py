@@ -1,0 +1,125 @@
+"""The run directory: what a run leaves behind, and whether the same command may resume it.
+
+Files and their names only; what is trained or evaluated lives in `jobs.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import tempfile
+
+
+class UsageError(ValueError):
+    """A command that cannot be carried out as given; the message says what to give instead."""
+
+
+class RunDirectory:
+    """Paths inside a run directory, its flags and its metrics.
+
+    Args:
+      path: the directory; it need not exist yet.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.flags = self.path / "flags.cfg"
+        self.metrics = self.path / "metrics.jsonl"
+        self.logs = self.path / "logs"
+        self.checkpoints = self.path / "checkpoints"
+        self.export = self.path / "export" / "1"
+        self.corrupt = self.path / "corrupt.txt"
+        self.views = self.path / "views.png"
+        self.curve = self.path / "curve.png"
+
+    def check_resumable(self, flags, free=()):
+        """Raises UsageError where a flag that matters differs from the run that is there.
+
+        Args:
+          flags: dict of flag name to its text, as it is now.
+          free: names that may change between two starts of one run.
+
+        Returns:
+          True where there is a run to resume.
+        """
+        if not self.flags.exists():
+            return False
+        before = read_flags(self.flags)
+        changed = [
+            f"--{name} was {before.get(name)}, now {flags.get(name)}"
+            for name in sorted(set(before) | set(flags))
+            if name not in free and before.get(name) != flags.get(name)
+        ]
+        if changed:
+            raise UsageError(
+                f"{self.path} holds a run with other flags: {'; '.join(changed)}. "
+                "Give the same flags to resume it, or another --run_dir."
+            )
+        return True
+
+    def create(self, flags):
+        """Makes the directory and writes flags.cfg; flags is a dict of flag name to its text."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lines = [f"--{name}={value}" for name, value in sorted(flags.items())]
+        write_whole(self.flags, "\n".join(lines) + "\n")
+
+    def keep_epochs(self, epochs):
+        """Drops the metrics of epochs after `epochs`: they are trained again."""
+        rows = [row for row in read_metrics(self.metrics) if row["epoch"] <= epochs]
+        write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def list_corrupt(self, corrupt):
+        """Writes the files that could not be read: (id, reason) pairs, a line each."""
+        if corrupt:
+            lines = sorted(f"{name}\t{reason}\n" for name, reason in corrupt)
+            write_whole(self.corrupt, "".join(lines))
+
+
+def read_flags(path):
+    """A flag file as a dict of flag name to its text."""
+    lines = pathlib.Path(path).read_text().splitlines()
+    pairs = (line[2:].split("=", 1) for line in lines if line.startswith("--"))
+    return {pair[0]: pair[1] if len(pair) == 2 else "" for pair in pairs}
+
+
+def read_metrics(path):
+    """The rows of a metrics.jsonl; a line cut off by a crash is left out."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # only the last line can be half-written, and its epoch is run again
+    return rows
+
+
+def write_whole(path, text):
+    """Writes a file beside its place and renames it, so that nobody reads half of it."""
+    path = pathlib.Path(path)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    finally:
+        if os.path.exists(beside):
+            os.unlink(beside)
+
+
+def write_npz(path, arrays):
+    """Writes a compressed npz beside its place and renames it; arrays is a dict by name."""
+    import numpy as np  # only here: the run directory itself needs no numpy
+
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part.npz")
+    try:
+        np.savez_compressed(beside, **arrays)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

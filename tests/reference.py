@@ -1,0 +1,75 @@
+"""Slow versions that are plainly right: loops over images, pixels and pairs, in numpy."""
+
+import colorsys
+import math
+
+import numpy as np
+
+
+def nt_xent(z_a, z_b, temperature):
+    """The double loop of the paper (arXiv:2002.05709, eq. 1), in float64.
+
+    z_2k-1 and z_2k of the paper are z_a[k] and z_b[k] here.
+    """
+    z = [np.asarray(row, np.float64) for pair in zip(z_a, z_b) for row in pair]
+    count = len(z)
+
+    def sim(u, v):
+        return float(u @ v / (np.linalg.norm(u) * np.linalg.norm(v)))
+
+    def ell(i, j):
+        numerator = math.exp(sim(z[i], z[j]) / temperature)
+        denominator = sum(
+            math.exp(sim(z[i], z[k]) / temperature) for k in range(count) if k != i
+        )
+        return -math.log(numerator / denominator)
+
+    total = sum(ell(k, k + 1) + ell(k + 1, k) for k in range(0, count, 2))
+    return total / count
+
+
+def contrastive_accuracy(z_a, z_b):
+    """Share of views whose nearest other view is their pair, by a loop; a tie is wrong."""
+    z = np.concatenate([z_a, z_b]).astype(np.float64)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    half, right = len(z_a), 0
+    for i in range(len(z)):
+        pair = (i + half) % len(z)
+        others = [z[i] @ z[k] for k in range(len(z)) if k not in (i, pair)]
+        right += z[i] @ z[pair] > max(others)
+    return right / len(z)
+
+
+def saturation_hue(image, factor, delta):
+    """colorsys on every pixel of one image [H, W, 3] in [0, 1]."""
+    out = np.empty_like(image)
+    for row, column in np.ndindex(image.shape[:2]):
+        h, s, v = colorsys.rgb_to_hsv(*image[row, column])
+        out[row, column] = colorsys.hsv_to_rgb((h + delta) % 1.0, min(s * factor, 1.0), v)
+    return out
+
+
+def color_jitter(image, factors, order):
+    """The four operations one after the other on one image; order: a permutation of 0..3."""
+    steps = (
+        lambda x: x * factors[0],
+        lambda x: (x - x.mean(axis=(0, 1))) * factors[1] + x.mean(axis=(0, 1)),
+        lambda x: saturation_hue(x, factors[2], 0.0),
+        lambda x: saturation_hue(x, 1.0, factors[3]),
+    )
+    for operation in order:
+        image = np.clip(steps[operation](image), 0.0, 1.0)
+    return image
+
+
+def crop_boxes(rng, count, side, area, aspect):
+    """Random crops of square images, one draw after the other: [count, 4] of y, x, h, w."""
+    boxes = []
+    while len(boxes) < count:
+        target = rng.uniform(*area) * side * side
+        ratio = rng.uniform(*aspect)
+        h, w = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
+        if h <= side and w <= side:
+            y, x = rng.integers(0, side - h + 1), rng.integers(0, side - w + 1)
+            boxes.append((y, x, h, w))
+    return np.array(boxes)

@@ -1,0 +1,310 @@
+"""Views: each operator against tf.image, Pillow or a loop; the draws against the paper."""
+
+import numpy as np
+import pytest
+import reference
+import scipy.ndimage
+import tensorflow as tf
+from PIL import Image
+
+from simclr_tf import augment
+from simclr_tf.augment.color import ORDERS
+from simclr_tf.augment.operators import draw_boxes
+from simclr_tf.augment.random import Draw, threefry
+
+RNG = np.random.default_rng(7)
+IMAGES = RNG.random([6, 20, 20, 3]).astype(np.float32)
+PHOTO = scipy.ndimage.gaussian_filter(RNG.random([6, 40, 40, 3]), [0, 2, 2, 0]).astype(np.float32)
+
+
+def test_crop_resize_is_tf_image_on_each_crop():
+    """Bicubic without antialiasing, half-pixel centres, up and down, and mirrored."""
+    boxes = np.array([[0, 0, 40, 40], [3, 5, 17, 22], [30, 10, 9, 30], [1, 2, 3, 4]], np.float32)
+    flipped = np.array([False, True, False, True])
+    ours = augment.crop_resize(PHOTO[:4], boxes, 24, flipped=flipped)
+    for image, (y, x, h, w), mirrored, got in zip(PHOTO, boxes.astype(int), flipped, ours):
+        crop = image[y : y + h, x : x + w]
+        expected = np.clip(tf.image.resize(crop, [24, 24], method="bicubic"), 0, 1)
+        expected = expected[:, ::-1] if mirrored else expected
+        np.testing.assert_allclose(got, expected, atol=2e-3)  # tf.image tabulates its kernel
+
+
+def test_crop_resize_bilinear_is_tf_image():
+    """The same for bilinear."""
+    boxes = np.tile([[3.0, 5.0, 17.0, 22.0]], [6, 1])
+    ours = augment.crop_resize(PHOTO, boxes, 24, method="bilinear")
+    expected = tf.image.resize(PHOTO[:, 3:20, 5:27], [24, 24], method="bilinear")
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (augment.contrast, tf.image.adjust_contrast),
+        (augment.saturation, tf.image.adjust_saturation),
+        (augment.brightness, lambda image, factor: image * factor),
+        (augment.hue, tf.image.adjust_hue),
+    ],
+)
+def test_each_colour_operation_is_tf_image(ours, theirs):
+    """Per image, with a factor of its own, clipped to [0, 1]."""
+    factors = np.array([0.0, 0.3, 0.9, 1.0, 1.4, 1.8], np.float32)
+    if ours is augment.hue:
+        factors = np.array([-0.5, -0.2, 0.0, 0.1, 0.2, 0.45], np.float32)
+    got = ours(IMAGES, factors)
+    for image, factor, result in zip(IMAGES, factors, got):
+        expected = np.clip(theirs(tf.constant(image), float(factor)), 0, 1)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_grey_pixels_have_no_hue_to_turn():
+    """Grey, black and white stay as they are, without NaN."""
+    greys = np.tile(np.array([0.0, 0.25, 1.0], np.float32)[:, None, None, None], [1, 4, 4, 3])
+    turned = augment.saturation(augment.hue(greys, np.full(3, 0.3, np.float32)), np.full(3, 2.0, "f"))
+    np.testing.assert_array_equal(turned, greys)
+
+
+def test_colour_jitter_does_the_four_in_each_of_the_24_orders():
+    """One pass of shared slots equals the four operations one after the other."""
+    images = np.tile(RNG.random([1, 5, 5, 3]), [24, 1, 1, 1]).astype(np.float32)
+    factors = RNG.uniform([0.2, 0.2, 0.2, -0.2], [1.8, 1.8, 1.8, 0.2], [24, 4]).astype(np.float32)
+    got = augment.color_jitter(images, factors, np.arange(24))
+    for image, factor, order, result in zip(images, factors, ORDERS, got):
+        np.testing.assert_allclose(result, reference.color_jitter(image, factor, order), atol=1e-5)
+
+
+def test_colour_drop_is_rgb_to_grayscale():
+    """Where dropped; the other images are untouched."""
+    got = augment.color_drop(IMAGES, np.array([True, False] * 3))
+    expected = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(IMAGES))
+    np.testing.assert_allclose(got[::2], expected[::2], atol=1e-6)
+    np.testing.assert_array_equal(got[1::2], IMAGES[1::2])
+
+
+def test_blur_is_scipys_with_a_sigma_per_image():
+    """Reflected borders; sigma 0 leaves an image alone."""
+    sigmas = np.array([0.0, 0.1, 0.5, 1.0, 1.5, 2.0], np.float32)
+    got = augment.gaussian_blur(IMAGES, sigmas, 4)
+    np.testing.assert_array_equal(got[0], IMAGES[0])
+    for image, sigma, result in zip(IMAGES[1:], sigmas[1:], got[1:]):
+        smooth = scipy.ndimage.gaussian_filter(image, [sigma, sigma, 0], mode="mirror", radius=[4, 4, 0])
+        np.testing.assert_allclose(result, smooth, atol=1e-5)
+
+
+def test_rotation_is_rot90():
+    """By each number of quarter turns."""
+    got = augment.rotate90(IMAGES, np.array([0, 1, 2, 3, 4, 5]))
+    for image, turns, result in zip(IMAGES, range(6), got):
+        np.testing.assert_array_equal(result, tf.image.rot90(image, turns))
+
+
+def test_flip_and_solarize_are_pillows():
+    """Mirror and inversion above a threshold, on the values of a uint8 image."""
+    pixels = RNG.integers(0, 256, [1, 9, 7, 3], np.uint8)
+    picture = Image.fromarray(pixels[0])
+    from PIL import ImageOps
+
+    flipped = augment.flip(pixels / np.float32(255), np.array([True]))[0] * 255.0
+    np.testing.assert_allclose(flipped, ImageOps.mirror(picture), atol=1e-4)
+    inverted = augment.solarize(augment.as_float(pixels), np.array([128 / 255], np.float32))[0]
+    np.testing.assert_allclose(inverted * 255.0, ImageOps.solarize(picture, 128), atol=1e-3)
+
+
+def test_cutout_writes_the_box_alone():
+    """A box that sticks out is cut; outside it nothing changes."""
+    got = augment.cutout(IMAGES[:2], np.array([[-3.0, 15.0, 8.0, 8.0], [4.0, 4.0, 0.0, 0.0]]), 0.5)
+    expected = IMAGES[:2].copy()
+    expected[0, :5, 15:] = 0.5
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_sobel_is_the_magnitude_of_sobel_edges():
+    """1 is reached at the strongest corner there is and never passed."""
+    edges = tf.image.sobel_edges(tf.constant(IMAGES)).numpy()
+    expected = np.hypot(edges[..., 0], edges[..., 1]) / np.sqrt(20.0)
+    np.testing.assert_allclose(augment.sobel(IMAGES), expected, atol=1e-6)
+    corner = np.zeros([1, 5, 5, 3], np.float32)
+    corner[0, 1:4, 1:4] = np.array([[0, 0, 1], [0, 0, 1], [0, 1, 1]])[:, :, None]
+    assert augment.sobel(corner).numpy().max() <= 1.0
+
+
+# -- draws ---------------------------------------------------------------------------------------
+
+
+def test_threefry_gives_the_published_answers():
+    """The known answers of the Random123 library for threefry2x32 with 20 rounds."""
+    known = [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ]
+    for key, counter, answer in known:
+        words = threefry(tf.constant(key, tf.int64), tf.constant(counter, tf.int64))
+        assert tuple(int(word) for word in words) == answer
+
+
+def test_draws_are_uniform_and_normal():
+    """Moments of each, and no correlation between neighbouring rows and columns."""
+    draw = Draw(4, (400, 8, 8))
+    uniform, normal = draw.uniform(500).numpy(), draw.normal(500).numpy()
+    assert uniform.min() >= 0.0 and uniform.max() < 1.0
+    np.testing.assert_allclose([uniform.mean(), uniform.var()], [0.5, 1 / 12], atol=2e-3)
+    np.testing.assert_allclose([normal.mean(), normal.std(), (normal**4).mean()], [0, 1, 3], atol=0.05)
+    for shifted in (np.roll(uniform, 1, axis=0), np.roll(uniform, 1, axis=1)):
+        assert abs(np.corrcoef(uniform.ravel(), shifted.ravel())[0, 1]) < 0.01
+
+
+def test_crops_are_drawn_as_the_paper_says():
+    """Area, aspect and place have the moments of a plain loop; every box is inside."""
+    area, aspect = (0.08, 1.0), (3 / 4, 4 / 3)
+    boxes = draw_boxes(Draw(3, (100000, 224, 224)).uniform(22), 224, 224, area, aspect).numpy()
+    expected = reference.crop_boxes(np.random.default_rng(0), 40000, 224, area, aspect)
+    assert (boxes[:, 0] + boxes[:, 2] <= 224).all() and (boxes[:, 1] + boxes[:, 3] <= 224).all()
+    for ours, theirs in ((boxes, expected), (boxes**2, expected**2.0)):
+        np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), rtol=0.05)
+    ours, theirs = (b[:, 2] * b[:, 3] / 224**2 for b in (boxes, expected))
+    np.testing.assert_allclose(np.quantile(ours, [0.1, 0.5, 0.9]), np.quantile(theirs, [0.1, 0.5, 0.9]), atol=0.015)
+    ratio = boxes[:, 3] / boxes[:, 2]
+    assert 0.73 < ratio.min() and ratio.max() < 1.37
+
+
+def test_a_crop_that_never_fits_is_the_whole_image():
+    """A very long image has no crop of that aspect."""
+    boxes = draw_boxes(Draw(3, (8, 4, 400)).uniform(22), 4, 400, (0.9, 1.0), (1.0, 1.0))
+    np.testing.assert_array_equal(boxes, np.tile([[0, 0, 4, 400]], [8, 1]))
+
+
+def test_the_family_draws_as_the_paper_says():
+    """Probabilities and ranges of flip, jitter, drop and blur; all 24 orders alike."""
+    count, view = 40000, augment.RandomView(224, strength=0.5)
+    drawn = {k: v.numpy() for k, v in view.draw(Draw(5, (count, 224, 224))).items()}
+    share = lambda mask: pytest.approx(np.mean(mask), abs=0.01)  # noqa: E731 - three uses below
+    assert share(drawn["flipped"]) == 0.5 and share(drawn["dropped"]) == 0.2
+    jittered = (drawn["factors"] != [1, 1, 1, 0]).any(axis=1)
+    assert share(jittered) == 0.8
+    scales, turns = drawn["factors"][jittered, :3], drawn["factors"][jittered, 3]
+    np.testing.assert_allclose(scales.mean(axis=0), 1.0, atol=0.01)
+    np.testing.assert_allclose(scales.var(axis=0), 0.8**2 / 12, rtol=0.03)  # uniform in 1 +- 0.4
+    assert scales.min() >= 0.6 and scales.max() <= 1.4
+    assert np.abs(turns).max() <= 0.1 and turns.var() == pytest.approx(0.2**2 / 12, rel=0.03)
+    np.testing.assert_allclose(np.bincount(drawn["order"]) / count, 1 / 24, atol=0.005)
+    sigma = drawn["sigma"][drawn["sigma"] > 0]
+    assert len(sigma) / count == pytest.approx(0.5, abs=0.01)
+    assert 0.1 <= sigma.min() and sigma.max() <= 2.0
+    assert sigma.mean() == pytest.approx(1.05, abs=0.02)
+    pairs = np.corrcoef([drawn["flipped"], drawn["dropped"], drawn["order"], drawn["sigma"], *drawn["factors"].T])
+    assert np.abs(pairs - np.eye(8))[np.isfinite(pairs)].max() < 0.03  # drawn independently
+
+
+def test_a_strength_over_1_25_has_no_negative_bound():
+    """The factors stay at 0 or more."""
+    drawn = augment.ColorJitter(2.0).draw(Draw(5, (2000, 8, 8)))
+    assert tf.reduce_min(drawn["factors"][:, :3]) >= 0.0
+
+
+def test_small_views_have_no_blur_and_large_ones_a_tenth():
+    """Blur is automatic above 64 pixels, with a kernel of a tenth of the height."""
+    assert augment.RandomView(64).blurring is None
+    assert augment.RandomView.for_size(32).strength == 0.5
+    assert augment.RandomView.for_size(224).strength == 1.0
+    assert augment.RandomView(224).blurring.radius(224) == 11
+
+
+# -- the calls -----------------------------------------------------------------------------------
+
+OPERATORS = [
+    augment.RandomView(16),
+    augment.RandomView(16, blur=True, jit_compile=False),
+    augment.RandomCropResize(16),
+    augment.RandomFlip(),
+    augment.ColorJitter(),
+    augment.ColorDrop(0.5),
+    augment.RandomBlur(kernel_size=5),
+    augment.Cutout(),
+    augment.GaussianNoise(),
+    augment.RandomRotation90(),
+    augment.Sobel(0.5),
+    augment.Solarize(0.5),
+    augment.Compose([augment.RandomCropResize(16), augment.ColorJitter(), augment.Cutout()]),
+]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda op: type(op).__name__)
+def test_a_seed_gives_the_same_view_everywhere(operator):
+    """Eagerly, as a graph, in tf.data, under XLA, and for a part of the batch alone."""
+    images = tf.constant((IMAGES * 255).astype(np.uint8))
+    expected = operator(images, seed=11)
+    assert expected.dtype == tf.float32
+    assert expected.shape == [6, operator.output_size(20), operator.output_size(20), 3]
+    assert tf.reduce_min(expected) >= 0.0 and tf.reduce_max(expected) <= 1.0
+    seed = tf.constant([11, 0])
+    graph = tf.function(lambda x: operator(x, seed=seed))
+    compiled = tf.function(lambda x: operator(x, seed=seed), jit_compile=True)
+    in_data = tf.data.Dataset.from_tensors(images).map(lambda x: operator(x, seed=seed))
+    for got in (graph(images), compiled(images), next(iter(in_data))):
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+    part = operator(images[2:5], seed=11, first_row=2)
+    np.testing.assert_allclose(part, expected[2:5], atol=2e-5)
+    assert np.abs(operator(images, seed=12) - expected).max() > 0.01
+
+
+def test_every_image_draws_its_own_parameters():
+    """Six copies of one image come out as six different views, and two calls differ."""
+    copies = tf.constant(np.tile(PHOTO[:1], [6, 1, 1, 1]))
+    view = augment.RandomView(16)
+    views = view(copies).numpy()
+    assert min(np.abs(views[i] - views[j]).max() for i in range(6) for j in range(i)) > 0.01
+    assert np.abs(view(copies) - views).max() > 0.01
+
+
+def test_the_family_is_its_chain_of_operators():
+    """The compiled pass equals the single operators with the same parameters."""
+    view = augment.RandomView(24, blur=True)
+    drawn = view.draw(Draw(1, (6, 40, 40)))
+    images = tf.constant(PHOTO)
+    expected = augment.crop_resize(images, drawn["boxes"], 24)
+    expected = augment.flip(expected, drawn["flipped"])
+    expected = augment.color_jitter(expected, drawn["factors"], drawn["order"])
+    expected = augment.color_drop(expected, drawn["dropped"])
+    expected = augment.gaussian_blur(expected, drawn["sigma"], view.blurring.radius(24))
+    np.testing.assert_allclose(view.apply(images, drawn), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros([8, 8, 3], np.float32), r"\[batch, height, width, 3\].*\(8, 8, 3\)"),
+        (np.zeros([2, 8, 8, 1], np.float32), r"\(2, 8, 8, 1\)"),
+        (np.zeros([2, 8, 8, 3], np.int64), "uint8, or float.*int64"),
+    ],
+)
+def test_wrong_images_are_told(images, message):
+    """Rank, channels and dtype."""
+    for operator in (augment.RandomView(8), augment.RandomFlip()):
+        with pytest.raises(ValueError, match=message):
+            operator(images)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: augment.RandomCropResize(0),
+        lambda: augment.RandomView(8, area=(0.5, 1.5)),
+        lambda: augment.RandomView(8, blur="maybe"),
+        lambda: augment.ColorDrop(1.5),
+        lambda: augment.ColorJitter(-1.0),
+        lambda: augment.Compose(["flip"]),
+        lambda: augment.RandomCropResize(8, method="nearest"),
+        lambda: augment.RandomRotation90()(IMAGES[:, :10]),
+    ],
+)
+def test_wrong_arguments_are_told(make):
+    """Each with the value that was given."""
+    with pytest.raises(ValueError, match="got"):
+        make()
+
+
+def test_center_crop_keeps_the_middle():
+    """The paper's 0.875 of 224 pixels is 196."""
+    assert augment.center_crop(np.zeros([1, 224, 224, 3])).shape == (1, 196, 196, 3)
+    np.testing.assert_array_equal(augment.center_crop(IMAGES, 0.5), IMAGES[:, 5:15, 5:15])

@@ -1,0 +1,235 @@
+"""The command line end to end on small images: runs, resumes, refuses, explains."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from simclr_tf import cli, run
+
+SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
+SMALL += ["--learning_rate=0.1", "--optimizer=sgd", "--projection_dim=8"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An npz of 80 labelled images of 8 pixels, two classes by brightness."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    pixels = (rng.random([80, 8, 8, 3]) * 100 + 120 * labels[:, None, None, None]).astype(np.uint8)
+    path = tmp_path_factory.mktemp("images") / "set.npz"
+    np.savez(path, x_train=pixels[:64], y_train=labels[:64], x_test=pixels[64:], y_test=labels[64:])
+    return path
+
+
+def pretrain(images, run_dir, *flags):
+    """Exit code of a small pretraining."""
+    return cli.main(
+        ["pretrain", f"--dataset=npz:{images}", f"--run_dir={run_dir}", "--epochs=3", *SMALL, *flags]
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """A run of three epochs."""
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    assert pretrain(images, run_dir) == 0
+    return run_dir
+
+
+def metrics_of(run_dir):
+    """Rows of metrics.jsonl without the clock."""
+    rows = run.read_metrics(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+    """Flags, metrics with their names, logs, checkpoints, the encoder, pictures."""
+    rows = metrics_of(finished)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["step"] == 12
+    assert {"loss", "contrastive_accuracy", "learning_rate", "knn_accuracy"} <= set(rows[-1])
+    for name in ("flags.cfg", "logs", "checkpoints", "export/1/saved_model.pb"):
+        assert (finished / name).exists()
+    for picture in ("views.png", "curve.png"):
+        assert min(Image.open(finished / picture).size) > 20
+    assert not list(finished.rglob(".*")), "nothing half-written is left"
+
+
+def test_the_export_takes_images(finished):
+    """serving_default: uint8 images of any size to h of the encoder."""
+    served = tf.saved_model.load(str(finished / "export" / "1")).signatures["serving_default"]
+    assert set(served.structured_input_signature[1]) == {"images"}
+    for side in (8, 13):
+        h = served(images=tf.zeros([2, side, side, 3], tf.uint8))["embedding"]
+        assert h.shape == [2, 32] and h.dtype == tf.float32
+
+
+def test_the_flag_file_runs_it_again(finished, tmp_path, images, capsys):
+    """The same metrics in another directory: a seed makes a run repeatable."""
+    again = tmp_path / "again"
+    assert cli.main(["pretrain", f"--flagfile={finished}/flags.cfg", f"--run_dir={again}"]) == 0
+    assert metrics_of(again) == metrics_of(finished)
+    assert pretrain(images, tmp_path / "other", "--seed=1") == 0
+    assert metrics_of(tmp_path / "other") != metrics_of(finished)
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(finished, images, capsys):
+    """It says so."""
+    before = metrics_of(finished)
+    assert pretrain(images, finished) == 0
+    assert "holds all 3 epochs" in capsys.readouterr().err
+    assert metrics_of(finished) == before
+
+
+def test_a_changed_flag_is_refused_by_name(finished, images, capsys):
+    """One that matters, with both values; one that does not matter passes."""
+    assert pretrain(images, finished, "--temperature=0.7") == 2
+    error = capsys.readouterr().err
+    assert "--temperature was 0.1, now 0.7" in error and error.count("\n") == 1
+    assert pretrain(images, finished, "--probe_examples=7") == 0
+
+
+def test_a_killed_run_ends_as_one_left_alone(images, finished, tmp_path):
+    """SIGKILL after the first epoch, the same command again: the same metrics."""
+    run_dir = tmp_path / "killed"
+    command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--dataset=npz:{images}"]
+    command += [f"--run_dir={run_dir}", "--epochs=3", *SMALL]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (run_dir / "checkpoints" / "checkpoint").exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(metrics_of(run_dir)) < 3, "it was killed too late to show anything"
+    assert pretrain(images, run_dir) == 0
+    for ours, theirs in zip(metrics_of(run_dir), metrics_of(finished)):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_ctrl_c_leaves_a_resumable_run(images, tmp_path):
+    """Exit code 130, a line that says what is kept, no traceback."""
+    run_dir = tmp_path / "stopped"
+    command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--dataset=npz:{images}"]
+    command += [f"--run_dir={run_dir}", "--epochs=2000", "--probe_every_epochs=-1", *SMALL]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while len(run.read_metrics(run_dir / "metrics.jsonl")) < 2:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "The same command resumes" in error and "Traceback" not in error
+
+
+def test_evaluate_ends_with_one_json_line(finished, capsys):
+    """A table with the baselines, then the JSON."""
+    assert cli.main(["evaluate", f"--run_dir={finished}", "--protocol=all", "--baselines"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("  ")[0] for line in lines[:4]] == [
+        "features",
+        "raw pixels",
+        "random encoder",
+        "trained encoder",
+    ]
+    result = json.loads(lines[-1])
+    assert result["protocol"] == "all" and result["test_examples"] == 16
+    assert 0.0 <= result["knn"] <= 1.0 and result["raw_pixels"]["linear"] == 1.0
+    assert cli.main(["evaluate", f"--run_dir={finished}"]) == 0
+    again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert again["protocol"] == "knn" and again["accuracy"] == result["knn"]
+
+
+def test_embed_writes_embeddings_labels_and_ids(finished, tmp_path):
+    """In the order of the data, every last one."""
+    path = tmp_path / "h.npz"
+    assert cli.main(["embed", f"--run_dir={finished}", f"--output={path}", "--split=test"]) == 0
+    with np.load(path) as arrays:
+        assert arrays["embeddings"].shape == (16, 32)
+        np.testing.assert_array_equal(arrays["labels"], np.arange(64, 80) % 2)
+        assert len(set(arrays["ids"])) == 16
+
+
+def test_export_writes_the_encoder(finished, tmp_path, capsys):
+    """And does not write over what is there."""
+    path = tmp_path / "encoder" / "1"
+    assert cli.main(["export", f"--run_dir={finished}", f"--output={path}"]) == 0
+    assert (path / "saved_model.pb").exists()
+    assert cli.main(["export", f"--run_dir={finished}", f"--output={path}"]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_smaller_views_first(images, tmp_path):
+    """--view_sizes: the run ends at the full size and says nothing is wrong."""
+    assert pretrain(images, tmp_path / "sizes", "--view_sizes=4:0.5,8:1") == 0
+    assert len(metrics_of(tmp_path / "sizes")) == 3
+
+
+def test_train_steps_override_epochs(images, tmp_path):
+    """Six steps are one epoch and a half."""
+    assert pretrain(images, tmp_path / "steps", "--train_steps=6") == 0
+    rows = metrics_of(tmp_path / "steps")
+    assert [row["step"] for row in rows] == [4, 6]
+
+
+def test_unlabelled_images_train_and_cannot_be_evaluated(tmp_path, capsys):
+    """A folder of files without classes; the corrupt one is listed in the run directory."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        Image.fromarray(rng.integers(0, 256, [9 + index, 12, 3], np.uint8)).save(
+            folder / f"{index}.png"
+        )
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    flags = ["--image_size=8", "--max_corrupt_share=0.1", "--epochs=1", *SMALL]
+    command = ["pretrain", f"--dataset=folder:{folder}", f"--run_dir={tmp_path / 'run'}", *flags]
+    assert cli.main(command) == 0
+    assert (tmp_path / "run" / "corrupt.txt").read_text().startswith("broken.jpg\t")
+    assert cli.main(["evaluate", f"--run_dir={tmp_path / 'run'}"]) == 2
+    assert "needs labels" in capsys.readouterr().err
+
+
+MISTAKES = [
+    ([], 2, ""),
+    (["train"], 2, "COMMAND must be one of pretrain"),
+    (["pretrain"], 2, "needs --run_dir"),
+    (["pretrain", "--run_dir=x", "--epochs=0"], 2, "--epochs=0"),
+    (["pretrain", "--run_dir=x", "--epoch=3"], 2, "epoch"),
+    (["pretrain", "--run_dir=x", "--view_sizes=big"], 2, "16:0.5,24:0.8,32:1"),
+    (["pretrain", "--run_dir=x", "more"], 2, "takes flags only"),
+    (["pretrain", "--run_dir=x", "--dataset=folder:nowhere"], 1, "nowhere"),
+    (["pretrain", "--run_dir=x", "--batch_size=100000"], 1, "batch_size is 100000"),
+    (["pretrain", "--run_dir=x", "--warmup_epochs=3", "--epochs=3"], 2, "--warmup_epochs"),
+    (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet19"], 1, "resnet18"),
+    (["evaluate", "--run_dir=nowhere"], 2, "no flags.cfg"),
+    (["embed", "--run_dir=nowhere"], 2, "--output"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES)
+def test_a_mistake_gets_one_line_and_leaves_nothing(
+    arguments, code, message, tmp_path, monkeypatch, capsys
+):
+    """Exit code 2 for usage, 1 for the rest; no traceback; no run directory."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") <= 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_turns_nan_stops_the_run(images, tmp_path, capsys):
+    """With the step and what to do; the checkpoints before it stay."""
+    flags = ["--learning_rate=1e30", "--learning_rate_scaling=none"]
+    assert pretrain(images, tmp_path / "nan", *flags) == 1
+    assert "the loss is" in capsys.readouterr().err

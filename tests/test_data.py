@@ -1,0 +1,671 @@
+"""Data sets by name: every source, on tiny data made here, against Pillow and NumPy."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from simclr_tf import data
+from simclr_tf.data import by_name, splits
+from simclr_tf.data.decode import CorruptImageError, decode
+
+
+def picture(seed, height=8, width=8):
+    return np.random.default_rng(seed).integers(0, 256, [height, width, 3], np.uint8)
+
+
+def encoded(image, file_format="PNG", **options):
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(
+        buffer, file_format, **options
+    )
+    return buffer.getvalue()
+
+
+def smooth(height, width):
+    """A gradient that differs in x and y and between the channels."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [255 * x / (width - 1), 255 * y / (height - 1), np.full([height, width], 40)]
+    return np.stack(channels, -1).astype(np.uint8)
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    """PATH/train/{b,a,c}/NN.png, 12 images of 8 pixels, 4 a class; PATH/test/{a,c}, 2 a class."""
+    for split, classes, per_class in [("train", "bac", 4), ("test", "ac", 2)]:
+        for name in classes:
+            folder = tmp_path / "flowers" / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                seed = ord(name) * 100 + i + (50 if split == "test" else 0)
+                (folder / f"{i:02d}.png").write_bytes(encoded(picture(seed)))
+    return tmp_path / "flowers"
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """An .npz of 23 images of 4 pixels, image i filled with i, label i % 5."""
+    images = np.broadcast_to(np.arange(23, dtype=np.uint8)[:, None, None, None], [23, 4, 4, 3])
+    path = tmp_path / "numbered.npz"
+    np.savez(path, images=images, labels=np.arange(23) % 5)
+    return f"npz:{path}"
+
+
+def values(stream, num_batches):
+    """Which images of `numbered` the batches hold."""
+    return [batch[:, 0, 0, 0] for batch in stream.take(num_batches).as_numpy_iterator()]
+
+
+def same(a, b):
+    for x, y in zip(a.arrays(), b.arrays()):
+        np.testing.assert_array_equal(x, y)
+
+
+class TestDecode:
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+    def test_every_mode_gives_what_pillow_gives(self, mode):
+        image = Image.fromarray(picture(1, 9, 9)).convert(mode)
+        data_bytes = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+        expected = np.asarray(Image.open(io.BytesIO(data_bytes)).convert("RGB"))
+        np.testing.assert_array_equal(decode(data_bytes, 9), expected)
+
+    @pytest.mark.parametrize("alpha, expected", [(255, 30), (0, 255), (51, 210)])
+    def test_transparency_is_laid_on_white(self, alpha, expected):
+        image = np.full([4, 4, 4], 30, np.uint8)
+        image[..., 3] = alpha
+        np.testing.assert_array_equal(decode(encoded(image), 4), np.full([4, 4, 3], expected))
+
+    def test_transparent_palette_colour_is_laid_on_white(self):
+        image = Image.new("P", (4, 4), 1)
+        image.putpalette([0, 0, 0, 10, 20, 30])
+        assert decode(encoded(image), 4)[0, 0].tolist() == [10, 20, 30]
+        assert decode(encoded(image, transparency=1), 4)[0, 0].tolist() == [255, 255, 255]
+
+    def test_sixteen_bit_grey_keeps_its_upper_eight_bits(self):
+        grey = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+        np.testing.assert_array_equal(decode(encoded(grey), 4)[..., 1], grey // 256)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation_is_applied(self, orientation):
+        upright = smooth(16, 16)
+        undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+        undo |= {6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+        stored = Image.fromarray(upright)
+        if orientation > 1:
+            stored = stored.transpose(Image.Transpose[undo[orientation]])
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        got = decode(encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0), 16)
+        assert np.abs(got.astype(int) - upright).max() < 12
+
+    @pytest.mark.parametrize("height, width", [(40, 100), (100, 40), (64, 64), (7, 5), (16, 30)])
+    def test_resized_centre_square_is_pillows_bicubic(self, height, width):
+        image = smooth(height, width)
+        scale = 16 / min(height, width)
+        whole = Image.fromarray(image).resize(
+            (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
+        )
+        left, top = (whole.width - 16) // 2, (whole.height - 16) // 2
+        expected = np.asarray(whole.crop((left, top, left + 16, top + 16))).astype(int)
+        # The reference can only cut at whole pixels of the result, hence up to a pixel's slope.
+        assert np.abs(decode(encoded(image), 16) - expected).max() <= 255 / 16
+        np.testing.assert_array_equal(decode(image, 16), decode(encoded(image), 16))
+
+    def test_large_jpeg_is_decoded_at_a_fraction(self, monkeypatch):
+        """Only the scale that is needed leaves the JPEG decoder, and the image is still right."""
+        image = smooth(640, 640)
+        jpeg = encoded(image, "JPEG", quality=95)
+        sizes = []
+        load = Image.Image.resize
+        monkeypatch.setattr(
+            Image.Image,
+            "resize",
+            lambda self, *a, **k: sizes.append(self.size) or load(self, *a, **k),
+        )
+        got = decode(jpeg, 32)
+        assert sizes == [(80, 80)]
+        expected = np.asarray(load(Image.fromarray(image), (32, 32), Image.Resampling.BICUBIC))
+        assert np.abs(got.astype(int) - expected).max() < 8
+
+    def test_extreme_proportions_stay_small(self):
+        assert decode(encoded(smooth(2, 30000)), 224).shape == (224, 224, 3)
+
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+    def test_truncated_file_is_corrupt(self, file_format):
+        whole = encoded(picture(3, 64, 64), file_format)
+        decode(whole, 64)
+        with pytest.raises(CorruptImageError):
+            decode(whole[: len(whole) // 2], 64)
+
+    @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+    def test_what_is_no_image_is_corrupt(self, content):
+        with pytest.raises(CorruptImageError):
+            decode(content, 8)
+
+    def test_damaged_pixels_are_corrupt(self):
+        png = bytearray(encoded(picture(3, 32, 32)))
+        png[len(png) // 2] ^= 0xFF
+        with pytest.raises(CorruptImageError):
+            decode(bytes(png), 32)
+
+    @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+    @pytest.mark.parametrize("side", [10_000, 60_000])
+    def test_decompression_bomb_is_corrupt(self, side):
+        def chunk(kind, content):
+            crc = zlib.crc32(kind + content)
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        png = (
+            b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        )
+        with pytest.raises(CorruptImageError, match=r"limit|exceed"):
+            decode(png, 8)
+
+
+class TestSplits:
+    @pytest.mark.parametrize("slices", [["[:90%]", "[90%:]"], ["[:7]", "[7:-4]", "[-4:]"]])
+    def test_slices_are_disjoint_and_complete(self, slices):
+        taken = [splits.take(splits.parse("train" + s), 23) for s in slices]
+        assert sorted(np.concatenate(taken)) == list(range(23))
+
+    @pytest.mark.parametrize(
+        "text, count",
+        [("[:90%]", 90), ("[10%:20%]", 10), ("[-5%:]", 5), ("[3:10]", 7)],
+    )
+    def test_slices_have_the_size_asked_for(self, text, count):
+        assert len(splits.take(splits.parse("train" + text), 100)) == count
+
+    def test_terms_are_joined(self):
+        joined = splits.take(splits.parse("train[:5%] + train[50%:]"), 100)
+        ends = [splits.take(splits.parse(f"train{s}"), 100) for s in ("[:5%]", "[50%:]")]
+        np.testing.assert_array_equal(joined, np.concatenate(ends))
+
+    @pytest.mark.parametrize("text", ["", "train[", "train[:x]", "train[1]", "train[:10%", "a+b"])
+    def test_what_is_no_split_is_an_error(self, text):
+        with pytest.raises(ValueError, match="split"):
+            splits.parse(text)
+
+    def test_slice_of_sorted_classes_has_them_all(self, flowers):
+        source = data.load(f"folder:{flowers}", "train[:50%]")
+        assert source.num_examples == 6
+        assert set(source.arrays()[1]) == {0, 1, 2}
+
+
+class TestFolder:
+    def test_class_folders(self, flowers):
+        source = data.load(f"folder:{flowers}")
+        images, labels, ids = source.arrays()
+        assert (source.num_examples, source.image_size, source.labelled) == (12, 8, True)
+        assert source.class_names == ["a", "b", "c"]
+        assert ids[:2].tolist() == ["train/a/00.png", "train/a/01.png"]
+        assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        np.testing.assert_array_equal(images[4], picture(ord("b") * 100))
+
+    def test_a_class_missing_from_a_split_does_not_shift_labels(self, flowers):
+        source = data.load(f"folder:{flowers}", "test")
+        assert source.class_names == ["a", "b", "c"]
+        assert source.arrays()[1].tolist() == [0, 0, 2, 2]
+
+    @pytest.mark.parametrize("folder", ["val", "valid", "validation"])
+    def test_validation_has_synonyms(self, flowers, folder):
+        (flowers / "test").rename(flowers / folder)
+        for split in ("val", "validation", "valid"):
+            assert data.load(f"folder:{flowers}", split).num_examples == 4
+
+    def test_any_nesting_format_and_mode(self, tmp_path):
+        """Formats, modes and sizes mixed, upper-case names; hidden files are left out."""
+        image = picture(0, 30, 20)
+        files = {
+            "x.JPG": encoded(image, "JPEG"),
+            "one/two/three/y.webp": encoded(image, "WEBP"),
+            "one/z.Bmp": encoded(image[:20], "BMP"),
+            "grey.jpeg": encoded(image[..., 0], "JPEG"),
+            "cmyk.jpg": encoded(Image.fromarray(image).convert("CMYK"), "JPEG"),
+            "moving.gif": encoded(
+                image, "GIF", save_all=True, append_images=[Image.new("RGB", (20, 30))]
+            ),
+            ".hidden.png": encoded(image),
+            ".cache/a.png": encoded(image),
+            "notes.txt": b"not an image",
+        }
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+        source = data.load(f"folder:{tmp_path}")
+        images, labels, ids = source.arrays()
+        assert set(ids) == set(files) - {".hidden.png", ".cache/a.png", "notes.txt"}
+        assert images.shape == (6, 224, 224, 3)
+        assert labels is None and source.class_names is None and not source.labelled
+        assert "label" not in source.batches(2).element_spec
+
+    def test_one_folder_is_no_class(self, tmp_path):
+        """A label that all share would make every accuracy 100 %."""
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "a.png").write_bytes(encoded(picture(0)))
+        assert not data.load(f"folder:{tmp_path}").labelled
+
+    def test_links_are_followed_but_not_round_and_round(self, flowers, tmp_path):
+        linked = tmp_path / "linked"
+        linked.mkdir()
+        (linked / "a").symlink_to(flowers / "train" / "a")
+        (linked / "b").symlink_to(flowers / "train" / "b")
+        (flowers / "train" / "b" / "loop").symlink_to(flowers / "train" / "b")
+        source = data.load(f"folder:{linked}", "all")
+        assert (source.num_examples, source.class_names) == (8, ["a", "b"])
+
+    def test_whole_folder_without_splits(self, flowers):
+        root = f"folder:{flowers / 'train'}"
+        same(data.load(root, "all"), data.load(root, "train"))
+        with pytest.raises(ValueError, match=r"all\[90%:\]"):
+            data.load(root, "test")
+
+    @pytest.mark.parametrize(
+        "split, message",
+        [("validation", "train, test"), ("all", "train, test"), ("tset", "train, test")],
+    )
+    def test_missing_split_names_those_there(self, flowers, split, message):
+        with pytest.raises(ValueError, match=message):
+            data.load(f"folder:{flowers}", split)
+
+    def test_missing_or_empty_folder_is_an_error(self, tmp_path):
+        with pytest.raises(ValueError, match="existing folder"):
+            data.load(f"folder:{tmp_path / 'nowhere'}")
+        with pytest.raises(ValueError, match="at least one image"):
+            data.load(f"folder:{tmp_path}")
+        with pytest.raises(ValueError, match="path after the colon"):
+            data.load("folder:")
+
+
+class TestNpz:
+    def load(self, tmp_path, split="train", **arrays):
+        np.savez(tmp_path / "a.npz", **arrays)
+        return data.load(f"npz:{tmp_path / 'a.npz'}", split)
+
+    def test_train_and_test(self, tmp_path):
+        x = np.stack([picture(i) for i in range(5)])
+        arrays = dict(x_train=x[:3], y_train=np.array([[0], [1], [2]]), x_test=x[3:])
+        images, labels, ids = self.load(tmp_path, **arrays).arrays()
+        np.testing.assert_array_equal(images, x[:3])
+        assert (labels.tolist(), labels.dtype) == ([0, 1, 2], np.int64)
+        assert ids.tolist() == ["train/00000", "train/00001", "train/00002"]
+        images, labels, ids = self.load(tmp_path, "test", **arrays).arrays()
+        np.testing.assert_array_equal(images, x[3:])
+        assert labels is None and ids[0] == "test/00000"
+        with pytest.raises(ValueError, match=r"x_val.* has x_train, y_train, x_test"):
+            self.load(tmp_path, "validation", **arrays)
+
+    @pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y"), ("image", "label")])
+    def test_one_split(self, tmp_path, keys):
+        arrays = dict(zip(keys, [np.zeros([3, 4, 4, 3], np.uint8), np.arange(3)]))
+        assert self.load(tmp_path, "all", **arrays).labelled
+        assert self.load(tmp_path, "train[:2]", **arrays).num_examples == 2
+        with pytest.raises(ValueError, match="split 'test'"):
+            self.load(tmp_path, "test", **arrays)
+
+    @pytest.mark.parametrize("shape", [(2, 6, 6), (2, 6, 6, 1)])
+    def test_grey_gets_three_channels(self, tmp_path, shape):
+        grey = np.arange(72, dtype=np.uint8).reshape(shape)
+        images = self.load(tmp_path, x=grey).arrays()[0]
+        np.testing.assert_array_equal(images, np.stack([grey.reshape(2, 6, 6)] * 3, -1))
+
+    def test_float_in_the_unit_interval_becomes_uint8(self, tmp_path):
+        x = np.linspace(0, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
+        np.testing.assert_array_equal(
+            self.load(tmp_path, x=x).arrays()[0], np.rint(x * 255).astype(np.uint8)
+        )
+
+    @pytest.mark.parametrize(
+        "x, message",
+        [
+            (np.full([2, 4, 4, 3], 200.0), "from 200.0 to 200.0"),
+            (np.full([2, 4, 4, 3], -0.5), "from -0.5 to -0.5"),
+            (np.full([2, 4, 4, 3], np.nan), "nan"),
+            (np.full([2, 4, 4, 3], 256), "from 256 to 256"),
+            (np.zeros([2, 3, 4, 4], np.uint8), r"moveaxis"),
+            (np.zeros([2, 4], np.uint8), r"\[2, 4\]"),
+            (np.zeros([2, 4, 4, 3], complex), "complex"),
+            (np.zeros([0, 4, 4, 3], np.uint8), "at least one example"),
+        ],
+    )
+    def test_other_arrays_are_an_error(self, tmp_path, x, message):
+        with pytest.raises(ValueError, match=message):
+            self.load(tmp_path, x=x)
+
+    @pytest.mark.parametrize("y", [np.arange(3), np.zeros(2), np.zeros([2, 10], int)])
+    def test_other_labels_are_an_error(self, tmp_path, y):
+        with pytest.raises(ValueError, match="labels must be integers"):
+            self.load(tmp_path, x=np.zeros([2, 4, 4, 3], np.uint8), y=y)
+
+    def test_pickled_objects_and_other_files_are_an_error(self, tmp_path):
+        with pytest.raises(ValueError, match="allow_pickle"):
+            self.load(tmp_path, x=np.array([{}, {}]))
+        whole = (tmp_path / "a.npz").read_bytes()
+        (tmp_path / "a.npz").write_bytes(whole.replace(b"NUMPY", b"numpi"))
+        with pytest.raises(ValueError, match="undamaged"):
+            data.load(f"npz:{tmp_path / 'a.npz'}")
+        (tmp_path / "b.npz").write_bytes(b"something else")
+        with pytest.raises(ValueError, match=r"numpy\.savez"):
+            data.load(f"npz:{tmp_path / 'b.npz'}")
+        np.save(tmp_path / "c.npy", np.zeros(3))
+        with pytest.raises(ValueError, match=r"numpy\.savez"):
+            data.load(f"npz:{tmp_path / 'c.npy'}")
+        with pytest.raises(ValueError, match="existing file"):
+            data.load(f"npz:{tmp_path / 'nowhere.npz'}")
+
+
+def write_records(path, examples, **options):
+    with tf.io.TFRecordWriter(str(path), **options) as writer:
+        for features in examples:
+            writer.write(record(features))
+
+
+def record(features):
+    def feature(value):
+        if isinstance(value, bytes):
+            return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    features = {key: feature(value) for key, value in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+class TestTFRecord:
+    @pytest.mark.parametrize(
+        "image_key, label_key", [("image", "label"), ("image/encoded", "image/class/label")]
+    )
+    def test_files_in_sorted_order(self, tmp_path, image_key, label_key):
+        for part in (1, 0):
+            write_records(
+                tmp_path / f"p-{part}.tfrecord",
+                [{image_key: encoded(picture(10 * part + i)), label_key: i} for i in range(3)],
+            )
+        source = data.load(f"tfrecord:{tmp_path}/p-*.tfrecord", "all")
+        images, labels, ids = source.arrays()
+        np.testing.assert_array_equal(images, [picture(i) for i in (0, 1, 2, 10, 11, 12)])
+        assert labels.tolist() == [0, 1, 2] * 2
+        assert ids[-1] == "p-1.tfrecord__2"
+
+    def test_labels_may_be_missing(self, tmp_path):
+        write_records(tmp_path / "a", [{"image": encoded(picture(0))}])
+        assert data.load(f"tfrecord:{tmp_path}/a").arrays()[1] is None
+
+    def test_damaged_examples_are_listed(self, tmp_path):
+        good = {"image": encoded(picture(0)), "label": 1}
+        bad = [{"label": 1}, {"image": b"no", "label": 1}, {"image": good["image"]}]
+        write_records(tmp_path / "a", [good, *bad, good, good])
+        whole = (tmp_path / "a").read_bytes()
+        (tmp_path / "a").write_bytes(whole[:-20])
+        source = data.load(f"tfrecord:{tmp_path}/a", max_corrupt_share=0.8)
+        assert source.num_examples == 2
+        reasons = dict(source.corrupt)
+        assert list(reasons) == [f"a__{i}" for i in (1, 2, 3, 5)]
+        assert "no encoded image" in reasons["a__1"]
+        assert "identify" in reasons["a__2"]
+        assert "no label" in reasons["a__3"]
+        assert "ends within" in reasons["a__5"]
+
+    def test_compressed_file_no_match_and_other_splits_are_errors(self, tmp_path):
+        write_records(tmp_path / "a.gz", [{"image": b""}], options="GZIP")
+        with pytest.raises(ValueError, match="uncompressed"):
+            data.load(f"tfrecord:{tmp_path}/a.gz")
+        with pytest.raises(ValueError, match="none does"):
+            data.load(f"tfrecord:{tmp_path}/*.tfrecord")
+        with pytest.raises(ValueError, match="'test'"):
+            data.load(f"tfrecord:{tmp_path}/a.gz", "test")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Two data sets in TFDS's format: `tiny`, in colour with labels and ids; `grey`, without."""
+    import tensorflow_datasets as tfds
+
+    root = tmp_path_factory.mktemp("tfds")
+
+    def store(name, features, examples):
+        def stream(examples):
+            spec = {key: tf.TensorSpec([], tf.int64) for key in features}
+            for key, shape in (("image", features["image"].shape), ("id", [])):
+                if key in features:
+                    dtype = tf.uint8 if key == "image" else tf.string
+                    spec[key] = tf.TensorSpec(shape, dtype)
+            return tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=spec)
+
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict(features),
+            split_datasets={split: stream(part) for split, part in examples.items()},
+            data_dir=root,
+            disable_shuffling=True,
+        )
+
+    tiny = [{"image": picture(i), "label": i % 3, "id": f"no{i}"} for i in range(30)]
+    features = {
+        "image": tfds.features.Image(shape=(8, 8, 3)),
+        "label": tfds.features.ClassLabel(names=["x", "y", "z"]),
+        "id": tfds.features.Text(),
+    }
+    store("tiny", features, {"train": tiny[:20], "test": tiny[20:]})
+    grey = [{"image": picture(i)[..., :1]} for i in range(4)]
+    store("grey", {"image": tfds.features.Image(shape=(8, 8, 1))}, {"train": grey})
+    return root
+
+
+class TestTFDS:
+    def test_as_tfds_reads_it(self, prepared):
+        import tensorflow_datasets as tfds
+
+        for split in ("train", "test", "train[:25%]+test[5:]", "train[-5:]"):
+            expected = list(tfds.as_numpy(tfds.load("tiny", split=split, data_dir=prepared)))
+            images, labels, ids = data.load("tiny", split, data_dir=prepared).arrays()
+            np.testing.assert_array_equal(images, [example["image"] for example in expected])
+            assert labels.tolist() == [example["label"] for example in expected]
+            assert ids.tolist() == [example["id"].decode() for example in expected]
+
+    def test_class_names_and_size(self, prepared):
+        source = data.load("tiny", "train", data_dir=prepared)
+        assert (source.class_names, source.image_size) == (["x", "y", "z"], 8)
+
+    def test_grey_without_labels(self, prepared):
+        source = data.load("grey", data_dir=prepared)
+        images, labels, ids = source.arrays()
+        assert labels is None and not source.labelled
+        np.testing.assert_array_equal(images[1], np.repeat(picture(1)[..., :1], 3, -1))
+        assert ids[1] == "grey-train.tfrecord-00000-of-00001__1"
+
+    def test_records_that_a_damaged_file_lacks_count_as_corrupt(self, prepared, tmp_path):
+        import shutil
+
+        shutil.copytree(prepared, tmp_path / "copy")
+        (file,) = (tmp_path / "copy").rglob("tiny-test.tfrecord*")
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(ValueError, match=r"of 10 .*max_corrupt_share"):
+            data.load("tiny", "test", data_dir=tmp_path / "copy")
+        source = data.load("tiny", "test", data_dir=tmp_path / "copy", max_corrupt_share=0.9)
+        assert source.num_examples + len(source.corrupt) == 10
+
+    def test_errors_name_the_way_out(self, prepared):
+        with pytest.raises(ValueError, match="tfds build cifar10 --data_dir"):
+            data.load("cifar10", data_dir=prepared)
+        with pytest.raises(ValueError, match=r"folder:PATH.*no_such_set"):
+            data.load("no_such_set", data_dir=prepared)
+        with pytest.raises(ValueError, match="train, test"):
+            data.load("tiny", "validation", data_dir=prepared)
+
+
+class TestShapes:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        monkeypatch.setattr(by_name, "SHAPES_SPLITS", {"train": (20, 1), "test": (10, 2)})
+
+    def test_same_images_for_every_run(self):
+        same(data.load("shapes"), data.load("shapes"))
+
+    def test_train_and_test_share_no_image(self):
+        train, test = (data.load("shapes", split) for split in ("train", "test"))
+        assert (train.num_examples, test.num_examples, train.image_size) == (20, 10, 32)
+        assert len(train.class_names) == 10
+        assert not {i.tobytes() for i in train.arrays()[0]} & {
+            i.tobytes() for i in test.arrays()[0]
+        }
+        with pytest.raises(ValueError, match="validate"):
+            data.load("shapes", "validation")
+
+    def test_drawn_at_the_size_asked_for(self):
+        assert data.load("shapes", image_size=48).arrays()[0].shape == (20, 48, 48, 3)
+
+
+class TestBatches:
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30])
+    def test_every_last_example_in_order(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        batches = list(source.batches(10).as_numpy_iterator())
+        assert [len(batch["image"]) for batch in batches] == [10, 10, 3]
+        image = np.concatenate([batch["image"] for batch in batches])
+        assert image[:, 0, 0, 0].tolist() == list(range(23))
+        label = np.concatenate([batch["label"] for batch in batches])
+        assert label.tolist() == [i % 5 for i in range(23)] and label.dtype == np.int64
+        assert batches[2]["id"].tolist() == [b"train/00020", b"train/00021", b"train/00022"]
+        spec = source.batches(10).element_spec
+        assert spec["image"] == tf.TensorSpec([None, 4, 4, 3], tf.uint8)
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30])
+    def test_limit_takes_evenly_spaced_examples(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        for limit, expected in [(4, [0, 5, 11, 17]), (23, range(23)), (99, range(23))]:
+            (batch,) = source.batches(50, limit=limit).as_numpy_iterator()
+            assert batch["image"][:, 0, 0, 0].tolist() == list(expected)
+
+    def test_cached_equals_streamed(self, flowers, prepared, numbered):
+        for name in (f"folder:{flowers}", "tiny", numbered):
+            options = dict(data_dir=prepared, image_size=6)
+            cached = data.load(name, **options)
+            streamed = data.load(name, cache_bytes=0, **options)
+            assert (cached.cached, streamed.cached) == (True, False)
+            same(cached, streamed)
+            streams = [s.epochs(4, seed=3).take(8).as_numpy_iterator() for s in (cached, streamed)]
+            np.testing.assert_array_equal(*[list(stream) for stream in streams])
+
+    def test_native_size_is_kept_and_another_is_made(self, flowers):
+        assert data.load(f"folder:{flowers}").image_size == 8
+        assert data.load(f"folder:{flowers}", image_size=5).arrays()[0].shape == (12, 5, 5, 3)
+        (flowers / "train" / "a" / "wide.png").write_bytes(encoded(picture(0, 8, 9)))
+        assert data.load(f"folder:{flowers}").image_size == 224
+
+    @pytest.mark.parametrize(
+        "options", [{"image_size": 0}, {"max_corrupt_share": 1.5}, {"max_corrupt_share": -0.1}]
+    )
+    def test_settings_out_of_range_are_errors(self, numbered, options):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            data.load(numbered, **options)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+class TestEpochs:
+    def test_each_epoch_is_a_permutation_of_its_own(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        got = values(source.epochs(5, seed=1), 8)
+        assert source.steps_per_epoch(5) == 4
+        epochs = [np.concatenate(got[i : i + 4]).tolist() for i in (0, 4)]
+        assert all(len(set(epoch)) == 20 for epoch in epochs)
+        assert epochs[0] != epochs[1]
+        assert epochs[0] != sorted(epochs[0])
+
+    def test_the_order_depends_on_the_seed(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        first, again, other = (values(source.epochs(23, seed), 1)[0] for seed in (1, 1, 2))
+        assert first.tolist() == again.tolist() != other.tolist()
+        assert sorted(first) == sorted(other) == list(range(23))
+
+    def test_a_resumed_stream_is_the_tail(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        whole = values(source.epochs(5, seed=1), 16)
+        tail = values(source.epochs(5, seed=1, first_epoch=2), 8)
+        np.testing.assert_array_equal(whole[8:], tail)
+
+    def test_without_shuffling_the_order_is_the_sources(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        got = np.concatenate(values(source.epochs(10, 0, shuffle=False), 3))
+        assert got.tolist() == [*range(20), *range(10)]
+
+    def test_shape_is_static_and_the_stream_endless(self, numbered, cache_bytes):
+        stream = data.load(numbered, cache_bytes=cache_bytes).epochs(5, 0)
+        assert stream.element_spec == tf.TensorSpec([5, 4, 4, 3], tf.uint8)
+        assert stream.cardinality() == tf.data.INFINITE_CARDINALITY
+
+    def test_fewer_examples_than_a_batch_is_an_error(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        with pytest.raises(ValueError, match=r"23 examples.*batch_size is 24.*Lower"):
+            source.epochs(24, 0)
+        with pytest.raises(ValueError, match="at least 1"):
+            source.steps_per_epoch(0)
+
+
+def test_iterators_left_open_do_not_hang_the_interpreter(flowers):
+    """A stream that is still being filled when a script ends would wait for Python for ever."""
+    script = f"""
+from simclr_tf import data
+sources = [data.load({f"folder:{flowers}"!r}, cache_bytes=size) for size in (0, 2**30)]
+iterators = [iter(source.epochs(4, 0)) for source in sources]
+print([next(iterator).shape for iterator in iterators])
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+class TestCorrupt:
+    @pytest.fixture
+    def damaged(self, flowers):
+        """Two of 12 images cannot be read: one is cut off, one is text."""
+        cut = flowers / "train" / "a" / "01.png"
+        cut.write_bytes(cut.read_bytes()[:80])
+        (flowers / "train" / "c" / "00.png").write_text("not found")
+        return f"folder:{flowers}"
+
+    def test_skipped_counted_and_listed(self, damaged):
+        source = data.load(damaged, max_corrupt_share=0.2)
+        assert source.num_examples == 10
+        assert [name for name, _ in source.corrupt] == ["train/a/01.png", "train/c/00.png"]
+        assert "identify" in source.corrupt[1][1]
+        images, labels, ids = source.arrays()
+        assert len(images) == len(labels) == len(ids) == 10
+        assert labels.tolist() == [0] * 3 + [1] * 4 + [2] * 3
+        np.testing.assert_array_equal(images[1], picture(ord("a") * 100 + 2))
+        (epoch,) = source.epochs(10, 0).take(1).as_numpy_iterator()
+        assert {image.tobytes() for image in epoch} == {image.tobytes() for image in images}
+
+    def test_found_while_streaming(self, damaged):
+        """Steps stay constant, no unreadable image gets in, and what is listed is the same."""
+        cached = data.load(damaged, max_corrupt_share=0.2)
+        source = data.load(damaged, max_corrupt_share=0.2, cache_bytes=0)
+        assert (source.num_examples, source.corrupt, source.steps_per_epoch(4)) == (12, [], 3)
+        got = np.concatenate(list(source.epochs(4, 0).take(6).as_numpy_iterator()))
+        readable = [image.tobytes() for image in cached.arrays()[0]]
+        for epoch in (got[:12], got[12:]):
+            assert {image.tobytes() for image in epoch} == set(readable)
+        assert source.corrupt == cached.corrupt
+        same(source, cached)
+
+    def test_too_many_stop_the_load(self, damaged):
+        with pytest.raises(ValueError, match=r"2 of 12.*train/a/01.png.*--max_corrupt_share"):
+            data.load(damaged)
+
+    def test_too_many_stop_the_stream(self, damaged):
+        source = data.load(damaged, cache_bytes=0)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="--max_corrupt_share"):
+            list(source.batches(4))
+        with pytest.raises(ValueError, match="--max_corrupt_share"):
+            source.check_corrupt()
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30])
+    def test_nothing_readable_stops_whatever_the_share(self, tmp_path, cache_bytes):
+        (tmp_path / "a.png").write_bytes(b"")
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="1 of 1"):
+            source = data.load(f"folder:{tmp_path}", max_corrupt_share=1.0, cache_bytes=cache_bytes)
+            next(iter(source.epochs(1, 0)))

@@ -1,0 +1,349 @@
+"""Features, nearest neighbours and the linear probe, against double loops and scikit-learn."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tensorflow import keras
+
+from simclr_tf.evaluate import (
+    extract_features,
+    knn_accuracy,
+    knn_predict,
+    linear_probe,
+    pixel_features,
+)
+
+
+def reference_knn(train_h, train_labels, test_h, k, temperature=None):
+    """A vote of the k most similar rows, one test row and one neighbour at a time."""
+    predicted = []
+    for query in np.asarray(test_h, np.float64):
+        similarities = [
+            float(query @ row / (np.linalg.norm(query) * np.linalg.norm(row)))
+            for row in np.asarray(train_h, np.float64)
+        ]
+        order = sorted(range(len(train_h)), key=lambda i: (-similarities[i], i))[:k]
+        votes = {}
+        for i in order:
+            vote = 1.0 if temperature is None else math.exp(similarities[i] / temperature)
+            votes[train_labels[i]] = votes.get(train_labels[i], 0.0) + vote
+        # dicts keep their order: of equals, max takes the label met first, at the nearest row
+        predicted.append(max(votes, key=votes.get))
+    return np.array(predicted)
+
+
+def clusters(rows=300, dim=12, classes=4, spread=1.5, seed=0):
+    """Overlapping Gaussian clusters with labels that neither start at 0 nor are dense."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, dim))
+    labels = rng.integers(0, classes, rows)
+    h = centres[labels] + spread * rng.normal(size=(rows, dim))
+    return h.astype(np.float32), labels * 3 + 2
+
+
+def encoder():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.5),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+def images(size=21):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (size, 8, 8, 3), np.uint8), rng.integers(0, 5, size)
+
+
+def dict_dataset(batch_size, size=21):
+    x, y = images(size)
+    ids = [f"fichier/é{i}.png" for i in range(size)]
+    return tf.data.Dataset.from_tensor_slices({"image": x, "label": y, "id": ids}).batch(batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 20, 64])
+def test_every_last_example_comes_back_whatever_the_batch_size(batch_size):
+    """Partial batches of every length: h is that of all images at once, in order."""
+    net, (x, y) = encoder(), images()
+    found = extract_features(net, dict_dataset(batch_size))
+    assert found.h.shape == (21, 4) and found.h.dtype == np.float32
+    np.testing.assert_allclose(found.h, net(x / np.float32(255), training=False), atol=1e-5)
+    np.testing.assert_array_equal(found.labels, y)
+    assert found.labels.dtype == np.int64
+    assert found.ids.tolist() == [f"fichier/é{i}.png" for i in range(21)]
+
+
+def test_nothing_of_the_encoder_changes():
+    """Not even the moving statistics of its batch normalisation."""
+    net = encoder()
+    before = [v.numpy() for v in net.variables]
+    extract_features(net, dict_dataset(8))
+    for a, b in zip(before, net.variables):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_partial_batch_is_not_traced_again():
+    """The encoder sees one batch shape only."""
+    shapes = []
+
+    class Spy(keras.layers.Layer):
+        def call(self, inputs):
+            shapes.append(tuple(inputs.shape))
+            return tf.reduce_mean(inputs, [1, 2])
+
+    assert extract_features(Spy(), dict_dataset(8)).h.shape == (21, 3)
+    assert shapes == [(8, 8, 8, 3)]
+
+
+def test_tuples_bare_images_and_floats_give_the_same_h():
+    net, (x, y) = encoder(), images()
+    expected = extract_features(net, dict_dataset(8))
+    pairs = extract_features(net, tf.data.Dataset.from_tensor_slices((x, y)).batch(8))
+    bare = extract_features(net, tf.data.Dataset.from_tensor_slices(x).batch(8))
+    floats = extract_features(net, [x[:8] / 255.0, x[8:16] / 255.0, x[16:] / 255.0])
+    for found in (pairs, bare, floats):
+        np.testing.assert_allclose(found.h, expected.h, atol=1e-6)
+        assert found.ids is None
+    np.testing.assert_array_equal(pairs.labels, y)
+    assert bare.labels is None
+
+
+def test_functions_with_and_without_training_flag_are_encoders():
+    flags = []
+
+    def with_flag(batch, training=True):
+        flags.append(training)
+        return tf.reduce_mean(batch, [1, 2])
+
+    found = extract_features(with_flag, dict_dataset(8))
+    plain = extract_features(lambda batch: batch.numpy().mean((1, 2)), dict_dataset(8))
+    np.testing.assert_allclose(found.h, plain.h, atol=1e-6)
+    assert flags == [False] * 3
+
+
+def test_half_precision_encoders_give_float32():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    assert extract_features(encoder(), dict_dataset(8)).h.dtype == np.float32
+
+
+def test_pixels_are_the_image_flattened():
+    x, _ = images()
+    found = extract_features(pixel_features, dict_dataset(8))
+    np.testing.assert_allclose(found.h, x.reshape(21, -1) / 255.0, atol=1e-6)
+
+
+def test_images_of_another_size_are_resized():
+    net, (x, _) = encoder(), images()
+    found = extract_features(net, [np.repeat(np.repeat(x, 2, 1), 2, 2)], image_size=8)
+    resized = tf.image.resize(np.repeat(np.repeat(x, 2, 1), 2, 2) / 255.0, (8, 8), antialias=True)
+    np.testing.assert_allclose(found.h, net(resized, training=False), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "at least one image"),
+        ([np.zeros((2, 8, 8, 1), np.uint8)], r"\[B, H, W, 3\]; got shape \(2, 8, 8, 1\)"),
+        ([np.zeros((8, 8, 3), np.uint8)], r"\[B, H, W, 3\]"),
+        ([np.full((2, 8, 8, 3), 200.0)], r"lie in \[0, 1\]; got 200"),
+        ([np.full((2, 8, 8, 3), np.nan)], r"lie in \[0, 1\]; got nan"),
+        ([np.zeros((2, 8, 8, 3), np.int64)], "uint8, or floating"),
+        ([{"picture": np.zeros((2, 8, 8, 3), np.uint8)}], r"key \"image\"; got \['picture'\]"),
+        ([(np.zeros((2, 8, 8, 3), np.uint8), np.eye(2))], "integers \\[B\\]; got float64"),
+        (
+            [(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2)), np.zeros((2, 8, 8, 3), np.uint8)],
+            "in every batch or in none; got it in 1 of 2",
+        ),
+    ],
+)
+def test_unusable_batches_are_named(batches, message):
+    with pytest.raises(ValueError, match=message):
+        extract_features(pixel_features, batches)
+
+
+def test_endless_datasets_and_feature_maps_are_refused():
+    with pytest.raises(ValueError, match="endless"):
+        extract_features(pixel_features, dict_dataset(8).repeat())
+    with pytest.raises(ValueError, match=r"vectors \[8, D\]; got shape \(8, 8, 8, 3\)"):
+        extract_features(lambda batch: batch, dict_dataset(8))
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_weighted_knn_equals_the_double_loop(k, temperature):
+    train_h, train_labels = clusters()
+    test_h, _ = clusters(60, seed=1)
+    found = knn_predict(train_h, train_labels, test_h, k, temperature)
+    expected = reference_knn(train_h, train_labels, test_h, k, temperature)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 10])
+def test_plain_knn_equals_the_double_loop(k):
+    """Even k bring ties, which go to the label of the nearest neighbour."""
+    train_h, train_labels = clusters()
+    test_h, _ = clusters(60, seed=1)
+    found = knn_predict(train_h, train_labels, test_h, k, weighted=False)
+    np.testing.assert_array_equal(found, reference_knn(train_h, train_labels, test_h, k))
+
+
+def test_knn_accuracy_equals_scikit_learn():
+    train_h, train_labels = clusters(500)
+    test_h, test_labels = clusters(200, seed=1)
+
+    def weights(distances):
+        return np.exp((1 - distances) / 0.1)
+
+    weighted = KNeighborsClassifier(50, metric="cosine", weights=weights).fit(train_h, train_labels)
+    found = knn_accuracy(train_h, train_labels, test_h, test_labels, k=50)
+    assert found == pytest.approx(weighted.score(test_h, test_labels), abs=1e-9)
+    plain = KNeighborsClassifier(1, metric="cosine").fit(train_h, train_labels)
+    found = knn_accuracy(train_h, train_labels, test_h, test_labels, k=1, weighted=False)
+    assert found == pytest.approx(plain.score(test_h, test_labels), abs=1e-9)
+    assert 0.3 < found < 0.95  # neither chance nor trivial
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 60, 1000])
+def test_blocks_do_not_matter(block_size):
+    train_h, train_labels = clusters()
+    test_h, _ = clusters(60, seed=1)
+    one_block = knn_predict(train_h, train_labels, test_h, 20)
+    blocks = knn_predict(train_h, train_labels, test_h, 20, block_size=block_size)
+    np.testing.assert_array_equal(blocks, one_block)
+
+
+def test_lengths_of_embeddings_do_not_matter():
+    """Cosine: rows scaled by anything above 0 predict the same."""
+    train_h, train_labels = clusters()
+    test_h, _ = clusters(60, seed=1)
+    scale = np.random.default_rng(0).uniform(0.1, 50, (300, 1))
+    np.testing.assert_array_equal(
+        knn_predict(train_h * scale, train_labels, test_h * 7, 20),
+        knn_predict(train_h, train_labels, test_h, 20),
+    )
+
+
+def test_equally_similar_rows_go_by_index():
+    """Four copies of one row with labels 5, 5, 3, 3: the first k of them vote."""
+    row = np.array([[1.0, 2.0]])
+    train_h, labels = np.repeat(row, 4, 0), [5, 5, 3, 3]
+    assert knn_predict(train_h, labels, row, 2).tolist() == [5]
+    assert knn_predict(train_h, labels[::-1], row, 3).tolist() == [3]
+    assert knn_predict(train_h, labels[::-1], row, 4, weighted=False).tolist() == [3]  # a tie
+
+
+def test_k_beyond_the_training_set_is_all_of_it():
+    train_h, train_labels = clusters(30)
+    test_h, _ = clusters(20, seed=1)
+    np.testing.assert_array_equal(
+        knn_predict(train_h, train_labels, test_h, 1000),
+        knn_predict(train_h, train_labels, test_h, 30),
+    )
+
+
+def test_a_row_of_zeros_is_no_error():
+    train_h, train_labels = clusters(30)
+    assert knn_predict(train_h, train_labels, np.zeros((1, 12)), 3)[0] in train_labels
+
+
+@pytest.mark.parametrize("c", [1e-3, 0.1])
+def test_linear_probe_equals_a_scikit_learn_pipeline(c):
+    train_h, train_labels = clusters(500)
+    test_h, test_labels = clusters(300, seed=1)
+    train_h[:, 0] = 100 + 5 * train_h[:, 0]  # what standardisation is for
+    test_h[:, 0] = 100 + 5 * test_h[:, 0]
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000, tol=1e-5))
+    pipeline.fit(train_h.astype(np.float64), train_labels)
+    probe = linear_probe(train_h, train_labels, test_h, test_labels, C=c, tolerance=1e-5)
+    assert probe.accuracy == pytest.approx(pipeline.score(test_h, test_labels), abs=0.5 / 300)
+    np.testing.assert_array_equal(probe.predicted, pipeline.predict(test_h.astype(np.float64)))
+    assert probe.classes.tolist() == [2, 5, 8, 11]
+    assert probe.converged and probe.C == c and probe.held_out_accuracy == {}
+
+
+def test_linear_probe_is_deterministic_and_picks_c_without_the_test_set():
+    """Other test rows and labels leave the choice as it is; a second call gives the same."""
+    train_h, train_labels = clusters(400)
+    test_h, test_labels = clusters(100, seed=1)
+    first = linear_probe(train_h, train_labels, test_h, test_labels)
+    again = linear_probe(train_h, train_labels, test_h, test_labels)
+    other = linear_probe(train_h, train_labels, test_h[::-1] * 0.1, test_labels)
+    np.testing.assert_array_equal(first.predicted, again.predicted)
+    assert first.accuracy == again.accuracy
+    assert other.held_out_accuracy == first.held_out_accuracy == again.held_out_accuracy
+    best = max(first.held_out_accuracy.values())
+    assert first.C == min(c for c, a in first.held_out_accuracy.items() if a == best)
+
+
+def test_noisy_features_do_not_get_the_weakest_regularisation():
+    """Few rows in many dimensions overfit, and the held-out part shows it."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    noisy = rng.normal(size=(120, 300))
+    noisy[:, 0] += 2 * labels
+    probe = linear_probe(noisy, labels, noisy, labels)
+    assert probe.C < 1.0
+
+
+def test_linear_probe_reports_what_did_not_converge_and_warns_of_nothing():
+    train_h, train_labels = clusters(400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe = linear_probe(train_h, train_labels, train_h, train_labels, C=1.0, max_iter=2)
+    assert not probe.converged and probe.n_iter == 2
+    assert probe.accuracy == probe.train_accuracy
+
+
+def test_constant_features_are_no_error():
+    train_h, train_labels = clusters(100)
+    train_h[:, 3] = 7.0
+    assert linear_probe(train_h, train_labels, train_h, train_labels).accuracy > 0.5
+
+
+@pytest.mark.parametrize("classify", [knn_accuracy, linear_probe])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({1: None}, "train_labels must be given; got None"),
+        ({3: None}, "test_labels must be given; got None"),
+        ({0: np.full((10, 4), np.nan)}, "train_h must be finite; 10 of 10 rows"),
+        ({2: np.full((6, 4), np.inf)}, "test_h must be finite; 6 of 6 rows"),
+        ({1: np.arange(9)}, "one for each of the 10 rows"),
+        ({1: np.arange(10) / 2}, "must be integers"),
+        ({2: np.ones((6, 5))}, "equally wide, from one encoder; got 4 and 5"),
+        ({0: np.ones((0, 4)), 1: np.arange(0)}, "n and D of 1 or more"),
+    ],
+)
+def test_unusable_features_are_named(classify, change, message):
+    arguments = [np.ones((10, 4)), np.arange(10) % 2, np.ones((6, 4)), np.arange(6) % 2]
+    for position, value in change.items():
+        arguments[position] = value
+    with pytest.raises(ValueError, match=message):
+        classify(*arguments)
+
+
+def test_settings_out_of_range_are_named():
+    h, y = clusters(20)
+    for settings, message in (
+        ({"k": 0}, "k must be 1 or more"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"block_size": 0}, "block_size must be 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            knn_predict(h, y, h, **settings)
+    with pytest.raises(ValueError, match="two classes or more; got only label 4"):
+        linear_probe(h, np.full(20, 4), h, y)
+    with pytest.raises(ValueError, match="C must be above 0"):
+        linear_probe(h, y, h, y, C=0.0)
+    with pytest.raises(ValueError, match="each of a class of its own"):
+        linear_probe(h, np.arange(20), h, y)

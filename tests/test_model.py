@@ -1,0 +1,284 @@
+"""SimCLR as a Keras model: the step it takes, what it accepts, what it saves."""
+
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from tensorflow import keras
+
+import simclr_tf
+from simclr_tf import LARS, ProjectionHead, SimCLR, augment
+
+RNG = np.random.default_rng(1)
+IMAGES = RNG.integers(0, 256, [24, 8, 8, 3], np.uint8)
+
+
+def small_encoder(batch_norm=True):
+    """Conv-BN-pool to [B, 6], built from stock layers."""
+    layers = keras.layers
+    steps = [layers.Conv2D(6, 3, strides=2, use_bias=not batch_norm)]
+    steps += [layers.BatchNormalization()] if batch_norm else []
+    steps += [layers.ReLU(), layers.GlobalAveragePooling2D()]
+    return keras.Sequential([keras.Input((8, 8, 3)), *steps], name="small")
+
+
+def model_of(seed=3, **kwargs):
+    """A small SimCLR with cheap views."""
+    kwargs.setdefault("augment", augment.RandomView(8, 0.5, jit_compile=False))
+    head = ProjectionHead(output_dim=4)
+    return SimCLR(small_encoder(), head, temperature=0.2, seed=seed, **kwargs)
+
+
+def compiled(**kwargs):
+    """The same, ready for fit."""
+    model = model_of(**kwargs)
+    model.compile(optimizer=LARS(0.1))
+    return model
+
+
+def dataset(batch_size=8):
+    """Batches of uint8 images."""
+    return tf.data.Dataset.from_tensor_slices(IMAGES).batch(batch_size)
+
+
+def test_one_step_is_nt_xent_of_two_views_and_its_gradient():
+    """Loss by the paper's loop over z of the step's own views; weights by hand-made descent."""
+    model = model_of()
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    model.build((None, 8, 8, 3))
+    before = [v.numpy() for v in model.trainable_variables]
+    twin = SimCLR.from_config(model.get_config())
+    twin.build((None, 8, 8, 3))
+    twin.set_weights(model.get_weights())
+
+    logs = model.train_on_batch(IMAGES[:8], return_dict=True)
+
+    view_a, view_b = twin.views(IMAGES[:8], twin._step_seed(0))
+    with tf.GradientTape() as tape:
+        h = twin.encoder(tf.concat([view_a, view_b], 0), training=True)
+        z = twin.projection_head(h, training=True)
+        loss = simclr_tf.nt_xent(z[:8], z[8:], 0.2)
+    gradients = tape.gradient(loss, twin.trainable_variables)
+    expected = reference.nt_xent(z[:8].numpy(), z[8:].numpy(), 0.2)
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+    accuracy = reference.contrastive_accuracy(z[:8].numpy(), z[8:].numpy())
+    assert logs["contrastive_accuracy"] == pytest.approx(accuracy)
+    for old, new, gradient in zip(before, model.trainable_variables, gradients):
+        np.testing.assert_allclose(new, old - 0.1 * gradient, rtol=1e-4, atol=2e-5)
+
+
+def test_fit_learns():
+    """On two easy clusters of colours the loss falls well below chance."""
+    images = np.zeros([64, 8, 8, 3], np.uint8)
+    images[:32, ..., 0] = images[32:, ..., 2] = 255
+    images = np.clip(images + RNG.integers(0, 60, images.shape), 0, 255).astype(np.uint8)
+    model = model_of(augment=augment.RandomFlip())
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    history = model.fit(images, batch_size=32, epochs=12, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0] - 0.5
+
+
+def test_what_a_batch_may_be():
+    """Images, (images, labels), a dict, float in [0, 1]: one and the same step."""
+    labels = np.zeros(24, np.int64)
+    as_float = IMAGES.astype(np.float32) / 255.0
+    forms = [
+        dataset(),
+        tf.data.Dataset.from_tensor_slices((IMAGES, labels)).batch(8),
+        tf.data.Dataset.from_tensor_slices({"image": IMAGES, "label": labels}).batch(8),
+        tf.data.Dataset.from_tensor_slices(as_float).batch(8),
+    ]
+    losses = []
+    for form in forms:
+        keras.utils.set_random_seed(0)
+        losses.append(compiled().fit(form, verbose=0).history["loss"][0])
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+    keras.utils.set_random_seed(0)
+    arrays = compiled().fit(IMAGES, labels, batch_size=8, shuffle=False, verbose=0)
+    assert arrays.history["loss"][0] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_predict_is_h_and_project_is_z():
+    """Inference mode, every last example, whatever the batch."""
+    model = compiled()
+    model.fit(dataset(), verbose=0)
+    h = model.predict(dataset(7), verbose=0)
+    assert h.shape == (24, 6) and h.dtype == np.float32
+    expected = model.encoder(IMAGES.astype(np.float32) / 255.0, training=False)
+    np.testing.assert_allclose(h, expected, atol=1e-6)
+    np.testing.assert_allclose(model(IMAGES), expected, atol=1e-6)
+    z = model.projection_head(expected, training=False)
+    np.testing.assert_allclose(model.project(IMAGES), z, atol=1e-6)
+
+
+def test_evaluate_changes_nothing_and_repeats():
+    """The same two views of each batch every time, batch norm in inference mode."""
+    model = compiled()
+    model.fit(dataset(), verbose=0)
+    before = model.get_weights()
+    first, second = (model.evaluate(dataset(), verbose=0) for _ in range(2))
+    assert first == second and len(first) == 2
+    for old, new in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_keras_features_work():
+    """Validation data, callbacks, steps_per_execution, a last partial batch, a progress bar."""
+    model = model_of()
+    model.compile(optimizer=LARS(0.1), steps_per_execution=2)
+    seen = []
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs))
+    model.fit(dataset(7), epochs=2, validation_data=dataset(8), callbacks=[callback], verbose=0)
+    assert {"loss", "contrastive_accuracy", "val_loss", "val_contrastive_accuracy"} <= set(seen[1])
+    assert int(model.optimizer.iterations) == 8
+
+
+def test_steps_with_a_seed_do_not_depend_on_what_ran_before():
+    """Same seed, same weights, same data: the same losses; another seed: others."""
+    losses = []
+    for seed, noise in ((3, 0), (3, 5), (4, 0)):
+        keras.utils.set_random_seed(0)
+        model = compiled(seed=seed)
+        model.build((None, 8, 8, 3))
+        tf.random.set_seed(99)
+        tf.random.uniform([noise])  # uses the global generator
+        losses.append(model.fit(dataset(), epochs=2, verbose=0).history["loss"])
+    assert losses[0] == losses[1] and losses[0] != losses[2]
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        None,
+        augment.RandomView(8),
+        keras.layers.GaussianNoise(0.1),
+        lambda images: tf.cast(images, tf.float32) / 255.0,
+        (augment.RandomView(8, 0.2), augment.Compose([augment.RandomFlip(), augment.Cutout()])),
+    ],
+    ids=["default", "ours", "keras layer", "function", "pair"],
+)
+def test_what_augment_may_be(views):
+    """Anything from batch to batch, or a pair, each drawn twice on the device."""
+    model = compiled(augment=views)
+    model.fit(dataset().map(lambda x: tf.cast(x, tf.float32) / 255.0) if views == 2 else dataset(), verbose=0)
+    if views is None:
+        assert model.augment.size == 8 and model.augment.strength == 0.5
+
+
+def test_a_pair_gives_each_view_its_own_family():
+    """First callable for the first view, second for the second."""
+    black, white = tf.zeros_like, tf.ones_like
+    model = model_of(augment=(lambda x: black(x, tf.float32), lambda x: white(x, tf.float32)))
+    view_a, view_b = model.views(IMAGES)
+    assert float(tf.reduce_max(view_a)) == 0.0 and float(tf.reduce_min(view_b)) == 1.0
+
+
+def test_a_dataset_of_pairs_skips_the_views():
+    """augment=False: the two views as they come, with or without labels."""
+    model = compiled(augment=False)
+    pairs = tf.data.Dataset.from_tensor_slices((IMAGES, IMAGES[::-1])).batch(8)
+    model.fit(pairs, verbose=0)
+    with_labels = tf.data.Dataset.from_tensor_slices(((IMAGES, IMAGES), np.zeros(24))).batch(8)
+    model.fit(with_labels, verbose=0)
+    view_a, view_b = model.views((IMAGES, IMAGES[::-1]))
+    np.testing.assert_allclose(view_b[::-1], view_a)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains(policy):
+    """Finite loss, float32 h and z; with loss scaling where the policy wants it."""
+    keras.mixed_precision.set_global_policy(policy)
+    model = compiled()
+    history = model.fit(dataset(), epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert model(IMAGES).dtype == tf.float32 and model.project(IMAGES).dtype == tf.float32
+
+
+@pytest.mark.parametrize("kind", ["keras", "weights.h5"])
+def test_save_and_load_go_on_where_they_were(tmp_path, kind):
+    """A loaded model gives the same h and z, and trains on as the saved one does."""
+    keras.utils.set_random_seed(0)
+    model = compiled()
+    model.fit(dataset(), verbose=0)
+    path = tmp_path / f"model.{kind}"
+    if kind == "keras":
+        model.save(path)
+        loaded = keras.models.load_model(path)
+        assert int(loaded.optimizer.iterations) == 3
+        assert loaded.augment.get_config() == model.augment.get_config()
+    else:
+        model.save_weights(path)
+        loaded = compiled()
+        loaded.build((None, 8, 8, 3))
+        loaded.load_weights(path)
+    np.testing.assert_allclose(loaded(IMAGES), model(IMAGES), atol=1e-6)
+    np.testing.assert_allclose(loaded.project(IMAGES), model.project(IMAGES), atol=1e-6)
+    if kind == "keras":
+        again = loaded.fit(dataset(), verbose=0).history["loss"]
+        assert again == pytest.approx(model.fit(dataset(), verbose=0).history["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_train_as_one_device(replicas):
+    """Loss and weights after three steps; without batch norm, whose kernels differ."""
+    results = []
+    for count in (1, replicas):
+        devices = [d.name for d in tf.config.list_logical_devices("CPU")][:count]
+        strategy = tf.distribute.MirroredStrategy(
+            devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+        )
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            view = augment.RandomView(8, 0.5, jit_compile=False)
+            head = ProjectionHead(output_dim=4, batch_norm=False)
+            model = SimCLR(small_encoder(batch_norm=False), head, view, 0.2, seed=3)
+            model.build((None, 8, 8, 3))
+            model.compile(optimizer=LARS(0.5))
+        history = model.fit(dataset(), verbose=0).history
+        results.append((history["loss"][0], model.get_weights()))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    for one, many in zip(results[0][1], results[1][1]):
+        np.testing.assert_allclose(many, one, atol=1e-5)
+
+
+WRONG_DATA = [
+    (np.zeros([4, 8, 8], np.uint8), r"\[batch, height, width, 3\]"),
+    (np.zeros([4, 8, 8, 1], np.uint8), r"\[batch, height, width, 3\].*\(4, 8, 8, 1\)"),
+    (np.zeros([4, 8, 8, 3], np.int32), "uint8, or float in .*int32"),
+    (np.full([4, 8, 8, 3], 255.0, np.float32), r"\[0, 1\].*Divide by 255"),
+    (tf.data.Dataset.from_tensor_slices(IMAGES).batch(99, drop_remainder=True), "no batch"),
+    (tf.data.Dataset.from_tensor_slices(IMAGES), r"Batch the dataset"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), WRONG_DATA)
+def test_wrong_data_is_one_clear_error(data, message):
+    """Before the first step where it can be told, else after it; one line either way."""
+    with pytest.raises(ValueError, match=message) as caught:
+        compiled().fit(data, verbose=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SimCLR(small_encoder(), temperature=0.0), "temperature must be above 0"),
+        (lambda: SimCLR(small_encoder(), augment=3), "augment must be a callable"),
+        (lambda: SimCLR(small_encoder(), augment=(tf.identity,)), "two callables"),
+        (lambda: SimCLR(small_encoder(), micro_batch_size=0), "1 or more; got 0"),
+        (lambda: SimCLR(tf.identity).build((None, 8, 8, 3)), "keras.Model"),
+        (lambda: SimCLR(keras.Sequential([keras.Input((8, 8, 3))])).build((None, 8, 8, 3)), "map"),
+    ],
+)
+def test_wrong_arguments_are_told(make, message):
+    """With the rule."""
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_loss_given_to_compile_is_refused():
+    """SimCLR has its own."""
+    model = model_of()
+    model.compile(optimizer=LARS(0.1), loss="mse")
+    with pytest.raises(ValueError, match="brings its own loss"):
+        model.fit(dataset(), verbose=0)
