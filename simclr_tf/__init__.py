@@ -32,6 +32,7 @@ _MODULES = (
     "optimizers",
     "distribute",
     "data",
+    "gradient_cache",
     "model",
     "evaluate",
     "export",

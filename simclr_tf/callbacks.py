@@ -22,7 +22,7 @@ class TrainingFailed(RuntimeError):
 
 
 class Throughput(keras.callbacks.Callback):
-    """Adds `images_per_second`, `learning_rate` and `step` to the logs of an epoch.
+    """Adds `images_per_second` and `learning_rate` to the logs of an epoch.
 
     The time is that of the training steps, without probes and checkpoints.
 
@@ -42,10 +42,9 @@ class Throughput(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Writes into the logs that the callbacks after this one see."""
         seconds = time.perf_counter() - self._start
-        step = int(self.model.optimizer.iterations)
-        logs["step"] = step
+        steps = int(self.model.optimizer.iterations) - self._first_step
         logs["learning_rate"] = float(keras.backend.get_value(self.model.optimizer.learning_rate))
-        logs["images_per_second"] = (step - self._first_step) * self.batch_size / seconds
+        logs["images_per_second"] = steps * self.batch_size / seconds
 
 
 class KNNProbe(keras.callbacks.Callback):
@@ -55,13 +54,11 @@ class KNNProbe(keras.callbacks.Callback):
       train, test: tf.data of labelled dict batches, see `evaluate.extract_features`.
       every_epochs: how often; the last epoch always.
       k: neighbours, weighted by exp(cosine / 0.1).
-      say: called with a line of text after each probe, or None.
     """
 
-    def __init__(self, train, test, every_epochs=1, k=200, say=None):
+    def __init__(self, train, test, every_epochs=1, k=200):
         super().__init__()
         self.train, self.test, self.every_epochs, self.k = train, test, every_epochs, k
-        self.say = say
 
     def on_epoch_end(self, epoch, logs=None):
         """Probes and writes into the logs."""
@@ -70,14 +67,16 @@ class KNNProbe(keras.callbacks.Callback):
             return
         train = extract_features(self.model.encoder, self.train)
         test = extract_features(self.model.encoder, self.test)
-        accuracy = knn_accuracy(train.h, train.labels, test.h, test.labels, k=self.k)
-        logs["knn_accuracy"] = accuracy
-        if self.say:
-            self.say(f"epoch {epoch + 1}: kNN accuracy {accuracy:.4f}")
+        logs["knn_accuracy"] = knn_accuracy(
+            train.h, train.labels, test.h, test.labels, k=self.k
+        )
 
 
 class JSONLines(keras.callbacks.Callback):
-    """Appends one JSON object per epoch to a file: `epoch` counts from 1, the rest is the logs."""
+    """Appends one JSON object per epoch to a file.
+
+    `epoch` counts from 1, `step` is the optimizer's; the rest is the logs of the epoch.
+    """
 
     def __init__(self, path):
         super().__init__()
@@ -85,13 +84,10 @@ class JSONLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the line in one piece."""
-        row = {"epoch": epoch + 1, **{name: _plain(value) for name, value in logs.items()}}
+        row = {"epoch": epoch + 1, "step": int(self.model.optimizer.iterations)}
+        row.update((name, float(value)) for name, value in logs.items())
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _plain(value):
-    return value if isinstance(value, int) else float(value)
 
 
 class Alarms(keras.callbacks.Callback):
@@ -150,14 +146,19 @@ class Checkpoints(keras.callbacks.Callback):
 
     Args:
       directory: where; the last two are kept.
-      model: the compiled model.
+      model: the compiled and built `SimCLR`.
     """
 
     def __init__(self, directory, model):
         super().__init__()
+        if hasattr(model.optimizer, "build"):  # so that its slots are there to be restored
+            model.optimizer.build(model.trainable_variables)
         self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")
         self.checkpoint = tf.train.Checkpoint(
-            model=model, optimizer=model.optimizer, epoch=self.epoch
+            model=model,
+            optimizer=model.optimizer,
+            epoch=self.epoch,
+            image_size=tf.Variable(model.image_shape[0], trainable=False, name="image_size"),
         )
         self.manager = tf.train.CheckpointManager(self.checkpoint, str(directory), max_to_keep=2)
 
@@ -173,6 +174,27 @@ class Checkpoints(keras.callbacks.Callback):
         """Saves."""
         self.epoch.assign(epoch + 1)
         self.manager.save(checkpoint_number=epoch + 1)
+
+
+def restore_encoder(directory, build):
+    """The encoder of the newest checkpoint and the side of its images.
+
+    Args:
+      directory: of the checkpoints.
+      build: side of the images in pixels -> a built encoder of the checkpoint's kind.
+
+    Returns:
+      (encoder, image_size), or None where there is no checkpoint.
+    """
+    newest = tf.train.latest_checkpoint(str(directory))
+    if newest is None:
+        return None
+    reader = tf.train.load_checkpoint(newest)
+    image_size = int(reader.get_tensor("image_size/.ATTRIBUTES/VARIABLE_VALUE"))
+    encoder = build(image_size)
+    whole = tf.train.Checkpoint(model=tf.train.Checkpoint(encoder=encoder))
+    whole.restore(newest).expect_partial().assert_existing_objects_matched()
+    return encoder, image_size
 
 
 class ViewSizes(keras.callbacks.Callback):

@@ -103,7 +103,7 @@ def _define_training(define):
     define.float("warmup_epochs", None, "By default a tenth of the epochs, 10 at most.", 0.0)
     define.float("weight_decay", 1e-6, "Weight decay; biases and norms take none.", 0.0)
     define.float("momentum", 0.9, "Momentum of lars and sgd.", 0.0, 0.9999)
-    define.integer("micro_batch_size", None, "Embed the views in pieces of so many images.", 1)
+    define.integer("micro_batch_size", None, "Embed the views in pieces of so many.", 1)
     define.integer("seed", 0, "Seed of weights, order and views.", 0, 2**31 - 1)
     define.boolean("deterministic", False, "Only bit-reproducible kernels; may be slower.")
     define.enum(

@@ -237,7 +237,7 @@ def _probe(options, train, test, steps):
     batch_size, limit = options.batch_size, options.probe_examples
     every = options.probe_every_epochs or max(1, math.ceil(steps.epochs / 10))
     return callbacks.KNNProbe(
-        train.batches(batch_size, limit), test.batches(batch_size, limit), every, say=say
+        train.batches(batch_size, limit), test.batches(batch_size, limit), every
     )
 
 
@@ -254,18 +254,15 @@ def encoder_of_run(options):
       run.UsageError: there is no run, or it has no checkpoint yet.
     """
     directory = run.RunDirectory(options.run_dir)
-    checkpoint = tf.train.latest_checkpoint(str(directory.checkpoints))
-    if checkpoint is None:
+    restored = callbacks.restore_encoder(
+        directory.checkpoints, lambda image_size: build_encoder(options, image_size)
+    )
+    if restored is None:
         raise run.UsageError(
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "
             "Let `simclr-tf pretrain` finish an epoch."
         )
-    # The side is in the export's absence that of the data: reading one example tells it.
-    image_size = options.image_size or _load(options, options.train_split).image_size
-    encoder = build_encoder(options, image_size)
-    reader = tf.train.Checkpoint(model=tf.train.Checkpoint(encoder=encoder))
-    reader.restore(checkpoint).expect_partial().assert_existing_objects_matched()
-    return encoder, image_size
+    return restored
 
 
 def evaluate_run(options, trained):

@@ -11,6 +11,7 @@ from tensorflow import keras
 
 from simclr_tf import augment as augmentations
 from simclr_tf.encoders import validate as validate_encoder
+from simclr_tf.gradient_cache import cached_gradients
 from simclr_tf.losses import check_temperature, nt_xent
 from simclr_tf.metrics import ContrastiveAccuracy
 from simclr_tf.projection import ProjectionHead
@@ -29,12 +30,13 @@ class SimCLR(keras.Model):
     Args:
       encoder: a `keras.Model` that maps images to vectors, such as `ResNet(18)`.
       projection_head: maps h to z; None is `ProjectionHead()`.
-      augment: a callable batch -> batch (a Keras layer too), called twice on the device; a pair of
-        callables gives each view its own; None is the paper's family for the size of the images;
+      augment: a callable batch -> batch (a Keras layer too), called twice on the device; one that
+        is not ours gets float32 images in [0, 1]. A pair of callables gives each view its own; None is the paper's family for the size of the images;
         False is for a dataset that yields pairs of views.
       temperature: T of NT-Xent.
-      micro_batch_size: embed the 2B views in pieces of this many images (gradient caching), so
-        that memory is that of a piece; None embeds them at once.
+      micro_batch_size: embed the 2B views in pieces of this many (gradient caching, see
+        `gradient_cache`), so that memory is that of a piece; None embeds them at once. It divides
+        2B. The gradient is that of the whole batch; batch norm sees a piece at a time.
       seed: int; the views of step s are then a function of (seed, s) alone, whatever ran before.
         None draws them from TensorFlow's global generator.
 
@@ -67,8 +69,8 @@ class SimCLR(keras.Model):
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self._image_shape = None
-        self._loss_mean = keras.metrics.Mean(name="loss")
-        self._accuracy = ContrastiveAccuracy()
+        # Past Keras's attribute tracking: what a metric counts is not a weight of the model.
+        vars(self)["_running"] = [keras.metrics.Mean(name="loss"), ContrastiveAccuracy()]
 
     @property
     def image_shape(self):
@@ -136,12 +138,10 @@ class SimCLR(keras.Model):
         # Two views a step: seeds 2s and 2s + 1.
         return tf.stack([self.seed % (2**31 - 1), 2 * tf.cast(step, tf.int32)])
 
-    def _embed(self, view_a, view_b, training):
-        """z of both views from one pass of 2B, so that batch norm sees them together."""
-        both = tf.concat([view_a, view_b], axis=0)
-        h = self.encoder(both, training=training)
-        z = self.projection_head(h, training=training)
-        return tf.split(z, 2, axis=0)
+    def _embed(self, views, training):
+        """z [V, d] float32 of views [V, S, S, 3]; one pass, so that batch norm sees both views."""
+        h = self.encoder(views, training=training)
+        return tf.cast(self.projection_head(h, training=training), tf.float32)
 
     # -- the steps ---------------------------------------------------------------------------
 
@@ -151,14 +151,47 @@ class SimCLR(keras.Model):
             view_a, view_b = self.views(data, self._step_seed(self.optimizer.iterations))
         if not self.built:
             self.build(view_a.shape)
+        if self.micro_batch_size is None:
+            loss, z = self._step_at_once(view_a, view_b)
+        else:
+            loss, z = self._step_in_pieces(view_a, view_b)
+        return self._log(loss, *tf.split(z, 2, axis=0))
+
+    def _objective(self, z):
+        """What is differentiated, and the loss that is shown: z is [2B, d]."""
+        loss = nt_xent(*tf.split(z, 2, axis=0), self.temperature)
+        # Gradients are summed over replicas, and each replica's loss is a mean of its own.
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync, loss
+
+    def _step_at_once(self, view_a, view_b):
         with tf.GradientTape() as tape:
-            z_a, z_b = self._embed(view_a, view_b, training=True)
-            loss = nt_xent(z_a, z_b, self.temperature)
-            # Gradients are summed over replicas, and each replica's loss is a mean of its own.
+            z = self._embed(tf.concat([view_a, view_b], axis=0), training=True)
+            objective, loss = self._objective(z)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            objective = loss / replicas + sum(self.losses) / replicas
+            objective += sum(self.losses) / replicas
         self.optimizer.minimize(objective, self.trainable_variables, tape=tape)
-        return self._log(loss, z_a, z_b)
+        return loss, z
+
+    def _step_in_pieces(self, view_a, view_b):
+        """Gradient caching; regularisation losses of layers are not part of it."""
+        scaled = hasattr(self.optimizer, "get_scaled_loss")
+
+        def loss_of(z):
+            objective, loss = self._objective(z)
+            return (self.optimizer.get_scaled_loss(objective) if scaled else objective), loss
+
+        gradients, loss, z = cached_gradients(
+            lambda piece: self._embed(piece, training=True),
+            tf.concat([view_a, view_b], axis=0),
+            loss_of,
+            self.trainable_variables,
+            self.encoder.non_trainable_variables + self.projection_head.non_trainable_variables,
+            self.micro_batch_size,
+        )
+        if scaled:
+            gradients = self.optimizer.get_unscaled_gradients(gradients)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+        return loss, z
 
     def test_step(self, data):
         """Loss and contrastive accuracy of two views, with batch norm in inference mode."""
@@ -167,7 +200,7 @@ class SimCLR(keras.Model):
             view_a, view_b = self.views(data, seed)
         if not self.built:
             self.build(view_a.shape)
-        z_a, z_b = self._embed(view_a, view_b, training=False)
+        z_a, z_b = tf.split(self._embed(tf.concat([view_a, view_b], axis=0), training=False), 2)
         return self._log(nt_xent(z_a, z_b, self.temperature), z_a, z_b)
 
     def predict_step(self, data):
@@ -175,14 +208,15 @@ class SimCLR(keras.Model):
         return self(_first(data), training=False)
 
     def _log(self, loss, z_a, z_b):
-        self._loss_mean.update_state(loss, sample_weight=tf.cast(tf.shape(z_a)[0], tf.float32))
-        self._accuracy.update_state(z_a, z_b)
+        mean_loss, accuracy = self._running
+        mean_loss.update_state(loss, sample_weight=tf.cast(tf.shape(z_a)[0], tf.float32))
+        accuracy.update_state(z_a, z_b)
         return {metric.name: metric.result() for metric in self.metrics}
 
     @property
     def metrics(self):
         """Running means of the loss and the contrastive accuracy."""
-        return [self._loss_mean, self._accuracy]
+        return self._running
 
     def fit(self, x=None, y=None, **kwargs):
         """`keras.Model.fit`; y, where given, is ignored."""

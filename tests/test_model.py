@@ -68,14 +68,13 @@ def test_one_step_is_nt_xent_of_two_views_and_its_gradient():
 
 
 def test_fit_learns():
-    """On two easy clusters of colours the loss falls well below chance."""
-    images = np.zeros([64, 8, 8, 3], np.uint8)
-    images[:32, ..., 0] = images[32:, ..., 2] = 255
-    images = np.clip(images + RNG.integers(0, 60, images.shape), 0, 255).astype(np.uint8)
+    """Images that each have a colour of their own are told apart: the loss falls below chance."""
+    colours = RNG.integers(0, 256, [32, 1, 1, 3])
+    images = np.clip(colours + RNG.integers(-20, 20, [32, 8, 8, 3]), 0, 255).astype(np.uint8)
     model = model_of(augment=augment.RandomFlip())
-    model.compile(optimizer=keras.optimizers.Adam(0.01))
-    history = model.fit(images, batch_size=32, epochs=12, verbose=0).history
-    assert history["loss"][-1] < history["loss"][0] - 0.5
+    model.compile(optimizer=keras.optimizers.Adam(0.03))
+    loss = model.fit(images, batch_size=32, epochs=30, verbose=0).history["loss"]
+    assert loss[-1] < 0.7 * np.log(2 * 32 - 1)
 
 
 def test_what_a_batch_may_be():
@@ -83,7 +82,6 @@ def test_what_a_batch_may_be():
     labels = np.zeros(24, np.int64)
     as_float = IMAGES.astype(np.float32) / 255.0
     forms = [
-        dataset(),
         tf.data.Dataset.from_tensor_slices((IMAGES, labels)).batch(8),
         tf.data.Dataset.from_tensor_slices({"image": IMAGES, "label": labels}).batch(8),
         tf.data.Dataset.from_tensor_slices(as_float).batch(8),
@@ -152,7 +150,7 @@ def test_steps_with_a_seed_do_not_depend_on_what_ran_before():
         None,
         augment.RandomView(8),
         keras.layers.GaussianNoise(0.1),
-        lambda images: tf.cast(images, tf.float32) / 255.0,
+        tf.image.flip_left_right,
         (augment.RandomView(8, 0.2), augment.Compose([augment.RandomFlip(), augment.Cutout()])),
     ],
     ids=["default", "ours", "keras layer", "function", "pair"],
@@ -160,15 +158,14 @@ def test_steps_with_a_seed_do_not_depend_on_what_ran_before():
 def test_what_augment_may_be(views):
     """Anything from batch to batch, or a pair, each drawn twice on the device."""
     model = compiled(augment=views)
-    model.fit(dataset().map(lambda x: tf.cast(x, tf.float32) / 255.0) if views == 2 else dataset(), verbose=0)
+    model.fit(dataset(), verbose=0)
     if views is None:
         assert model.augment.size == 8 and model.augment.strength == 0.5
 
 
 def test_a_pair_gives_each_view_its_own_family():
     """First callable for the first view, second for the second."""
-    black, white = tf.zeros_like, tf.ones_like
-    model = model_of(augment=(lambda x: black(x, tf.float32), lambda x: white(x, tf.float32)))
+    model = model_of(augment=(tf.zeros_like, tf.ones_like))
     view_a, view_b = model.views(IMAGES)
     assert float(tf.reduce_max(view_a)) == 0.0 and float(tf.reduce_min(view_b)) == 1.0
 
@@ -218,11 +215,43 @@ def test_save_and_load_go_on_where_they_were(tmp_path, kind):
         assert again == pytest.approx(model.fit(dataset(), verbose=0).history["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_train_as_one_device(replicas):
-    """Loss and weights after three steps; without batch norm, whose kernels differ."""
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_pieces_have_the_gradient_of_the_whole(policy):
+    """Weights after three steps in pieces of 4 views are those of whole batches of 16 views."""
+    keras.mixed_precision.set_global_policy(policy)
     results = []
-    for count in (1, replicas):
+    for micro_batch_size in (None, 4):
+        keras.utils.set_random_seed(0)
+        head = ProjectionHead(output_dim=4, batch_norm=False)
+        view = augment.RandomView(8, 0.5, jit_compile=False)
+        model = SimCLR(small_encoder(False), head, view, 0.2, micro_batch_size, seed=3)
+        model.compile(optimizer=keras.optimizers.SGD(0.01))
+        history = model.fit(dataset().map(lambda x: tf.ensure_shape(x, [8, 8, 8, 3])), verbose=0)
+        results.append((history.history["loss"], model.get_weights()))
+    tolerance = 1e-5 if policy == "float32" else 2e-2
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=tolerance)
+    for whole, pieces in zip(results[0][1], results[1][1]):
+        np.testing.assert_allclose(pieces, whole, rtol=tolerance, atol=tolerance)
+
+
+def test_moving_averages_move_once_per_image_in_pieces():
+    """Two pieces of equal images move them exactly twice, not four times."""
+    image = np.full([4, 8, 8, 3], 100, np.uint8)
+    model = model_of(augment=tf.identity, micro_batch_size=4)
+    model.build((None, 8, 8, 3))
+    norm = model.encoder.layers[1]
+    expected = norm.moving_mean * norm.momentum**2 + (1 - norm.momentum**2) * tf.reduce_mean(
+        model.encoder.layers[0](tf.cast(image, tf.float32) / 255.0), axis=[0, 1, 2]
+    )
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    model.train_on_batch(image)
+    np.testing.assert_allclose(norm.moving_mean, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_replicas_train_as_one_device():
+    """Loss and weights after three steps on two replicas, the views included."""
+    results = []
+    for count in (1, 2):
         devices = [d.name for d in tf.config.list_logical_devices("CPU")][:count]
         strategy = tf.distribute.MirroredStrategy(
             devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
@@ -233,12 +262,12 @@ def test_replicas_train_as_one_device(replicas):
             head = ProjectionHead(output_dim=4, batch_norm=False)
             model = SimCLR(small_encoder(batch_norm=False), head, view, 0.2, seed=3)
             model.build((None, 8, 8, 3))
-            model.compile(optimizer=LARS(0.5))
+            model.compile(optimizer=keras.optimizers.SGD(0.01))
         history = model.fit(dataset(), verbose=0).history
         results.append((history["loss"][0], model.get_weights()))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
     for one, many in zip(results[0][1], results[1][1]):
-        np.testing.assert_allclose(many, one, atol=1e-5)
+        np.testing.assert_allclose(many, one, atol=1e-5 * np.abs(one).max())
 
 
 WRONG_DATA = [

@@ -423,9 +423,16 @@ class Compose(Operator):
 
 
 def call_view(augment, images, seed=None, first_row=0):
-    """Calls any augmentation: ours with the seed, a Keras layer in training mode, else as it is."""
+    """Calls any augmentation on a batch [B, H, W, 3] of uint8, or float in [0, 1].
+
+    An `Operator` gets the seed. Every other callable gets float32 in [0, 1], a Keras layer in
+    training mode, and gives its views as it likes: without a seed.
+    """
     if isinstance(augment, Operator):
         return augment(images, seed=seed, first_row=first_row)
+    images = as_float(images)
     if isinstance(augment, keras.layers.Layer):
-        return augment(images, training=True)
-    return augment(images)
+        images = augment(images, training=True)
+    else:
+        images = augment(images)
+    return tf.cast(images, tf.float32)

@@ -82,10 +82,6 @@ class Draw:
         """The numbers of the operator at place `number` of a chain."""
         return Draw(fold_in(self.seed, number), self.shape, self._first_row)
 
-    def resized(self, size):
-        """The same draw for the operators after a resize to [size, size]."""
-        return Draw(self.seed, (self.shape[0], size, size), self._first_row)
-
     def _words(self, trailing):
         count = math.prod(trailing)
         rows = tf.range(self.shape[0], dtype=tf.int64) + tf.cast(self._first_row, tf.int64)
@@ -102,6 +98,26 @@ class Draw:
         first, second = (_unit(word) for word in self._words(trailing))
         radius = tf.sqrt(-2.0 * tf.math.log(1.0 - first))  # 1 - first lies in (0, 1]
         return radius * tf.cos(2.0 * math.pi * second)
+
+
+class Shares:
+    """Hands out the columns of numbers drawn at once: a chain then costs one pass of Threefry.
+
+    Attributes:
+      shape: (batch, height, width) of the images, as of `Draw`; it may be set between operators.
+    """
+
+    def __init__(self, draw, columns):
+        self.shape = draw.shape
+        self._numbers = draw.uniform(columns)  # [batch, columns]
+        self._taken = 0
+
+    def uniform(self, count=None):
+        """[batch, count] float32 in [0, 1), or [batch] without a count; never the same twice."""
+        first, self._taken = self._taken, self._taken + (count or 1)
+        if self._taken > self._numbers.shape[1]:
+            raise ValueError(f"all {self._numbers.shape[1]} columns are taken.")
+        return self._numbers[:, first] if count is None else self._numbers[:, first : self._taken]
 
 
 def _unit(word):

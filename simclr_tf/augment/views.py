@@ -21,8 +21,9 @@ from simclr_tf.augment.operators import (
     as_float,
     register,
 )
-from simclr_tf.augment.random import Draw, as_seed
+from simclr_tf.augment.random import Draw, Shares, as_seed
 
+_COLUMNS = 32  # random numbers an image: crop 22, flip 1, jitter 6, drop 1, blur 2
 SMALL_SIZE = 64  # up to here the paper's CIFAR family holds: no blur, strength 0.5
 
 
@@ -112,10 +113,10 @@ class RandomView(Operator):
         return self.draw(Draw(seed, (batch, *images.shape[1:3]), first_row))
 
     def draw(self, draw):
-        parameters = {}
-        for place, operator in enumerate(self.chain()):
-            parameters.update(operator.draw(draw.part(place)))
-            draw = draw.resized(self.size)
+        shares, parameters = Shares(draw, _COLUMNS), {}
+        for operator in self.chain():
+            parameters.update(operator.draw(shares))
+            shares.shape = (draw.shape[0], self.size, self.size)
         return parameters
 
     def apply(self, images, parameters):

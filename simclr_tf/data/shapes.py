@@ -16,6 +16,7 @@ _BLOCK = 250
 COPIES = 6
 RADIUS = (0.18, 0.22)  # of the image's side
 TILT_DEGREES = 20
+SHAKE = 0.12  # of the side: how far a copy may lie off its place in the pattern, end to end
 GROUND = (0.15, 0.35)  # mean luminance
 GROUND_SLOPE = 0.1  # a corner's luminance differs from the mean by so much at most
 GROUND_CHROMA = 0.04
@@ -122,7 +123,7 @@ def _centres(rng):
         b = (start[:, 1] + 0.569840291 * (copy + 1)) % 1
         x, y = np.where(swap < 0.5, [a, b], [b, a])
         x = np.where(mirror < 0.5, x, 1 - x)
-        shake = 0.06 * (rng.random([2, _BLOCK]) - 0.5)
+        shake = SHAKE * (rng.random([2, _BLOCK]) - 0.5)
         yield 0.08 + 0.84 * x + shake[0], 0.08 + 0.84 * y + shake[1]
 
 
@@ -154,8 +155,8 @@ def _ring(u, v):
     return np.abs(_length(u, v) - 0.72) - 0.22
 
 
-def _dots(u, v):
-    return _length(np.abs(u) - 0.5, np.abs(v) - 0.5) - 0.36
+def _square(u, v):
+    return np.maximum(np.abs(u), np.abs(v)) - 0.72
 
 
 def _triangle(u, v):
@@ -201,7 +202,7 @@ def _bars(u, v):
 _OUTLINES = {
     "disc": _disc,
     "ring": _ring,
-    "dots": _dots,
+    "square": _square,
     "triangle": _triangle,
     "star": _star,
     "cross": _cross,
