@@ -28,7 +28,7 @@ def train(source, epochs, batch_size=512, width=0.5, seed=0):
 
 
 def score(model, train_source, test_source, batch_size=256):
-    """kNN and linear accuracy of h on every last test example."""
+    """KNN and linear accuracy of h on every last test example."""
     train_h = evaluate.extract_features(model.encoder, train_source.batches(batch_size))
     test_h = evaluate.extract_features(model.encoder, test_source.batches(batch_size))
     pair = (train_h.h, train_h.labels, test_h.h, test_h.labels)

@@ -17,7 +17,7 @@ from simclr_tf.augment import RandomView
 from simclr_tf.evaluate import extract_features, knn_accuracy
 
 
-class TrainingFailed(RuntimeError):
+class TrainingError(RuntimeError):
     """A run that cannot go on; the message says what happened and what to do."""
 
 
@@ -67,9 +67,7 @@ class KNNProbe(keras.callbacks.Callback):
             return
         train = extract_features(self.model.encoder, self.train)
         test = extract_features(self.model.encoder, self.test)
-        logs["knn_accuracy"] = knn_accuracy(
-            train.h, train.labels, test.h, test.labels, k=self.k
-        )
+        logs["knn_accuracy"] = knn_accuracy(train.h, train.labels, test.h, test.labels, k=self.k)
 
 
 class JSONLines(keras.callbacks.Callback):
@@ -122,7 +120,7 @@ class Alarms(keras.callbacks.Callback):
     def _check(self, loss):
         if not math.isfinite(loss):
             step = int(self.model.optimizer.iterations)
-            raise TrainingFailed(
+            raise TrainingError(
                 f"the loss is {loss} by step {step}. Lower --learning_rate, lengthen "
                 "--warmup_epochs, or take --precision=float32."
             )

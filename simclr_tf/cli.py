@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the command failed, 2 it was given wrongly, 130 stopped by
 
 from __future__ import annotations
 
-
 import pathlib
 import sys
 import types
@@ -210,7 +209,8 @@ def parse(argv):
     try:
         rest = values([command, *argv[1:]])[1:]
     except absl_flags.Error as error:
-        raise run.UsageError(f"{' '.join(str(error).split())}. See simclr-tf {command} --help.")
+        reason = " ".join(str(error).split())
+        raise run.UsageError(f"{reason}. See simclr-tf {command} --help.") from None
     if rest:
         raise run.UsageError(f"{command} takes flags only; got {rest[0]!r}.")
     for name in _REQUIRED[command]:
@@ -329,5 +329,3 @@ def _is_for_user(error):
 def _fail(error, code):
     print(f"simclr-tf: {' '.join(str(error).split())}", file=sys.stderr)
     return code
-
-

@@ -41,7 +41,7 @@ def pretrain(options, flags, free_flags=()):
       The `run.RunDirectory`.
 
     Raises:
-      run.UsageError, ValueError, callbacks.TrainingFailed, OSError: with a message for the user.
+      run.UsageError, ValueError, callbacks.TrainingError, OSError: with a message for the user.
     """
     directory = run.RunDirectory(options.run_dir)
     directory.check_resumable(flags, free_flags)
@@ -348,7 +348,7 @@ def _summary(options, protocols, rows, train, test):
 
 
 def embed(options, trained):
-    """Writes an npz with `embeddings` [n, D] float32, `ids` [n] and, where labelled, `labels` [n]."""
+    """Writes an npz: `embeddings` [n, D] float32, `ids` [n] and, where labelled, `labels` [n]."""
     prepare_process(trained)
     encoder, image_size = encoder_of_run(trained)
     source = _load(trained, options.split or trained.train_split, image_size)
@@ -357,7 +357,9 @@ def embed(options, trained):
     if features.labels is not None:
         arrays["labels"] = features.labels
     run.write_npz(options.output, arrays)
-    say(f"wrote {len(features.h):,} embeddings of {features.h.shape[1]} numbers to {options.output}")
+    say(
+        f"wrote {len(features.h):,} embeddings of {features.h.shape[1]} numbers to {options.output}"
+    )
 
 
 def export(options, trained):

@@ -45,9 +45,7 @@ def similarities(z_a, z_b):
     """
     z_a, z_b = tf.convert_to_tensor(z_a), tf.convert_to_tensor(z_b)
     if z_a.shape.rank != 2 or not z_a.shape.is_compatible_with(z_b.shape):
-        raise ValueError(
-            f"z_a and z_b must both be [batch, dim]; got {z_a.shape} and {z_b.shape}."
-        )
+        raise ValueError(f"z_a and z_b must both be [batch, dim]; got {z_a.shape} and {z_b.shape}.")
     # Half precision loses what tells near neighbours apart: everything below is float32.
     z_a = tf.math.l2_normalize(tf.cast(z_a, tf.float32), axis=1)
     z_b = tf.math.l2_normalize(tf.cast(z_b, tf.float32), axis=1)
@@ -106,7 +104,9 @@ class NTXent(keras.losses.Loss):
         self.temperature = temperature
 
     def call(self, y_true, y_pred):
+        """`nt_xent` of z_a and z_b."""
         return nt_xent(y_true, y_pred, self.temperature)
 
     def get_config(self):
+        """Constructor arguments."""
         return {"temperature": self.temperature, "name": self.name}

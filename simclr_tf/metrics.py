@@ -38,7 +38,7 @@ def alignment(z_a, z_b):
 
 
 def uniformity(z):
-    """log of the mean Gaussian potential exp(-2 |x - y|^2) of pairs on the unit sphere.
+    """Log of the mean Gaussian potential exp(-2 |x - y|^2) of pairs on the unit sphere.
 
     Wang and Isola, arXiv:2005.10242, eq. 3 with t = 2. z: [N, d], N at least 2. The scalar is at
     most 0, which is collapse; the uniform distribution in many dimensions comes near -4.
@@ -51,7 +51,7 @@ def uniformity(z):
 
 
 def effective_rank(h):
-    """exp of the entropy of the normalised singular values of h [N, D] (Roy and Vetterli, 2007).
+    """Exp of the entropy of the normalised singular values of h [N, D] (Roy and Vetterli, 2007).
 
     The number of directions that the embeddings use: from 1 (collapse) to min(N, D).
     """

@@ -31,8 +31,9 @@ class SimCLR(keras.Model):
       encoder: a `keras.Model` that maps images to vectors, such as `ResNet(18)`.
       projection_head: maps h to z; None is `ProjectionHead()`.
       augment: a callable batch -> batch (a Keras layer too), called twice on the device; one that
-        is not ours gets float32 images in [0, 1]. A pair of callables gives each view its own; None is the paper's family for the size of the images;
-        False is for a dataset that yields pairs of views.
+        is not ours gets float32 images in [0, 1]. A pair of callables gives each view its own;
+        None is the paper's family for the size of the images; False is for a dataset that yields
+        pairs of views.
       temperature: T of NT-Xent.
       micro_batch_size: embed the 2B views in pieces of this many (gradient caching, see
         `gradient_cache`), so that memory is that of a piece; None embeds them at once. It divides
@@ -139,7 +140,7 @@ class SimCLR(keras.Model):
         return tf.stack([self.seed % (2**31 - 1), 2 * tf.cast(step, tf.int32)])
 
     def _embed(self, views, training):
-        """z [V, d] float32 of views [V, S, S, 3]; one pass, so that batch norm sees both views."""
+        """Z [V, d] float32 of views [V, S, S, 3]; one pass, so that batch norm sees both views."""
         h = self.encoder(views, training=training)
         return tf.cast(self.projection_head(h, training=training), tf.float32)
 
@@ -204,7 +205,7 @@ class SimCLR(keras.Model):
         return self._log(nt_xent(z_a, z_b, self.temperature), z_a, z_b)
 
     def predict_step(self, data):
-        """h of a batch; labels beside the images are ignored."""
+        """H of a batch; labels beside the images are ignored."""
         return self(_first(data), training=False)
 
     def _log(self, loss, z_a, z_b):
@@ -243,6 +244,7 @@ class SimCLR(keras.Model):
         return export_encoder(self.encoder, path, image_shape=self._image_shape, **kwargs)
 
     def get_config(self):
+        """Constructor arguments, the parts serialised."""
         augment = self.augment
         if isinstance(augment, (tuple, list)):
             augment = [keras.saving.serialize_keras_object(family) for family in augment]

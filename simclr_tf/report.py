@@ -20,7 +20,9 @@ def draw_views(images, views, path, zoom=2):
     originals = images / 255.0 if images.dtype == np.uint8 else images
     columns = [_square(originals, np.asarray(views[0]).shape[1]), *map(np.asarray, views)]
     gap = 2
-    padded = [np.pad(c, [(0, 0), (gap, gap), (gap, gap), (0, 0)], constant_values=1.0) for c in columns]
+    padded = [
+        np.pad(c, [(0, 0), (gap, gap), (gap, gap), (0, 0)], constant_values=1.0) for c in columns
+    ]
     padded[0] = np.pad(padded[0], [(0, 0), (0, 0), (0, 3 * gap), (0, 0)], constant_values=1.0)
     sheet = np.concatenate([np.concatenate(list(c), axis=0) for c in padded], axis=1)
     sheet = np.kron(np.clip(sheet, 0.0, 1.0), np.ones([zoom, zoom, 1]))

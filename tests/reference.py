@@ -19,9 +19,7 @@ def nt_xent(z_a, z_b, temperature):
 
     def ell(i, j):
         numerator = math.exp(sim(z[i], z[j]) / temperature)
-        denominator = sum(
-            math.exp(sim(z[i], z[k]) / temperature) for k in range(count) if k != i
-        )
+        denominator = sum(math.exp(sim(z[i], z[k]) / temperature) for k in range(count) if k != i)
         return -math.log(numerator / denominator)
 
     total = sum(ell(k, k + 1) + ell(k + 1, k) for k in range(0, count, 2))
@@ -41,7 +39,7 @@ def contrastive_accuracy(z_a, z_b):
 
 
 def saturation_hue(image, factor, delta):
-    """colorsys on every pixel of one image [H, W, 3] in [0, 1]."""
+    """HSV by colorsys on every pixel of one image [H, W, 3] in [0, 1]."""
     out = np.empty_like(image)
     for row, column in np.ndindex(image.shape[:2]):
         h, s, v = colorsys.rgb_to_hsv(*image[row, column])

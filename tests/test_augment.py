@@ -60,7 +60,9 @@ def test_each_colour_operation_is_tf_image(ours, theirs):
 def test_grey_pixels_have_no_hue_to_turn():
     """Grey, black and white stay as they are, without NaN."""
     greys = np.tile(np.array([0.0, 0.25, 1.0], np.float32)[:, None, None, None], [1, 4, 4, 3])
-    turned = augment.saturation(augment.hue(greys, np.full(3, 0.3, np.float32)), np.full(3, 2.0, "f"))
+    turned = augment.saturation(
+        augment.hue(greys, np.full(3, 0.3, np.float32)), np.full(3, 2.0, "f")
+    )
     np.testing.assert_array_equal(turned, greys)
 
 
@@ -87,7 +89,9 @@ def test_blur_is_scipys_with_a_sigma_per_image():
     got = augment.gaussian_blur(IMAGES, sigmas, 4)
     np.testing.assert_array_equal(got[0], IMAGES[0])
     for image, sigma, result in zip(IMAGES[1:], sigmas[1:], got[1:]):
-        smooth = scipy.ndimage.gaussian_filter(image, [sigma, sigma, 0], mode="mirror", radius=[4, 4, 0])
+        smooth = scipy.ndimage.gaussian_filter(
+            image, [sigma, sigma, 0], mode="mirror", radius=[4, 4, 0]
+        )
         np.testing.assert_allclose(result, smooth, atol=1e-5)
 
 
@@ -149,7 +153,9 @@ def test_draws_are_uniform_and_normal():
     uniform, normal = draw.uniform(500).numpy(), draw.normal(500).numpy()
     assert uniform.min() >= 0.0 and uniform.max() < 1.0
     np.testing.assert_allclose([uniform.mean(), uniform.var()], [0.5, 1 / 12], atol=2e-3)
-    np.testing.assert_allclose([normal.mean(), normal.std(), (normal**4).mean()], [0, 1, 3], atol=0.05)
+    np.testing.assert_allclose(
+        [normal.mean(), normal.std(), (normal**4).mean()], [0, 1, 3], atol=0.05
+    )
     for shifted in (np.roll(uniform, 1, axis=0), np.roll(uniform, 1, axis=1)):
         assert abs(np.corrcoef(uniform.ravel(), shifted.ravel())[0, 1]) < 0.01
 
@@ -163,7 +169,9 @@ def test_crops_are_drawn_as_the_paper_says():
     for ours, theirs in ((boxes, expected), (boxes**2, expected**2.0)):
         np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), rtol=0.05)
     ours, theirs = (b[:, 2] * b[:, 3] / 224**2 for b in (boxes, expected))
-    np.testing.assert_allclose(np.quantile(ours, [0.1, 0.5, 0.9]), np.quantile(theirs, [0.1, 0.5, 0.9]), atol=0.015)
+    np.testing.assert_allclose(
+        np.quantile(ours, [0.1, 0.5, 0.9]), np.quantile(theirs, [0.1, 0.5, 0.9]), atol=0.015
+    )
     ratio = boxes[:, 3] / boxes[:, 2]
     assert 0.73 < ratio.min() and ratio.max() < 1.37
 
@@ -192,7 +200,9 @@ def test_the_family_draws_as_the_paper_says():
     assert len(sigma) / count == pytest.approx(0.5, abs=0.01)
     assert 0.1 <= sigma.min() and sigma.max() <= 2.0
     assert sigma.mean() == pytest.approx(1.05, abs=0.02)
-    pairs = np.corrcoef([drawn["flipped"], drawn["dropped"], drawn["order"], drawn["sigma"], *drawn["factors"].T])
+    pairs = np.corrcoef(
+        [drawn["flipped"], drawn["dropped"], drawn["order"], drawn["sigma"], *drawn["factors"].T]
+    )
     assert np.abs(pairs - np.eye(8))[np.isfinite(pairs)].max() < 0.03  # drawn independently
 
 

@@ -32,7 +32,14 @@ def images(tmp_path_factory):
 def pretrain(images, run_dir, *flags):
     """Exit code of a small pretraining."""
     return cli.main(
-        ["pretrain", f"--dataset=npz:{images}", f"--run_dir={run_dir}", "--epochs=3", *SMALL, *flags]
+        [
+            "pretrain",
+            f"--dataset=npz:{images}",
+            f"--run_dir={run_dir}",
+            "--epochs=3",
+            *SMALL,
+            *flags,
+        ]
     )
 
 
@@ -120,7 +127,9 @@ def test_ctrl_c_leaves_a_resumable_run(images, tmp_path):
     run_dir = tmp_path / "stopped"
     command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--dataset=npz:{images}"]
     command += [f"--run_dir={run_dir}", "--epochs=2000", "--probe_every_epochs=-1", *SMALL]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.time() + 120
     while len(run.read_metrics(run_dir / "metrics.jsonl")) < 2:
         assert process.poll() is None and time.time() < deadline

@@ -121,7 +121,7 @@ def test_every_public_name_has_a_row():
 
 @pytest.mark.parametrize("name", SERIALIZABLE)
 def test_config_round_trip(name):
-    """Serialise, restore: the same type, the same config; where there are no weights, the same result."""
+    """Serialise, restore: same type and config; without weights, the same result too."""
     thing = ROWS[name].make()
     config = keras.saving.serialize_keras_object(thing)
     again = keras.saving.deserialize_keras_object(config)

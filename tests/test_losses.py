@@ -96,7 +96,9 @@ def test_zeros_and_copies_give_no_nan():
         with tf.GradientTape() as tape:
             tape.watch([z_a, z_b])
             loss = nt_xent(z_a, z_b, 0.01)
-        assert np.isfinite([loss, *(tf.reduce_sum(g) for g in tape.gradient(loss, [z_a, z_b]))]).all()
+        assert np.isfinite(
+            [loss, *(tf.reduce_sum(g) for g in tape.gradient(loss, [z_a, z_b]))]
+        ).all()
 
 
 @pytest.mark.parametrize("replicas", [2, 4])

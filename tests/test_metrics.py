@@ -53,7 +53,7 @@ def test_alignment_and_uniformity_have_their_closed_forms():
 
 
 def test_effective_rank_counts_equal_directions():
-    """k equal singular values have rank k; a collapsed h has 1."""
+    """Three equal singular values have rank 3; a collapsed h has 1."""
     h = np.zeros([10, 6], np.float32)
     h[:3, :3] = 5.0 * np.eye(3)
     assert float(metrics.effective_rank(h)) == pytest.approx(3.0, rel=1e-5)

@@ -23,7 +23,7 @@ def _unit(images):
 
 
 def brightness(images, factor):
-    """images * factor, clipped to [0, 1]. images: [B, H, W, 3] in [0, 1]; factor: [B], >= 0."""
+    """Images * factor, clipped to [0, 1]. images: [B, H, W, 3] in [0, 1]; factor: [B], >= 0."""
     return _unit(images * per_image(factor))
 
 

@@ -69,5 +69,5 @@ def sobel(images):
 
 
 def gaussian_noise(images, stddev, noise):
-    """images + stddev * noise, clipped to [0, 1]; stddev: [B], noise: standard normal draws."""
+    """Images + stddev * noise, clipped to [0, 1]; stddev: [B], noise: standard normal draws."""
     return tf.clip_by_value(images + per_image(stddev) * noise, 0.0, 1.0)

@@ -1,9 +1,9 @@
 """Random numbers that every device agrees on: a function of (seed, row, column) alone.
 
 TensorFlow's own stateless generators give other numbers under XLA than outside it. This is
-Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
-32-bit words held in int64, whose operations all devices have and none of which overflows here.
-Counting by row makes an image's numbers independent of the batch or replica it is in.
+Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+2011), 32-bit words held in int64, whose operations all devices have and none of which overflows
+here. Counting by row makes an image's numbers independent of the batch or replica it is in.
 """
 
 from __future__ import annotations
