@@ -18,7 +18,7 @@ demo: .venv/ready
 	.venv/bin/python examples/demo.py
 
 test: .venv/ready
-	.venv/bin/python -m pytest --durations=10
+	.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 lint: .venv/ready
 	.venv/bin/ruff check
