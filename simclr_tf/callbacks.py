@@ -43,8 +43,16 @@ class Throughput(keras.callbacks.Callback):
         """Writes into the logs that the callbacks after this one see."""
         seconds = time.perf_counter() - self._start
         steps = int(self.model.optimizer.iterations) - self._first_step
-        logs["learning_rate"] = float(keras.backend.get_value(self.model.optimizer.learning_rate))
+        logs["learning_rate"] = _learning_rate(self.model.optimizer)
         logs["images_per_second"] = steps * self.batch_size / seconds
+
+
+def _learning_rate(optimizer):
+    """The rate as it is now; TensorFlow Addons' optimizers give the schedule itself."""
+    rate = optimizer.learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        rate = rate(optimizer.iterations)
+    return float(rate)
 
 
 class KNNProbe(keras.callbacks.Callback):
@@ -101,10 +109,12 @@ class Alarms(keras.callbacks.Callback):
         super().__init__()
         self.chance = math.log(2 * global_batch_size - 1)
         self.say, self.every_steps = say, every_steps
+        self._last_read = None
 
     def on_train_batch_end(self, batch, logs=None):
         """Reads the loss now and then."""
-        if batch % self.every_steps == 0:
+        if batch // self.every_steps != self._last_read:  # batch need not move by 1
+            self._last_read = batch // self.every_steps
             self._check(logs["loss"])
 
     def on_epoch_end(self, epoch, logs=None):
@@ -122,7 +132,7 @@ class Alarms(keras.callbacks.Callback):
             step = int(self.model.optimizer.iterations)
             raise TrainingError(
                 f"the loss is {loss} by step {step}. Lower --learning_rate, lengthen "
-                "--warmup_epochs, or take --precision=float32."
+                "--warmup_epochs, or take --precision=float32, in another --run_dir."
             )
 
 
@@ -169,9 +179,27 @@ class Checkpoints(keras.callbacks.Callback):
         return int(self.epoch)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Saves."""
+        """Saves, unless the last update has spoilt the weights."""
+        spoilt = [w.name for w in self.model.trainable_weights if not _is_finite(w)]
+        if spoilt:
+            raise TrainingError(
+                f"{spoilt[0]} is no longer finite after epoch {epoch + 1}. Lower --learning_rate, "
+                "or take --precision=float32, in another --run_dir."
+            )
         self.epoch.assign(epoch + 1)
         self.manager.save(checkpoint_number=epoch + 1)
+
+
+def _is_finite(weight):
+    return bool(tf.reduce_all(tf.math.is_finite(weight)))
+
+
+def epochs_kept(directory):
+    """Epochs done at the newest checkpoint of a directory; 0 where there is none."""
+    newest = tf.train.latest_checkpoint(str(directory))
+    if newest is None:
+        return 0
+    return int(tf.train.load_checkpoint(newest).get_tensor("epoch/.ATTRIBUTES/VARIABLE_VALUE"))
 
 
 def restore_encoder(directory, build):

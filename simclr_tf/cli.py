@@ -25,6 +25,7 @@ FREE_FLAGS = (
     "run_dir",
     "data_dir",
     "cache_gigabytes",
+    "max_corrupt_share",
     "probe_every_epochs",
     "probe_examples",
     "test_split",
@@ -127,6 +128,7 @@ def _define_training(define):
 def _define_evaluate(define):
     define.enum("protocol", "knn", ["knn", "linear", "all"], "Which accuracy.")
     define.boolean("baselines", False, "Also raw pixels and a random encoder.")
+    define.string("data_dir", None, "By default the run's.")
     define.string("train_split", None, "By default the run's.")
     define.string("test_split", None, "By default the run's.")
     define.integer("knn_k", 200, "Neighbours of the weighted kNN.", 1)
@@ -137,6 +139,7 @@ def _define_evaluate(define):
 def _define_embed(define):
     define.string("output", None, "The npz to write.")
     define.string("dataset", None, "By default the run's.")
+    define.string("data_dir", None, "By default the run's.")
     define.string("split", None, "By default the run's --train_split.")
     define.integer("batch_size", 256, "Images at a time.", 1)
 
@@ -263,6 +266,8 @@ def _options_of_run(run_dir):
 def _execute(command, values):
     options = options_of(values)
     trained = None if command == "pretrain" else _options_of_run(options.run_dir)
+    if getattr(options, "data_dir", None) and trained:
+        trained.data_dir = options.data_dir
     from simclr_tf import _quiet
 
     _quiet.import_tensorflow()

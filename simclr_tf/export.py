@@ -16,16 +16,19 @@ from simclr_tf.augment import as_float
 def in_float32(encoder, image_shape):
     """The same encoder computing in float32, so that a server needs no half precision.
 
-    encoder: a built `keras.Model`; image_shape: (H, W, 3). One whose layers carry their own
-    precision in their config comes back as it computes now.
+    encoder: a built `keras.Model`; image_shape: (H, W, 3). One that cannot be made anew from its
+    config, or whose layers carry their own precision in it, comes back as it computes now.
     """
-    if keras.mixed_precision.global_policy().compute_dtype == "float32":
+    layers = encoder.submodules
+    if all(getattr(layer, "compute_dtype", "float32") == "float32" for layer in layers):
         return encoder
     before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy("float32")
     try:
         twin = type(encoder).from_config(encoder.get_config())
         twin.build((None, *image_shape))
+    except (NotImplementedError, TypeError, ValueError):  # a class without a config of its own
+        return encoder
     finally:
         keras.mixed_precision.set_global_policy(before)
     twin.set_weights(encoder.get_weights())

@@ -6,6 +6,7 @@ encoder of a run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -44,6 +45,19 @@ def pretrain(options, flags, free_flags=()):
       run.UsageError, ValueError, callbacks.TrainingError, OSError: with a message for the user.
     """
     directory = run.RunDirectory(options.run_dir)
+    try:
+        _pretrain(options, flags, free_flags, directory)
+    except KeyboardInterrupt:
+        kept = callbacks.epochs_kept(directory.checkpoints)
+        say(
+            f"\nstopped; {directory.path} keeps {kept} whole epochs. "
+            "The same command resumes there."
+        )
+        raise
+    return directory
+
+
+def _pretrain(options, flags, free_flags, directory):
     directory.check_resumable(flags, free_flags)
     strategy = prepare_process(options)
     train, test = load_sources(options)
@@ -53,20 +67,33 @@ def pretrain(options, flags, free_flags=()):
         model.compile(optimizer=build_optimizer(options, steps))
         checkpoints = callbacks.Checkpoints(directory.checkpoints, model)
     directory.create(flags)
-    directory.list_corrupt(train.corrupt)
     first_epoch = checkpoints.restore()
     directory.keep_epochs(first_epoch)
     if first_epoch < steps.epochs:
         _announce(options, train, model, steps, first_epoch)
-        draw_views(directory, train, model)
-        _fit(options, directory, model, train, test, checkpoints, steps, first_epoch)
-        directory.list_corrupt(train.corrupt)
+        with _reading(train, test, directory=directory):
+            draw_views(directory, train, model)
+            _fit(options, directory, model, train, test, checkpoints, steps, first_epoch)
     else:
         say(f"{directory.path} holds all {steps.epochs} epochs; nothing is left to train.")
-    report.draw_curve(run.read_metrics(directory.metrics), directory.curve)
     if not directory.export.exists():
         export_encoder(model.encoder, directory.export, model.image_shape)
-    return directory
+    report.write_report(directory, run.read_metrics(directory.metrics), flags)
+
+
+@contextlib.contextmanager
+def _reading(*sources, directory=None):
+    """Says in one line what tf.data wraps in many; lists what could not be read, come what may."""
+    sources = [source for source in sources if source is not None]
+    try:
+        yield
+    except tf.errors.OpError:
+        for source in sources:
+            source.check_corrupt()
+        raise
+    finally:
+        if directory is not None:
+            directory.list_corrupt([row for source in sources for row in source.corrupt])
 
 
 class Steps:
@@ -77,7 +104,9 @@ class Steps:
 
 
 def steps_of(options, train, replicas=1):
-    """The `Steps` of a run; raises UsageError for a batch that does not divide."""
+    """The `Steps` of a run; raises UsageError for sizes that do not fit each other."""
+    if options.view_sizes:
+        callbacks.check_view_sizes(options.view_sizes)
     batch_size = options.batch_size
     if batch_size % replicas:
         below = batch_size // replicas * replicas
@@ -85,27 +114,36 @@ def steps_of(options, train, replicas=1):
             f"--batch_size must be divisible by the {replicas} replicas; got {batch_size}. "
             f"Try {below or replicas} or {below + replicas}."
         )
+    micro = options.micro_batch_size
+    if micro and (2 * batch_size // replicas) % micro:
+        raise run.UsageError(
+            f"--micro_batch_size must divide the {2 * batch_size // replicas} views of a batch; "
+            f"got {micro}."
+        )
     per_epoch = train.steps_per_epoch(batch_size)
     total = options.train_steps or per_epoch * options.epochs
     epochs = math.ceil(total / per_epoch)
-    warmup_epochs = options.warmup_epochs
-    if warmup_epochs is None:
-        warmup_epochs = min(10.0, epochs / 10.0)
-    warmup = round(warmup_epochs * per_epoch)
+    if options.warmup_epochs is None:
+        warmup = min(10 * per_epoch, total // 10)
+    else:
+        warmup = round(options.warmup_epochs * per_epoch)
     if warmup >= total:
         raise run.UsageError(
             f"--warmup_epochs must be shorter than the run of {total / per_epoch:.4g} epochs; "
-            f"got {warmup_epochs:.4g}. Leave it out to take a tenth of the run."
+            f"got {options.warmup_epochs:.4g}. Leave it out to take a tenth of the run."
         )
     return Steps(per_epoch, epochs, total, warmup)
 
 
-def prepare_process(options):
-    """Seeds, determinism and precision of this process; returns the strategy."""
+def prepare_process(options, strategy=None):
+    """Seeds, determinism and precision of this process; returns the strategy.
+
+    strategy: its name, in place of the options'.
+    """
     keras.utils.set_random_seed(options.seed)
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = distribute.strategy_by_name(options.strategy, options.tpu)
+    strategy = distribute.strategy_by_name(strategy or options.strategy, options.tpu)
     keras.mixed_precision.set_global_policy(distribute.precision_policy(options.precision))
     return strategy
 
@@ -119,6 +157,9 @@ def load_sources(options):
             test = _load(options, options.test_split, train.image_size)
         except ValueError as error:
             say(f"no kNN probe during training, since --test_split cannot be read: {error}")
+    if test is not None and not test.labelled:
+        say("no kNN probe during training, since --test_split has no labels.")
+        test = None
     return train, test
 
 
@@ -138,10 +179,9 @@ def build_encoder(options, image_size):
     name = options.encoder
     if name == "resnet":
         name = f"resnet{options.resnet_depth}"
-    kwargs = {}
-    if not name.startswith("keras_cv/"):
-        kwargs = {"width": options.width, "sk_ratio": options.sk_ratio, "stem": options.stem}
-    return encoders.by_name(name, image_size, **kwargs)
+    return encoders.by_name(
+        name, image_size, width=options.width, sk_ratio=options.sk_ratio, stem=options.stem
+    )
 
 
 def build_model(options, image_size):
@@ -212,25 +252,14 @@ def _fit(options, directory, model, train, test, checkpoints, steps, first_epoch
         keras.callbacks.TensorBoard(str(directory.logs), write_graph=False),
         checkpoints,
     ]
-    try:
-        model.fit(
-            stream,
-            epochs=steps.epochs,
-            initial_epoch=first_epoch,
-            steps_per_epoch=steps.per_epoch,
-            callbacks=watchers,
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
-    except tf.errors.OpError:
-        train.check_corrupt()  # says in one line what tf.data wraps in many
-        raise
-    except KeyboardInterrupt:
-        done = int(checkpoints.epoch)
-        say(
-            f"\nstopped; {done} of {steps.epochs} epochs are kept in {directory.path}. "
-            "The same command resumes there."
-        )
-        raise
+    model.fit(
+        stream,
+        epochs=steps.epochs,
+        initial_epoch=first_epoch,
+        steps_per_epoch=steps.per_epoch,
+        callbacks=watchers,
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
 
 
 def _probe(options, train, test, steps):
@@ -272,7 +301,7 @@ def evaluate_run(options, trained):
       options: attributes named as the flags of `simclr-tf evaluate`.
       trained: the options of the run's `pretrain`.
     """
-    prepare_process(trained)
+    prepare_process(trained, strategy="one")
     encoder, image_size = encoder_of_run(trained)
     train = _labelled(_load(trained, options.train_split or trained.train_split, image_size))
     test = _labelled(_load(trained, options.test_split or trained.test_split, image_size))
@@ -305,8 +334,9 @@ def _contenders(options, trained, encoder, image_size):
 
 def _scores(options, protocols, features_of, train, test):
     """Accuracies of one encoder: {"knn": ..., "knn_10": ..., "linear": ...}."""
-    train_h = evaluate.extract_features(features_of, train.batches(options.batch_size))
-    test_h = evaluate.extract_features(features_of, test.batches(options.batch_size))
+    with _reading(train, test):
+        train_h = evaluate.extract_features(features_of, train.batches(options.batch_size))
+        test_h = evaluate.extract_features(features_of, test.batches(options.batch_size))
     pair = (train_h.h, train_h.labels, test_h.h, test_h.labels)
     scores = {}
     if "knn" in protocols:
@@ -349,10 +379,11 @@ def _summary(options, protocols, rows, train, test):
 
 def embed(options, trained):
     """Writes an npz: `embeddings` [n, D] float32, `ids` [n] and, where labelled, `labels` [n]."""
-    prepare_process(trained)
+    prepare_process(trained, strategy="one")
     encoder, image_size = encoder_of_run(trained)
     source = _load(trained, options.split or trained.train_split, image_size)
-    features = evaluate.extract_features(encoder, source.batches(options.batch_size))
+    with _reading(source):
+        features = evaluate.extract_features(encoder, source.batches(options.batch_size))
     arrays = {"embeddings": features.h, "ids": np.asarray(features.ids).astype(np.str_)}
     if features.labels is not None:
         arrays["labels"] = features.labels
@@ -364,7 +395,7 @@ def embed(options, trained):
 
 def export(options, trained):
     """Writes the encoder of a run as a SavedModel."""
-    prepare_process(trained)
+    prepare_process(trained, strategy="one")
     encoder, image_size = encoder_of_run(trained)
     path = export_encoder(encoder, options.output, (image_size, image_size, 3))
     say(f"wrote the encoder to {path}")

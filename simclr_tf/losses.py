@@ -16,6 +16,24 @@ def check_temperature(temperature):
         raise ValueError(f"temperature must be above 0; got {temperature}. Try 0.1 to 0.5.")
 
 
+def rows_before(x):
+    """(rows of the replicas before this one, this replica's share of all rows); x: [n, ...].
+
+    Outside a replica, or with one: (0, 1). Where n is static all replicas have n; else it is asked
+    for, since the last batch of a data set may be shared unevenly.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return 0, 1.0
+    replica, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
+    if x.shape[0] is not None:
+        return replica * x.shape[0], 1.0 / replicas
+    sizes = context.all_gather(tf.shape(x)[:1], axis=0)  # [R]
+    return tf.reduce_sum(sizes[:replica]), tf.cast(
+        tf.shape(x)[0] / tf.reduce_sum(sizes), tf.float32
+    )
+
+
 def gather_rows(x):
     """The rows of all replicas, [R n, ...], and the place of this replica's first row.
 
@@ -25,8 +43,7 @@ def gather_rows(x):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return x, 0
-    first = context.replica_id_in_sync_group * tf.shape(x)[0]
-    return context.all_gather(x, axis=0), first
+    return context.all_gather(x, axis=0), rows_before(x)[0]
 
 
 def similarities(z_a, z_b):
@@ -73,7 +90,8 @@ def nt_xent(z_a, z_b, temperature=0.1):
 
     sim is the cosine. Within a replica of a `tf.distribute` strategy the rows are this replica's
     and the candidates are those of all replicas; the mean of the replicas' losses is then the loss
-    of the global batch, so a gradient that is summed over replicas wants loss / replicas.
+    of the global batch, so a gradient that is summed over replicas wants loss / replicas (more
+    exactly loss x the replica's share of the rows, see `rows_before`).
 
     Args:
       z_a, z_b: [N, d], float32, bfloat16 or float16: projections of two views of N images. They

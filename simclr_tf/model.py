@@ -12,7 +12,7 @@ from tensorflow import keras
 from simclr_tf import augment as augmentations
 from simclr_tf.encoders import validate as validate_encoder
 from simclr_tf.gradient_cache import cached_gradients
-from simclr_tf.losses import check_temperature, nt_xent
+from simclr_tf.losses import check_temperature, nt_xent, rows_before
 from simclr_tf.metrics import ContrastiveAccuracy
 from simclr_tf.projection import ProjectionHead
 
@@ -119,7 +119,7 @@ class SimCLR(keras.Model):
         images = _first(data)
         augmentations.as_float(images)  # rank and dtype are told before anything else
         families = self._families(images)
-        first_row = _first_row(images)
+        first_row, _ = rows_before(images)
         seeds = [None if seed is None else seed + tf.constant([0, i]) for i in (0, 1)]
         return tuple(
             augmentations.call_view(family, images, view_seed, first_row)
@@ -128,7 +128,8 @@ class SimCLR(keras.Model):
 
     def _families(self, images):
         if self.augment is None:
-            self.augment = augmentations.RandomView.for_size(min(images.shape[1:3]))
+            height, width = augmentations.static_size(images)
+            self.augment = augmentations.RandomView.for_size(min(height, width))
         if isinstance(self.augment, (tuple, list)):
             return self.augment
         return self.augment, self.augment
@@ -148,21 +149,25 @@ class SimCLR(keras.Model):
 
     def train_step(self, data):
         """One update; Keras calls it with a batch."""
-        with _range_check(data):
+        with _range_check(data, self.augment is False):
             view_a, view_b = self.views(data, self._step_seed(self.optimizer.iterations))
         if not self.built:
             self.build(view_a.shape)
         if self.micro_batch_size is None:
             loss, z = self._step_at_once(view_a, view_b)
         else:
+            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+                raise ValueError("micro_batch_size works on one replica so far; pass None.")
             loss, z = self._step_in_pieces(view_a, view_b)
         return self._log(loss, *tf.split(z, 2, axis=0))
 
     def _objective(self, z):
         """What is differentiated, and the loss that is shown: z is [2B, d]."""
-        loss = nt_xent(*tf.split(z, 2, axis=0), self.temperature)
-        # Gradients are summed over replicas, and each replica's loss is a mean of its own.
-        return loss / tf.distribute.get_strategy().num_replicas_in_sync, loss
+        z_a, z_b = tf.split(z, 2, axis=0)
+        loss = nt_xent(z_a, z_b, self.temperature)
+        # Gradients are summed over replicas, and each replica's loss is a mean of its own rows.
+        _, share = rows_before(z_a)
+        return loss * share, loss
 
     def _step_at_once(self, view_a, view_b):
         with tf.GradientTape() as tape:
@@ -197,7 +202,7 @@ class SimCLR(keras.Model):
     def test_step(self, data):
         """Loss and contrastive accuracy of two views, with batch norm in inference mode."""
         seed = tf.constant([0 if self.seed is None else self.seed % (2**31 - 1), -2], tf.int32)
-        with _range_check(data):
+        with _range_check(data, self.augment is False):
             view_a, view_b = self.views(data, seed)
         if not self.built:
             self.build(view_a.shape)
@@ -219,7 +224,7 @@ class SimCLR(keras.Model):
         """Running means of the loss and the contrastive accuracy."""
         return self._running
 
-    def fit(self, x=None, y=None, **kwargs):
+    def fit(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.fit`; y, where given, is ignored."""
         if getattr(self, "compiled_loss", None) is not None and self.compiled_loss._losses:
             raise ValueError("SimCLR brings its own loss; call compile(optimizer=...) without one.")
@@ -227,13 +232,13 @@ class SimCLR(keras.Model):
         _check_input(x)
         if kwargs.get("validation_data") is not None:
             _check_input(kwargs["validation_data"])
-        return _one_line(super().fit, x, **kwargs)
+        return _one_line(super().fit, x, None, *args, **kwargs)
 
-    def evaluate(self, x=None, y=None, **kwargs):
+    def evaluate(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.evaluate`: loss and contrastive accuracy; y is ignored."""
         del y
         _check_input(x)
-        return _one_line(super().evaluate, x, **kwargs)
+        return _one_line(super().evaluate, x, None, *args, **kwargs)
 
     # -- saving ------------------------------------------------------------------------------
 
@@ -241,6 +246,10 @@ class SimCLR(keras.Model):
         """Writes the encoder alone as a SavedModel for TF Serving; see `export.export_encoder`."""
         from simclr_tf.export import export_encoder  # export.py stands below: only on demand
 
+        if not self.built:
+            raise ValueError(
+                "export needs a built model: call fit or build((None, H, W, 3)) first."
+            )
         return export_encoder(self.encoder, path, image_shape=self._image_shape, **kwargs)
 
     def get_config(self):
@@ -306,17 +315,10 @@ def _first(data):
     return data
 
 
-def _first_row(images):
-    """Place of this replica's first image in the global batch."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return 0
-    return context.replica_id_in_sync_group * tf.shape(images)[0]
-
-
-def _range_check(data):
+def _range_check(data, pairs=False):
     """A context in which everything waits for float images to have been found in [0, 1]."""
-    images = [part for part in tf.nest.flatten(_first(data)) if part.dtype.is_floating]
+    parts = [_first(data), *(data[1:] if pairs and isinstance(data, (tuple, list)) else [])]
+    images = [p for p in tf.nest.flatten(parts) if p.dtype.is_floating and p.shape.rank == 4]
     checks = []
     for part in images:
         low, high = tf.reduce_min(part), tf.reduce_max(part)
@@ -351,9 +353,16 @@ def _check_spec(shape, dtype):
 
 
 def _one_line(function, *args, **kwargs):
-    """Calls a Keras loop; a failed range check comes out as a ValueError of one line."""
+    """Calls a Keras loop; what a step has to say of its input comes out as one line."""
     try:
         return function(*args, **kwargs)
+    except ValueError as error:
+        lines = str(error).strip().splitlines() or [""]
+        place, is_wrapped, said = lines[-1].strip().partition("ValueError: ")
+        if lines[0] != "in user code:" or place or not is_wrapped:
+            raise
+        # AutoGraph puts the whole way to the error into its message; the cause keeps it.
+        raise ValueError(said) from error
     except tf.errors.InvalidArgumentError as error:
         if _RANGE_RULE not in str(error):
             raise

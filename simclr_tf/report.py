@@ -76,3 +76,43 @@ def draw_curve(rows, path, title=""):
     right.legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
+
+
+_PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>{{ name }}</title>
+<style>
+body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
+td, th { padding: 0 1em 0 0; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+img { max-width: 100%; } code { background: #eee; }
+</style>
+<h1>{{ name }}</h1>
+<p>{{ rows|length }} epochs{% if rows %}, {{ rows[-1].step }} steps{% endif %}.
+Run again with <code>simclr-tf pretrain --flagfile={{ name }}/flags.cfg</code>.</p>
+<h2>How it learnt</h2><img src="curve.png" alt="loss and accuracy by epoch">
+<table><tr>{% for key in keys %}<th>{{ key.replace("_", " ") }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for key in keys %}
+<td>{{ "%.4g" % row[key] if key in row else "" }}</td>{% endfor %}</tr>{% endfor %}</table>
+<h2>What it saw</h2><img src="views.png" alt="images and views of them">
+<h2>Its flags</h2>
+<table>{% for flag, value in flags.items() %}
+<tr><td>--{{ flag }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
+"""
+
+
+def write_report(directory, rows, flags):
+    """Writes curve.png and report.html, a page on a run, into its directory.
+
+    Args:
+      directory: a `run.RunDirectory`, for its paths.
+      rows: of metrics.jsonl.
+      flags: dict of flag name to its text.
+    """
+    import jinja2
+
+    draw_curve(rows, directory.curve)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    page = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    text = page.render(name=directory.path.name, rows=rows, keys=keys, flags=flags)
+    directory.report.write_text(text, encoding="utf-8")

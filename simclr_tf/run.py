@@ -32,6 +32,7 @@ class RunDirectory:
         self.corrupt = self.path / "corrupt.txt"
         self.views = self.path / "views.png"
         self.curve = self.path / "curve.png"
+        self.report = self.path / "report.html"
 
     def check_resumable(self, flags, free=()):
         """Raises UsageError where a flag that matters differs from the run that is there.
@@ -43,8 +44,8 @@ class RunDirectory:
         Returns:
           True where there is a run to resume.
         """
-        if not self.flags.exists():
-            return False
+        if not self.flags.exists() or not (self.checkpoints / "checkpoint").exists():
+            return False  # nothing was learnt with the flags that are there
         before = read_flags(self.flags)
         changed = [
             f"--{name} was {before.get(name)}, now {flags.get(name)}"

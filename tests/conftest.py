@@ -16,5 +16,8 @@ tf.config.set_logical_device_configuration(
 def same_start():
     """Seeds Python, NumPy and TensorFlow, and undoes a precision policy that a test set."""
     tf.keras.utils.set_random_seed(0)
+    # Every strategy of a process counts its collectives from the same number, so that one with two
+    # replicas would meet those of an earlier one with four. TensorFlow's own tests do likewise.
+    tf.distribute.MirroredStrategy._collective_key_base += 1000
     yield
     tf.keras.mixed_precision.set_global_policy("float32")

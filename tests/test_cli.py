@@ -63,7 +63,7 @@ def test_a_run_leaves_what_the_design_says(finished):
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["step"] == 12
     assert {"loss", "contrastive_accuracy", "learning_rate", "knn_accuracy"} <= set(rows[-1])
-    for name in ("flags.cfg", "logs", "checkpoints", "export/1/saved_model.pb"):
+    for name in ("flags.cfg", "logs", "checkpoints", "report.html", "export/1/saved_model.pb"):
         assert (finished / name).exists()
     for picture in ("views.png", "curve.png"):
         assert min(Image.open(finished / picture).size) > 20
@@ -184,10 +184,20 @@ def test_smaller_views_first(images, tmp_path):
 
 
 def test_train_steps_override_epochs(images, tmp_path):
-    """Six steps are one epoch and a half."""
-    assert pretrain(images, tmp_path / "steps", "--train_steps=6") == 0
+    """Six steps are one epoch and a half; with LAMB, whose rate is a schedule object."""
+    assert pretrain(images, tmp_path / "steps", "--train_steps=6", "--optimizer=lamb") == 0
     rows = metrics_of(tmp_path / "steps")
     assert [row["step"] for row in rows] == [4, 6]
+
+
+def test_a_test_split_without_labels_means_no_probe(images, tmp_path, capsys):
+    """The run goes on and says why there is none."""
+    with np.load(images) as arrays:
+        parts = {name: arrays[name] for name in ("x_train", "y_train", "x_test")}
+    np.savez(tmp_path / "half.npz", **parts)
+    assert pretrain(tmp_path / "half.npz", tmp_path / "run", "--train_steps=1") == 0
+    assert "no labels" in capsys.readouterr().err
+    assert "knn_accuracy" not in metrics_of(tmp_path / "run")[0]
 
 
 def test_unlabelled_images_train_and_cannot_be_evaluated(tmp_path, capsys):
@@ -216,6 +226,9 @@ MISTAKES = [
     (["pretrain", "--run_dir=x", "--epoch=3"], 2, "epoch"),
     (["pretrain", "--run_dir=x", "--view_sizes=big"], 2, "16:0.5,24:0.8,32:1"),
     (["pretrain", "--run_dir=x", "more"], 2, "takes flags only"),
+    (["pretrain", "--run_dir=x", "--view_sizes=8:0.5"], 1, "ends rising to 1"),
+    (["pretrain", "--run_dir=x", "--micro_batch_size=300"], 2, "divide the 1024 views"),
+    (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"], 1, "width=2"),
     (["pretrain", "--run_dir=x", "--dataset=folder:nowhere"], 1, "nowhere"),
     (["pretrain", "--run_dir=x", "--batch_size=100000"], 1, "batch_size is 100000"),
     (["pretrain", "--run_dir=x", "--warmup_epochs=3", "--epochs=3"], 2, "--warmup_epochs"),
@@ -238,7 +251,9 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
 
 
 def test_a_loss_that_turns_nan_stops_the_run(images, tmp_path, capsys):
-    """With the step and what to do; the checkpoints before it stay."""
-    flags = ["--learning_rate=1e30", "--learning_rate_scaling=none"]
+    """With what to do; as nothing was kept, the directory takes other flags."""
+    flags = ["--learning_rate=1e30", "--learning_rate_scaling=none", "--epochs=1"]
     assert pretrain(images, tmp_path / "nan", *flags) == 1
-    assert "the loss is" in capsys.readouterr().err
+    assert "Lower --learning_rate" in capsys.readouterr().err
+    assert not list((tmp_path / "nan").glob("checkpoints/*"))
+    assert pretrain(images, tmp_path / "nan", "--train_steps=2") == 0

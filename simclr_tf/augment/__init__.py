@@ -29,6 +29,7 @@ from simclr_tf.augment.operators import (
     Solarize,
     as_float,
     call_view,
+    static_size,
 )
 from simclr_tf.augment.views import RandomView, center_crop
 
@@ -63,4 +64,5 @@ __all__ = [
     "saturation",
     "sobel",
     "solarize",
+    "static_size",
 ]

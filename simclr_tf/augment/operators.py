@@ -93,7 +93,9 @@ class Operator:
           ValueError: images of another rank, channel count or dtype.
         """
         images = as_float(images)
-        return self.apply(images, self.draw(Draw(seed, _sizes(images), first_row)))
+        return self.apply(
+            images, self.draw(Draw(seed, (batch_size(images), *static_size(images)), first_row))
+        )
 
     def draw(self, draw):
         """A dict of per-image parameters, [B, ...] each."""
@@ -121,14 +123,19 @@ class Operator:
         return f"{type(self).__name__}({inside})"
 
 
-def _sizes(images):
-    batch = images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
+def batch_size(images):
+    """The number of images: an int where it is static, else a tensor."""
+    return images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
+
+
+def static_size(images):
+    """(height, width) of a batch of images; raises ValueError where they are not static."""
     if images.shape[1] is None or images.shape[2] is None:
         raise ValueError(
             f"images must have a static height and width; got shape {images.shape}. "
             "Use tf.ensure_shape(images, [None, height, width, 3])."
         )
-    return batch, images.shape[1], images.shape[2]
+    return images.shape[1], images.shape[2]
 
 
 def draw_boxes(unit, height, width, area, aspect):

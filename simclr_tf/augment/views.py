@@ -19,7 +19,9 @@ from simclr_tf.augment.operators import (
     RandomCropResize,
     RandomFlip,
     as_float,
+    batch_size,
     register,
+    static_size,
 )
 from simclr_tf.augment.random import Draw, Shares, as_seed
 
@@ -109,8 +111,8 @@ class RandomView(Operator):
         return self._compiled_view(images, self._compiled_draw(images, as_seed(seed), first_row))
 
     def _draw_for(self, images, seed, first_row):
-        batch = images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
-        return self.draw(Draw(seed, (batch, *images.shape[1:3]), first_row))
+        draw = Draw(seed, (batch_size(images), *static_size(images)), first_row)
+        return self.draw(draw)
 
     def draw(self, draw):
         shares, parameters = Shares(draw, _COLUMNS), {}
