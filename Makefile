@@ -12,13 +12,16 @@ way_out := Install one of them, or name it: make PYTHON=/path/to/python3.11
 # What `make lock` resolves for, the oldest first.
 LOCK_PYTHONS ?= python3.9 python3.10 python3.11
 
-.PHONY: demo test lint bench wheel lock clean
+.PHONY: demo test test-slow lint bench wheel lock clean
 
 demo: .venv/ready
 	.venv/bin/python examples/demo.py
 
 test: .venv/ready
-	.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
+	.venv/bin/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --durations=10
+
+test-slow: .venv/ready
+	.venv/bin/python -m pytest -m slow --durations=10
 
 lint: .venv/ready
 	.venv/bin/ruff check

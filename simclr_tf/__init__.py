@@ -24,8 +24,10 @@ _PUBLIC = {
 # From the bottom up: each may import only those before it.
 _MODULES = (
     "augment",
+    "blocks",
     "losses",
     "metrics",
+    "convolution",
     "resnet",
     "encoders",
     "projection",

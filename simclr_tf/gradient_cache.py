@@ -11,10 +11,11 @@ import tensorflow as tf
 
 
 def cached_gradients(embed, views, loss_of, variables, statistics, micro_batch_size):
-    """The loss of all views, its gradient, and z.
+    """The gradient of the loss of all views, and what the loss gives besides.
 
     Equal to one pass over all views where the encoder has no batch statistics. With batch norm
-    each piece is normalised by its own; the moving averages move in the second pass alone.
+    each piece is normalised by its own; the moving averages move in the second pass alone. Within
+    a replica all of this is of the replica's own views; `loss_of` may gather z.
 
     Args:
       embed: [m, H, W, 3] -> z [m, d].
@@ -22,36 +23,62 @@ def cached_gradients(embed, views, loss_of, variables, statistics, micro_batch_s
       loss_of: z [V, d] -> (scalar to differentiate, whatever else is wanted).
       variables: trainable, list.
       statistics: variables that `embed` updates (moving averages), list.
-      micro_batch_size: images a piece; divides V.
+      micro_batch_size: views a piece; divides V.
 
     Returns:
-      gradients (list, as variables), what `loss_of` gave besides, z [V, d].
+      gradients (list, as variables), what `loss_of` gave besides.
 
     Raises:
       ValueError: V is not static, or micro_batch_size does not divide it.
     """
     pieces = _split(views, micro_batch_size)
     before = [tf.identity(v) for v in statistics]
-    z = tf.map_fn(embed, pieces, parallel_iterations=1, fn_output_signature=tf.float32)
+    z = _embed_pieces(embed, pieces)  # [V / m, m, d]
     for variable, value in zip(statistics, before):
         variable.assign(value)
-    z = tf.reshape(z, [-1, z.shape[-1]])  # [V, d]
     with tf.GradientTape() as tape:
         tape.watch(z)
-        objective, rest = loss_of(z)
-    dz = tf.reshape(tape.gradient(objective, z), [-1, micro_batch_size, z.shape[-1]])
+        objective, rest = loss_of(tf.reshape(z, [-1, z.shape[-1]]))
+    dz = tape.gradient(objective, z)
 
-    def carry_back(index, sums):
+    def carry_back(index, *sums):
         with tf.GradientTape() as tape:
             again = tf.reduce_sum(embed(pieces[index]) * dz[index])
         gradients = tape.gradient(again, variables, unconnected_gradients="zero")
-        return index + 1, [total + g for total, g in zip(sums, gradients)]
+        return [total + g for total, g in zip(sums, gradients)]
 
-    zeros = [tf.zeros_like(v) for v in variables]
-    _, gradients = tf.while_loop(
-        lambda index, _: index < pieces.shape[0], carry_back, (0, zeros), parallel_iterations=1
-    )
-    return gradients, rest, z
+    gradients = _loop(pieces.shape[0], carry_back, [tf.zeros_like(v) for v in variables])
+    return gradients, rest
+
+
+def _embed_pieces(embed, pieces):
+    if not _in_lockstep():
+        return tf.map_fn(embed, pieces, parallel_iterations=1, fn_output_signature=tf.float32)
+    z = []
+    for index in range(pieces.shape[0]):
+        with tf.control_dependencies(z[-1:]):
+            z.append(embed(pieces[index]))
+    return tf.stack(z)
+
+
+def _loop(count, body, state):
+    """body(k, *state) -> state for k below count, one after another."""
+    if not _in_lockstep():
+        return tf.while_loop(
+            lambda k, *_: k < count,
+            lambda k, *state: (k + 1, *body(k, *state)),
+            (0, *state),
+            parallel_iterations=1,
+        )[1:]
+    for index in range(count):
+        with tf.control_dependencies(state):
+            state = body(index, *state)
+    return state
+
+
+def _in_lockstep():
+    """Whether layers may talk to other replicas, which no TensorFlow loop allows: then unroll."""
+    return tf.distribute.get_strategy().num_replicas_in_sync > 1
 
 
 def _split(views, micro_batch_size):
@@ -59,8 +86,8 @@ def _split(views, micro_batch_size):
     if count is None or count % micro_batch_size:
         held = "a number not known in advance" if count is None else count
         raise ValueError(
-            f"micro_batch_size must divide the views of a batch, two an image; got "
-            f"{micro_batch_size} for {held}. Batch the dataset with drop_remainder=True, to a "
+            f"micro_batch_size must divide the views of a batch (on each replica), two an image; "
+            f"got {micro_batch_size} for {held}. Batch the dataset with drop_remainder=True, to a "
             "multiple of micro_batch_size."
         )
     return tf.reshape(views, [-1, micro_batch_size, *views.shape[1:]])

@@ -234,8 +234,9 @@ def _announce(options, train, model, steps, first_epoch):
 
 def draw_views(directory, train, model, rows=6, columns=8):
     """Writes RUN_DIR/views.png: images of the training set and views of each."""
-    images = next(iter(train.epochs(min(rows, train.num_examples), seed=0)))
-    views = [model.augment(images, seed=column) for column in range(columns)]
+    batch = next(iter(train.epochs(min(rows, train.num_examples), seed=0)))
+    images, extent = (batch["image"], batch["extent"]) if train.whole_side else (batch, None)
+    views = [model.augment(images, seed=column, extent=extent) for column in range(columns)]
     report.draw_views(images.numpy(), [view.numpy() for view in views], directory.views)
 
 

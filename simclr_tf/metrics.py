@@ -8,7 +8,7 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf.losses import exclude, similarities
+from simclr_tf.losses import nt_xent_and_hits
 
 
 def contrastive_accuracy(z_a, z_b):
@@ -21,11 +21,8 @@ def contrastive_accuracy(z_a, z_b):
     Returns:
       Scalar float32 in [0, 1]. A tie counts as wrong, so a collapsed encoder has 0.
     """
-    logits, positive, own = similarities(z_a, z_b)
-    of_pair = tf.gather(logits, positive, batch_dims=1)  # [2N]
-    others = exclude(exclude(logits, own), positive)
-    best_other = tf.reduce_max(others, axis=1)
-    return tf.reduce_mean(tf.cast(of_pair > best_other, tf.float32))
+    _, hits = nt_xent_and_hits(z_a, z_b, temperature=1.0)
+    return tf.reduce_mean(tf.cast(hits, tf.float32))
 
 
 def alignment(z_a, z_b):
@@ -70,5 +67,8 @@ class ContrastiveAccuracy(keras.metrics.Mean):
 
     def update_state(self, z_a, z_b):
         """Takes in one batch: z_a, z_b are [N, d]."""
-        weight = tf.cast(tf.shape(z_a)[0], tf.float32)
-        return super().update_state(contrastive_accuracy(z_a, z_b), sample_weight=weight)
+        return self.update_hits(nt_xent_and_hits(z_a, z_b, temperature=1.0)[1])
+
+    def update_hits(self, hits):
+        """Takes in one batch's hits, [2N] bool, as `losses.nt_xent_and_hits` gives them."""
+        return super().update_state(tf.cast(hits, tf.float32))

@@ -12,7 +12,7 @@ from tensorflow import keras
 from simclr_tf import augment as augmentations
 from simclr_tf.encoders import validate as validate_encoder
 from simclr_tf.gradient_cache import cached_gradients
-from simclr_tf.losses import check_temperature, nt_xent, rows_before
+from simclr_tf.losses import check_temperature, nt_xent_and_hits, rows_before
 from simclr_tf.metrics import ContrastiveAccuracy
 from simclr_tf.projection import ProjectionHead
 
@@ -24,8 +24,10 @@ class SimCLR(keras.Model):
     """SimCLR (Chen et al., arXiv:2002.05709), used as `model.fit(dataset)`.
 
     A batch is `images`, [B, H, W, 3] in uint8 or float in [0, 1]; or a tuple whose first item is
-    that (labels are ignored); or a dict with "image". `model(images)` and `predict` give h, the
-    encoder's [B, D] float32; `project` gives z, [B, output_dim] float32.
+    that (labels are ignored); or a dict with "image", and with "extent" where images of several
+    sizes each fill only the upper left of [H, W]: their heights and widths, [B, 2] int.
+    `model(images)` and `predict` give h, the encoder's [B, D] float32; `project` gives z,
+    [B, output_dim] float32.
 
     Args:
       encoder: a `keras.Model` that maps images to vectors, such as `ResNet(18)`.
@@ -35,9 +37,10 @@ class SimCLR(keras.Model):
         None is the paper's family for the size of the images; False is for a dataset that yields
         pairs of views.
       temperature: T of NT-Xent.
-      micro_batch_size: embed the 2B views in pieces of this many (gradient caching, see
-        `gradient_cache`), so that memory is that of a piece; None embeds them at once. It divides
-        2B. The gradient is that of the whole batch; batch norm sees a piece at a time.
+      micro_batch_size: embed the 2B views (a replica's share of them) in pieces of this many
+        (gradient caching, see `gradient_cache`), so that memory is that of a piece; None embeds
+        them at once. It divides their number. The gradient is that of the whole batch; batch norm
+        sees a piece at a time.
       seed: int; the views of step s are then a function of (seed, s) alone, whatever ran before.
         None draws them from TensorFlow's global generator.
 
@@ -122,7 +125,7 @@ class SimCLR(keras.Model):
         first_row, _ = rows_before(images)
         seeds = [None if seed is None else seed + tf.constant([0, i]) for i in (0, 1)]
         return tuple(
-            augmentations.call_view(family, images, view_seed, first_row)
+            augmentations.call_view(family, images, view_seed, first_row, _extent(data))
             for family, view_seed in zip(families, seeds)
         )
 
@@ -154,39 +157,37 @@ class SimCLR(keras.Model):
         if not self.built:
             self.build(view_a.shape)
         if self.micro_batch_size is None:
-            loss, z = self._step_at_once(view_a, view_b)
+            loss, hits = self._step_at_once(view_a, view_b)
         else:
-            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-                raise ValueError("micro_batch_size works on one replica so far; pass None.")
-            loss, z = self._step_in_pieces(view_a, view_b)
-        return self._log(loss, *tf.split(z, 2, axis=0))
+            loss, hits = self._step_in_pieces(view_a, view_b)
+        return self._log(loss, hits)
 
     def _objective(self, z):
-        """What is differentiated, and the loss that is shown: z is [2B, d]."""
+        """What is differentiated, the loss that is shown and the hits: z is [2B, d]."""
         z_a, z_b = tf.split(z, 2, axis=0)
-        loss = nt_xent(z_a, z_b, self.temperature)
+        loss, hits = nt_xent_and_hits(z_a, z_b, self.temperature)
         # Gradients are summed over replicas, and each replica's loss is a mean of its own rows.
         _, share = rows_before(z_a)
-        return loss * share, loss
+        return loss * share, loss, hits
 
     def _step_at_once(self, view_a, view_b):
         with tf.GradientTape() as tape:
             z = self._embed(tf.concat([view_a, view_b], axis=0), training=True)
-            objective, loss = self._objective(z)
+            objective, loss, hits = self._objective(z)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             objective += sum(self.losses) / replicas
         self.optimizer.minimize(objective, self.trainable_variables, tape=tape)
-        return loss, z
+        return loss, hits
 
     def _step_in_pieces(self, view_a, view_b):
         """Gradient caching; regularisation losses of layers are not part of it."""
         scaled = hasattr(self.optimizer, "get_scaled_loss")
 
         def loss_of(z):
-            objective, loss = self._objective(z)
-            return (self.optimizer.get_scaled_loss(objective) if scaled else objective), loss
+            objective, *shown = self._objective(z)
+            return (self.optimizer.get_scaled_loss(objective) if scaled else objective), shown
 
-        gradients, loss, z = cached_gradients(
+        gradients, shown = cached_gradients(
             lambda piece: self._embed(piece, training=True),
             tf.concat([view_a, view_b], axis=0),
             loss_of,
@@ -197,7 +198,7 @@ class SimCLR(keras.Model):
         if scaled:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
-        return loss, z
+        return shown
 
     def test_step(self, data):
         """Loss and contrastive accuracy of two views, with batch norm in inference mode."""
@@ -207,16 +208,16 @@ class SimCLR(keras.Model):
         if not self.built:
             self.build(view_a.shape)
         z_a, z_b = tf.split(self._embed(tf.concat([view_a, view_b], axis=0), training=False), 2)
-        return self._log(nt_xent(z_a, z_b, self.temperature), z_a, z_b)
+        return self._log(*nt_xent_and_hits(z_a, z_b, self.temperature))
 
     def predict_step(self, data):
         """H of a batch; labels beside the images are ignored."""
         return self(_first(data), training=False)
 
-    def _log(self, loss, z_a, z_b):
+    def _log(self, loss, hits):
         mean_loss, accuracy = self._running
-        mean_loss.update_state(loss, sample_weight=tf.cast(tf.shape(z_a)[0], tf.float32))
-        accuracy.update_state(z_a, z_b)
+        mean_loss.update_state(loss, sample_weight=tf.cast(tf.shape(hits)[0], tf.float32))
+        accuracy.update_hits(hits)
         return {metric.name: metric.result() for metric in self.metrics}
 
     @property
@@ -313,6 +314,13 @@ def _first(data):
             raise ValueError(f'a dict of a batch needs the key "image"; got {sorted(data)}.')
         data = data["image"]
     return data
+
+
+def _extent(data):
+    """Heights and widths of the images of a batch, or None."""
+    if isinstance(data, (tuple, list)):
+        data = data[0]
+    return data.get("extent") if isinstance(data, dict) else None
 
 
 def _range_check(data, pairs=False):

@@ -15,6 +15,8 @@ import math
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import convolution
+
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 DEPTHS = (*BASIC_BLOCKS, *BOTTLENECK_BLOCKS)
@@ -335,6 +337,9 @@ def _apply(layer, x, training):
         return layer.call(x, training=training)
     if isinstance(layer, keras.layers.BatchNormalization):
         return layer(x, training=training)
+    if training is True and isinstance(layer, keras.layers.Conv2D):
+        if convolution.has_faster_gradient(layer, x):
+            return convolution.convolve(layer, x)
     return layer(x)
 
 

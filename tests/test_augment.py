@@ -318,3 +318,29 @@ def test_center_crop_keeps_the_middle():
     """The paper's 0.875 of 224 pixels is 196."""
     assert augment.center_crop(np.zeros([1, 224, 224, 3])).shape == (1, 196, 196, 3)
     np.testing.assert_array_equal(augment.center_crop(IMAGES, 0.5), IMAGES[:, 5:15, 5:15])
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        augment.RandomView(12, 0.5, jit_compile=False),
+        augment.RandomView(12, 0.5),
+        augment.RandomCropResize(12),
+        augment.Compose([augment.RandomCropResize(12), augment.RandomFlip()]),
+    ],
+)
+def test_an_image_beside_nothing_is_the_image_alone(family):
+    """Views of images that fill a part of their square are those of the images cut out."""
+    sizes = [(20, 30), (30, 20), (11, 30), (30, 30)]
+    squares = RNG.integers(0, 256, [4, 30, 30, 3], np.uint8)  # what lies beside must not be seen
+    got = family(squares, seed=5, extent=np.array(sizes, np.int32))
+    for row, (height, width) in enumerate(sizes):
+        alone = squares[row : row + 1, :height, :width]
+        np.testing.assert_allclose(got[row], family(alone, seed=5, first_row=row)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("family", [augment.RandomFlip(), augment.Compose([]), tf.identity])
+def test_images_of_several_sizes_need_a_crop_first(family):
+    """Any other augmentation would take what lies beside an image for the image."""
+    with pytest.raises(ValueError, match="begins with a crop: RandomView"):
+        augment.call_view(family, np.zeros([2, 8, 8, 3], np.uint8), extent=np.full([2, 2], 8))

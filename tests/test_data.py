@@ -13,7 +13,7 @@ from PIL import Image
 
 from simclr_tf import data
 from simclr_tf.data import by_name, splits
-from simclr_tf.data.decode import CorruptImageError, decode
+from simclr_tf.data.decode import CorruptImageError, decode, decode_whole
 
 
 def picture(seed, height=8, width=8):
@@ -565,6 +565,74 @@ class TestBatches:
     def test_settings_out_of_range_are_errors(self, numbered, options):
         with pytest.raises(ValueError, match=next(iter(options))):
             data.load(numbered, **options)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """PATH with pictures of several sizes and proportions, as PNG and as JPEG."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, (height, width) in enumerate([(40, 60), (60, 40), (20, 20), (33, 90), (64, 64)]):
+        (folder / f"{i}.png").write_bytes(encoded(smooth(height, width)))
+        (folder / f"{i}.jpg").write_bytes(encoded(smooth(8 * height, 8 * width), "JPEG"))
+    return f"folder:{folder}"
+
+
+class TestWholeImages:
+    """Photographs of any size and proportions, which views are cropped from."""
+
+    @pytest.mark.parametrize(
+        ("shape", "inside"),
+        [((40, 60), (20, 30)), ((60, 40), (30, 20)), ((9, 12), (9, 12)), ((400, 2), (30, 1))],
+    )
+    def test_they_keep_their_proportions(self, shape, inside):
+        image = smooth(*shape)
+        square, *extent = decode_whole(encoded(image), 30)
+        assert square.shape == (30, 30, 3) and tuple(extent) == inside
+        expected = Image.fromarray(image).resize(inside[::-1], Image.Resampling.BICUBIC)
+        got = square[: inside[0], : inside[1]].astype(int)
+        assert np.abs(got - np.asarray(expected)).max() <= (0 if shape == inside else 3)
+        assert not square[inside[0] :].any() and not square[:, inside[1] :].any()
+
+    def test_a_large_jpeg_is_decoded_at_the_scale_needed(self, monkeypatch):
+        scales = []
+        draft = Image.Image.draft
+        monkeypatch.setattr(
+            "PIL.JpegImagePlugin.JpegImageFile.draft",
+            lambda self, mode, size: scales.append((self.size, size)) or draft(self, mode, size),
+        )
+        photo = encoded(smooth(800, 1200), "JPEG", quality=95)
+        square, height, width = decode_whole(photo, 90)
+        assert scales == [((1200, 800), (120, 120))]
+        assert (height, width) == (60, 90)
+        assert np.abs(square[:60].astype(int) - smooth(60, 90)).max() <= 6
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+    def test_training_sees_them_whole_and_evaluation_the_centre(self, photos, cache_bytes):
+        source = data.load(photos, image_size=20, cache_bytes=cache_bytes)
+        assert source.whole_side == 30
+        (batch,) = source.epochs(10, 0, shuffle=False).take(1).as_numpy_iterator()
+        assert batch["image"].shape == (10, 30, 30, 3)
+        wanted = [(20, 30), (30, 20), (20, 20), (11, 30), (30, 30)]
+        assert [tuple(e) for e in batch["extent"][1::2]] == wanted  # the PNGs; 0.jpg comes first
+        images, _, ids = source.arrays()
+        assert images.shape == (10, 20, 20, 3) and ids[1] == "0.png"
+        np.testing.assert_array_equal(images[1], batch["image"][1][:20, 5:25])
+
+    def test_cached_equals_streamed(self, photos):
+        cached, streamed = (data.load(photos, image_size=20, cache_bytes=n) for n in (2**30, 0))
+        same(cached, streamed)
+        for one, other in zip(cached.epochs(5, 3).take(4), streamed.epochs(5, 3).take(4)):
+            for key in ("image", "extent"):
+                np.testing.assert_array_equal(one[key], other[key])
+
+    def test_shapes_are_static(self, photos):
+        for cache_bytes in (0, 2**30):
+            spec = (
+                data.load(photos, image_size=20, cache_bytes=cache_bytes).epochs(5, 0).element_spec
+            )
+            assert spec["image"] == tf.TensorSpec([5, 30, 30, 3], tf.uint8)
+            assert spec["extent"] == tf.TensorSpec([5, 2], tf.int32)
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])

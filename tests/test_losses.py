@@ -7,9 +7,10 @@ import pytest
 import reference
 import tensorflow as tf
 
-from simclr_tf import NTXent, nt_xent
+from simclr_tf import NTXent, blocks, losses, nt_xent
 
 RNG = np.random.default_rng(3)
+BLOCKS = [None, 1, 4, 16]  # at once; a row; blocks that do and do not divide; one block and more
 
 
 def pair(count=7, dim=5, scale=3.0):
@@ -17,21 +18,28 @@ def pair(count=7, dim=5, scale=3.0):
     return (RNG.normal(size=[2, count, dim]) * scale).astype(np.float32)
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("block_size", BLOCKS)
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.1, 1.0])
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_it_is_the_double_loop_of_the_paper(count, temperature):
+def test_it_is_the_double_loop_of_the_paper(count, temperature, block_size):
     """1/(2N) of the sum over both directions, self excluded, cosine similarity."""
     z_a, z_b = pair(count)
     expected = reference.nt_xent(z_a, z_b, temperature)
-    assert float(nt_xent(z_a, z_b, temperature)) == pytest.approx(expected, rel=2e-6, abs=1e-6)
-    assert float(NTXent(temperature)(z_a, z_b)) == pytest.approx(expected, rel=2e-6, abs=1e-6)
+    near = pytest.approx(expected, rel=2e-6, abs=1e-6 / min(1.0, 10 * temperature))
+    assert float(nt_xent(z_a, z_b, temperature, block_size)) == near
+    assert float(NTXent(temperature, block_size)(z_a, z_b)) == near
 
 
+@pytest.mark.parametrize("block_size", BLOCKS)
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
 @pytest.mark.parametrize("count", [2, 64])
-def test_embeddings_that_are_all_alike_give_chance(count):
-    """log(2N - 1), whatever the temperature."""
+def test_embeddings_that_are_all_alike_give_chance(count, temperature, block_size):
+    """log(2N - 1), whatever the temperature; and no view finds its other one."""
     z = np.tile([[1.0, 2.0, 3.0]], [count, 1])
-    assert float(nt_xent(z, 5.0 * z, 0.1)) == pytest.approx(math.log(2 * count - 1), rel=1e-6)
+    loss, hits = losses.nt_xent_and_hits(z, 5.0 * z, temperature, block_size)
+    near = pytest.approx(math.log(2 * count - 1), rel=1e-6, abs=1e-6 / temperature)
+    assert float(loss) == near
+    assert not np.any(hits)
 
 
 def test_orthogonal_pairs_have_a_closed_form():
@@ -55,12 +63,14 @@ def test_what_leaves_it_as_it_is():
         assert float(nt_xent(*again)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_gradient_is_that_of_finite_differences():
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("temperature", [0.013, 0.3])  # the lower one takes rows x columns
+def test_gradient_is_that_of_finite_differences(temperature, block_size):
     """Of the slow reference in float64, entry by entry."""
     z_a, z_b = pair(4, 3, 1.0)
     with tf.GradientTape() as tape:
         variables = [tf.Variable(z_a), tf.Variable(z_b)]
-        loss = nt_xent(*variables, 0.3)
+        loss = nt_xent(*variables, temperature, block_size)
     gradients = tape.gradient(loss, variables)
     for which, gradient in enumerate(gradients):
         for index in np.ndindex(z_a.shape):
@@ -68,41 +78,111 @@ def test_gradient_is_that_of_finite_differences():
             for step in (1e-5, -1e-5):
                 moved = [z_a.astype(np.float64), z_b.astype(np.float64)]
                 moved[which][index] += step
-                values.append(reference.nt_xent(*moved, 0.3))
+                values.append(reference.nt_xent(*moved, temperature))
             expected = (values[0] - values[1]) / 2e-5
-            assert float(gradient[index]) == pytest.approx(expected, abs=2e-5)
+            assert float(gradient[index]) == pytest.approx(expected, rel=1e-4, abs=2e-5)
 
 
+@pytest.mark.parametrize("block_size", [None, 6])
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
-def test_half_precision_is_exact_after_the_cast(dtype, scale):
+def test_half_precision_is_exact_after_the_cast(dtype, scale, block_size):
     """Equal to float32 of the same rounded values; finite loss and gradient at every scale."""
     z_a, z_b = (tf.cast(z * scale, dtype) for z in pair(16, 8, 1.0))
     expected = nt_xent(tf.cast(z_a, tf.float32), tf.cast(z_b, tf.float32))
     with tf.GradientTape() as tape:
         tape.watch([z_a, z_b])
-        loss = nt_xent(z_a, z_b)
+        loss = nt_xent(z_a, z_b, block_size=block_size)
     assert loss.dtype == tf.float32
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     for gradient in tape.gradient(loss, [z_a, z_b]):
         assert np.isfinite(tf.cast(gradient, tf.float32)).all()
 
 
-def test_zeros_and_copies_give_no_nan():
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_zeros_and_copies_give_no_nan(temperature, block_size):
     """Embeddings that died at 0, and images that are copies of each other."""
     zeros = tf.zeros([4, 3])
     same = tf.ones([4, 3])
     for z_a, z_b in ((zeros, zeros), (same, same), (zeros, same)):
         with tf.GradientTape() as tape:
             tape.watch([z_a, z_b])
-            loss = nt_xent(z_a, z_b, 0.01)
+            loss = nt_xent(z_a, z_b, temperature, block_size)
         assert np.isfinite(
             [loss, *(tf.reduce_sum(g) for g in tape.gradient(loss, [z_a, z_b]))]
         ).all()
 
 
+def value_gradients_hits(z_a, z_b, temperature, block_size):
+    """Of `nt_xent_and_hits`, the gradient with respect to both."""
+    with tf.GradientTape() as tape:
+        tape.watch([z_a, z_b])
+        loss, hits = losses.nt_xent_and_hits(z_a, z_b, temperature, block_size)
+    return loss, *tape.gradient(loss, [z_a, z_b]), hits
+
+
+def noisy_pair(count, dim=32):
+    """Views that agree so far that some find each other and some do not."""
+    z_a, noise = pair(count, dim, 1.0)
+    return tf.constant(z_a), tf.constant(z_a + 1.5 * noise)
+
+
+@pytest.mark.parametrize("how", ["static", "dynamic", "xla"])
+@pytest.mark.parametrize("temperature", [0.012, 0.1])
+@pytest.mark.parametrize(("count", "block_size"), [(256, 64), (300, 128)])
+def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
+    """Value, gradient and hits; shapes known or not, in a graph and under XLA."""
+    pairs = noisy_pair(count)
+    expected = value_gradients_hits(*pairs, temperature, None)
+    assert 0.1 < np.mean(expected[-1]) < 0.9
+    unknown = [tf.TensorSpec([None, 32])] * 2 if how == "dynamic" else None
+    function = tf.function(
+        lambda z_a, z_b: value_gradients_hits(z_a, z_b, temperature, block_size),
+        input_signature=unknown,
+        jit_compile=how == "xla",
+    )
+    got = function(*pairs)
+    assert float(got[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+    for gradient, whole in zip(got[1:3], expected[1:3]):
+        np.testing.assert_allclose(gradient, whole, rtol=1e-5, atol=1e-6 * np.abs(whole).max())
+    np.testing.assert_array_equal(got[3], expected[3])
+
+
+def test_an_unknown_number_of_images_takes_the_form_that_fits(monkeypatch):
+    """Small batches at once, larger ones in blocks, from one graph; both give the same."""
+    monkeypatch.setattr(blocks, "AT_ONCE", 4 * 40**2)
+    monkeypatch.setattr(blocks, "default_size", lambda: 16)
+    function = tf.function(
+        lambda z_a, z_b: value_gradients_hits(z_a, z_b, 0.1, None),
+        input_signature=[tf.TensorSpec([None, 32])] * 2,
+    )
+    for count in (40, 41):
+        pairs = noisy_pair(count)
+        for got, one in zip(function(*pairs), value_gradients_hits(*pairs, 0.1, None)):
+            np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.012, 0.1])
+def test_no_tensor_has_the_size_of_the_whole_matrix(temperature):
+    """In the graph of value and gradient, loops and branches included."""
+    count = 2048
+    specs = [tf.TensorSpec([count, 32])] * 2
+    graph = tf.function(lambda a, b: value_gradients_hits(a, b, temperature, None))
+    definition = graph.get_concrete_function(*specs).graph.as_graph_def(add_shapes=True)
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    sizes = [
+        np.prod([dim.size for dim in shape.dim])
+        for node in nodes
+        for shape in node.attr["_output_shapes"].list.shape
+    ]
+    assert len(sizes) > 100 and 1024**2 in sizes, "the blocks were found"
+    assert max(sizes) <= 1024**2 < (2 * count) ** 2
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_share_their_negatives(replicas):
+def test_replicas_share_their_negatives(replicas, block_size):
     """Mean loss and summed gradient of loss / replicas are those of one device with all rows."""
     devices = [d.name for d in tf.config.list_logical_devices("CPU")][:replicas]
     strategy = tf.distribute.MirroredStrategy(
@@ -118,7 +198,7 @@ def test_replicas_share_their_negatives(replicas):
     def on_replica(rows):
         with tf.GradientTape() as tape:
             tape.watch(rows)
-            loss = nt_xent(rows[:, 0], rows[:, 1], 0.2)
+            loss = nt_xent(rows[:, 0], rows[:, 1], 0.2, block_size)
             scaled = loss / replicas
         return loss, tape.gradient(scaled, rows)
 
@@ -140,6 +220,7 @@ def test_replicas_share_their_negatives(replicas):
     [
         (lambda: nt_xent(*pair(), temperature=0.0), "above 0; got 0.0"),
         (lambda: NTXent(-1.0), "above 0; got -1.0"),
+        (lambda: nt_xent(*pair(), block_size=0), "1 or more; got 0"),
         (lambda: nt_xent(np.ones([3, 2]), np.ones([4, 2])), r"\(3, 2\) and \(4, 2\)"),
         (lambda: nt_xent(np.ones([3]), np.ones([3])), r"\[batch, dim\]"),
     ],

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 import simclr_tf
-from simclr_tf import LARS, ProjectionHead, SimCLR, augment
+from simclr_tf import LARS, ProjectionHead, SimCLR, augment, blocks
 
 RNG = np.random.default_rng(1)
 IMAGES = RNG.integers(0, 256, [24, 8, 8, 3], np.uint8)
@@ -65,6 +65,19 @@ def test_one_step_is_nt_xent_of_two_views_and_its_gradient():
     assert logs["contrastive_accuracy"] == pytest.approx(accuracy)
     for old, new, gradient in zip(before, model.trainable_variables, gradients):
         np.testing.assert_allclose(new, old - 0.1 * gradient, rtol=1e-4, atol=2e-5)
+
+
+def test_images_of_several_sizes_have_their_own_extent():
+    """The step sees what lies within; here whatever lies beside gives the same loss."""
+    losses = []
+    for beside in (0, 255):
+        images = np.full([8, 12, 12, 3], beside, np.uint8)
+        images[:, :8, :8] = IMAGES[:8]
+        extent = np.full([8, 2], 8, np.int32)
+        data = tf.data.Dataset.from_tensors({"image": images, "extent": extent})
+        keras.utils.set_random_seed(0)
+        losses.append(compiled().fit(data, verbose=0).history["loss"][0])
+    assert losses[0] == losses[1]
 
 
 def test_fit_learns():
@@ -215,6 +228,22 @@ def test_save_and_load_go_on_where_they_were(tmp_path, kind):
         assert again == pytest.approx(model.fit(dataset(), verbose=0).history["loss"], rel=1e-5)
 
 
+def test_the_loss_in_blocks_trains_as_the_whole_matrix(monkeypatch):
+    """Loss, accuracy and weights after three steps."""
+    results = []
+    for at_once in (blocks.AT_ONCE, 0):
+        monkeypatch.setattr(blocks, "AT_ONCE", at_once)
+        monkeypatch.setattr(blocks, "default_size", lambda: 3)
+        keras.utils.set_random_seed(0)
+        model = compiled()
+        history = model.fit(dataset(7), verbose=0).history
+        shown = [history["loss"][0], history["contrastive_accuracy"][0]]
+        results.append((shown, model.get_weights()))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    for whole, in_blocks in zip(results[0][1], results[1][1]):
+        np.testing.assert_allclose(in_blocks, whole, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_pieces_have_the_gradient_of_the_whole(policy):
     """Weights after three steps in pieces of 4 views are those of whole batches of 16 views."""
@@ -246,28 +275,6 @@ def test_moving_averages_move_once_per_image_in_pieces():
     model.compile(optimizer=keras.optimizers.SGD(0.0))
     model.train_on_batch(image)
     np.testing.assert_allclose(norm.moving_mean, expected, rtol=1e-4, atol=1e-7)
-
-
-def test_replicas_train_as_one_device():
-    """Loss and weights after three steps on two replicas, the views included."""
-    results = []
-    for count in (1, 2):
-        devices = [d.name for d in tf.config.list_logical_devices("CPU")][:count]
-        strategy = tf.distribute.MirroredStrategy(
-            devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
-        )
-        keras.utils.set_random_seed(0)
-        with strategy.scope():
-            view = augment.RandomView(8, 0.5, jit_compile=False)
-            head = ProjectionHead(output_dim=4, batch_norm=False)
-            model = SimCLR(small_encoder(batch_norm=False), head, view, 0.2, seed=3)
-            model.build((None, 8, 8, 3))
-            model.compile(optimizer=keras.optimizers.SGD(0.01))
-        history = model.fit(dataset(7), verbose=0).history  # shared unevenly, the last of 3 too
-        results.append((history["loss"][0], model.get_weights()))
-    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
-    for one, many in zip(results[0][1], results[1][1]):
-        np.testing.assert_allclose(many, one, atol=1e-5 * np.abs(one).max())
 
 
 WRONG_DATA = [

@@ -75,8 +75,9 @@ class Operator:
     """
 
     _arguments: tuple = ()
+    crops = False  # whether it begins with a crop, and so can tell an image from what is beside it
 
-    def __call__(self, images, seed=None, first_row=0):
+    def __call__(self, images, seed=None, first_row=0, extent=None):
         """One view of every image.
 
         Args:
@@ -85,17 +86,19 @@ class Operator:
             under XLA. None draws a seed from TensorFlow's global generator.
           first_row: place of the first image when these are a part of a larger batch: each image
             then gets the view that it gets in the whole batch.
+          extent: [B, 2] int, the height and width of each image, where it fills only the upper left
+            of [H, W]; None where all fill it. For operators that begin with a crop.
 
         Returns:
           [B, H, W, 3] float32 in [0, 1]; a resizing operator changes H and W.
 
         Raises:
-          ValueError: images of another rank, channel count or dtype.
+          ValueError: images of another rank, channel count or dtype; an extent for an operator
+            that does not begin with a crop.
         """
         images = as_float(images)
-        return self.apply(
-            images, self.draw(Draw(seed, (batch_size(images), *static_size(images)), first_row))
-        )
+        draw = Draw(seed, (batch_size(images), *sizes_of(self, images, extent)), first_row)
+        return self.apply(images, self.draw(draw))
 
     def draw(self, draw):
         """A dict of per-image parameters, [B, ...] each."""
@@ -138,6 +141,19 @@ def static_size(images):
     return images.shape[1], images.shape[2]
 
 
+def sizes_of(augment, images, extent):
+    """Height and width of the images that an augmentation gets: numbers, or [B] each."""
+    if extent is None:
+        return static_size(images)
+    if not getattr(augment, "crops", False):
+        name = getattr(augment, "__name__", type(augment).__name__)
+        raise ValueError(
+            "images of several sizes need an augmentation that begins with a crop: RandomView or "
+            f"RandomCropResize; got {name}."
+        )
+    return tf.unstack(tf.cast(extent, tf.float32), num=2, axis=1)
+
+
 def draw_boxes(unit, height, width, area, aspect):
     """Random crops: area uniform, aspect ratio uniform, place uniform, in whole pixels.
 
@@ -147,22 +163,24 @@ def draw_boxes(unit, height, width, area, aspect):
 
     Args:
       unit: [B, 22] uniform in [0, 1).
-      height, width: of the images, in pixels.
+      height, width: of the images, in pixels; a number, or [B].
       area: (least, greatest) share of the image's area.
       aspect: (least, greatest) width/height of the crop.
 
     Returns:
       [B, 4] float32: y, x, height, width.
     """
-    areas = between(unit[:, :_CROP_TRIES], *area) * float(height * width)
+    height, width = (tf.reshape(tf.cast(n, tf.float32), [-1, 1]) for n in (height, width))
+    areas = between(unit[:, :_CROP_TRIES], *area) * height * width
     ratios = between(unit[:, _CROP_TRIES : 2 * _CROP_TRIES], *aspect)
     heights = tf.maximum(tf.round(tf.sqrt(areas / ratios)), 1.0)
     widths = tf.maximum(tf.round(tf.sqrt(areas * ratios)), 1.0)
     fits = (heights <= height) & (widths <= width)
     first = tf.one_hot(tf.argmax(tf.cast(fits, tf.int32), axis=1), _CROP_TRIES)
     none_fits = ~tf.reduce_any(fits, axis=1)
-    h = tf.where(none_fits, float(height), tf.reduce_sum(heights * first, axis=1))
-    w = tf.where(none_fits, float(width), tf.reduce_sum(widths * first, axis=1))
+    height, width = height[:, 0], width[:, 0]
+    h = tf.where(none_fits, height, tf.reduce_sum(heights * first, axis=1))
+    w = tf.where(none_fits, width, tf.reduce_sum(widths * first, axis=1))
     y = tf.cast(below(unit[:, -2], height - h + 1.0), tf.float32)
     x = tf.cast(below(unit[:, -1], width - w + 1.0), tf.float32)
     return tf.stack([y, x, h, w], axis=1)
@@ -180,6 +198,7 @@ class RandomCropResize(Operator):
     """
 
     _arguments = ("size", "area", "aspect", "method")
+    crops = True
 
     def __init__(self, size, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), method="bicubic"):
         if size < 1:
@@ -410,10 +429,18 @@ class Compose(Operator):
                 raise ValueError(f"operators must be callables batch -> batch; got {operator!r}.")
         self.operators = list(operators)
 
-    def __call__(self, images, seed=None, first_row=0):
+    @property
+    def crops(self):
+        """As the first operator."""
+        return bool(self.operators) and getattr(self.operators[0], "crops", False)
+
+    def __call__(self, images, seed=None, first_row=0, extent=None):
+        if extent is not None:
+            sizes_of(self, images, extent)
         images, seed = as_float(images), as_seed(seed)
         for place, operator in enumerate(self.operators):
-            images = call_view(operator, images, fold_in(seed, place), first_row)
+            images = call_view(operator, images, fold_in(seed, place), first_row, extent)
+            extent = None  # a crop leaves images of one size
         return images
 
     def output_size(self, size):
@@ -429,14 +456,18 @@ class Compose(Operator):
         return cls([restore(operator) for operator in config["operators"]])
 
 
-def call_view(augment, images, seed=None, first_row=0):
+def call_view(augment, images, seed=None, first_row=0, extent=None):
     """Calls any augmentation on a batch [B, H, W, 3] of uint8, or float in [0, 1].
+
+    Arguments are those of `Operator.__call__`.
 
     An `Operator` gets the seed. Every other callable gets float32 in [0, 1], a Keras layer in
     training mode, and gives its views as it likes: without a seed.
     """
     if isinstance(augment, Operator):
-        return augment(images, seed=seed, first_row=first_row)
+        return augment(images, seed=seed, first_row=first_row, extent=extent)
+    if extent is not None:  # only ours can tell an image from what is beside it
+        sizes_of(augment, images, extent)
     images = as_float(images)
     if isinstance(augment, keras.layers.Layer):
         images = augment(images, training=True)

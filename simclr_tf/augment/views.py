@@ -21,7 +21,7 @@ from simclr_tf.augment.operators import (
     as_float,
     batch_size,
     register,
-    static_size,
+    sizes_of,
 )
 from simclr_tf.augment.random import Draw, Shares, as_seed
 
@@ -59,6 +59,7 @@ class RandomView(Operator):
         "flip_probability",
         "jit_compile",
     )
+    crops = True
 
     def __init__(
         self,
@@ -104,14 +105,15 @@ class RandomView(Operator):
         parts = [self.crop, self.flip, self.jitter, self.drop, self.blurring]
         return [part for part in parts if part is not None]
 
-    def __call__(self, images, seed=None, first_row=0):
+    def __call__(self, images, seed=None, first_row=0, extent=None):
         as_float(images)  # a wrong rank or dtype is told before anything is drawn
         images = tf.convert_to_tensor(images)
         first_row = tf.cast(first_row, tf.int64)
-        return self._compiled_view(images, self._compiled_draw(images, as_seed(seed), first_row))
+        parameters = self._compiled_draw(images, as_seed(seed), first_row, extent)
+        return self._compiled_view(images, parameters)
 
-    def _draw_for(self, images, seed, first_row):
-        draw = Draw(seed, (batch_size(images), *static_size(images)), first_row)
+    def _draw_for(self, images, seed, first_row, extent=None):
+        draw = Draw(seed, (batch_size(images), *sizes_of(self, images, extent)), first_row)
         return self.draw(draw)
 
     def draw(self, draw):

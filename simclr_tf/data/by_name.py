@@ -36,8 +36,9 @@ def load(
         fixed random order, so that a slice of class folders has all classes.
       data_dir: where TFDS data sets are prepared; None is TFDS's default.
       image_size: side of the images, pixels: the shorter side is resized to it, the centre square
-        kept. None keeps the native size where all images (in a large set, 2,000 spread over it) are
-        squares of one size, and is 224 otherwise.
+        kept; training crops its views from whole images instead (`Source.epochs`). None keeps the
+        native size where all images (in a large set, 2,000 spread over it) are squares of one size,
+        and is 224 otherwise.
       max_corrupt_share: largest share in [0, 1] of examples that may be unreadable; these are
         skipped and listed.
       cache_bytes: a set of up to so many bytes as decoded uint8 is kept in memory; a larger one is

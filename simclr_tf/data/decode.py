@@ -1,4 +1,4 @@
-"""An encoded image, of any format, mode, size and orientation, to uint8 RGB of one square size.
+"""An encoded image, of any format, mode, size and orientation, to uint8 RGB of one size.
 
 Made for threads: Pillow releases the interpreter lock while it decodes and resizes.
 """
@@ -36,21 +36,54 @@ def decode(image: bytes | np.ndarray, size: int) -> np.ndarray:
       CorruptImageError: truncated, unknown to Pillow, or larger than Pillow's limit against
         decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
+    if isinstance(image, np.ndarray) and image.shape == (size, size, 3):
+        return image
+    return np.asarray(_centre_square(_picture(image, lambda width, height: size), size))
+
+
+def decode_whole(image: bytes | np.ndarray, side: int) -> tuple[np.ndarray, int, int]:
+    """The whole image, its proportions kept, in the upper left corner of a square of zeros.
+
+    An image with a longer side than the square's is reduced (bicubic, antialiased); a smaller one
+    keeps its pixels. The rest is as in `decode`, errors too.
+
+    Args:
+      image: an encoded file, or uint8 `[height, width, 3]`.
+      side: of the square, pixels.
+
+    Returns:
+      uint8 `[side, side, 3]`, and the height and the width of the image in it.
+    """
+
+    def shorter_side(width, height):
+        return max(1, round(min(width, height) * min(1.0, side / max(width, height))))
+
+    picture = _picture(image, shorter_side)
+    scale = min(1.0, side / max(picture.size))
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    if (width, height) != picture.size:
+        picture = picture.resize(
+            (width, height), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP
+        )
+    square = np.zeros([side, side, 3], np.uint8)
+    square[:height, :width] = np.asarray(picture)
+    return square, height, width
+
+
+def _picture(image: bytes | np.ndarray, shorter_side) -> Image.Image:
+    """Upright RGB, of at least the shorter side (of width and height) that will be wanted."""
     if isinstance(image, np.ndarray):
-        if image.shape == (size, size, 3):
-            return image
-        return np.asarray(_centre_square(Image.fromarray(image), size))
+        return Image.fromarray(image)
     picture = _open(image)
     try:
-        gap = int(size * _REDUCING_GAP)
+        gap = int(shorter_side(*picture.size) * _REDUCING_GAP)
         picture.draft(None, (gap, gap))  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is enough
         picture.load()
-        picture = _upright(picture)
+        return _rgb(_upright(picture))
     except Exception as error:
         # Damaged files make Pillow's readers raise nearly anything (OSError, SyntaxError,
         # struct.error, IndexError, ...). None of it is lost: the reason is recorded and counted.
         raise CorruptImageError(_reason(error)) from error
-    return np.asarray(_centre_square(_rgb(picture), size))
 
 
 def image_size(image: bytes | np.ndarray) -> tuple[int, int]:

@@ -6,6 +6,7 @@ is in `decode`.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.data.decode import CorruptImageError, decode
+from simclr_tf.data.decode import CorruptImageError, decode, decode_whole
 from simclr_tf.data.decode import image_size as size_of
-from simclr_tf.data.examples import UNLABELLED, Examples
+from simclr_tf.data.examples import UNLABELLED, Example, Examples
 from simclr_tf.data.python_op import python_op
 
 DEFAULT_IMAGE_SIZE = 224
 _SIZE_SAMPLE = 2000
 _CHUNK = 64  # examples that a thread decodes in one go
 _LAST_EPOCH = 2**62
+_WHOLE_SIDE = 1.5  # times image_size: a photograph of 3:2 keeps its shorter side
 
 
 class Source:
@@ -35,6 +37,9 @@ class Source:
       class_names: names by class index, or None.
       labelled: whether the examples have labels.
       image_size: side of the images, pixels.
+      whole_side: None where all images are squares of one size. Else training reads whole images
+        (proportions kept, longer side at most so many pixels), from which views are cropped;
+        evaluation sees centre squares of `image_size` either way.
       cached: whether the images are in memory.
     """
 
@@ -55,15 +60,18 @@ class Source:
             )
         self.name, self.split = name, split
         self.class_names, self.labelled = examples.class_names, examples.labelled
-        self.image_size = image_size or _common_size(examples) or DEFAULT_IMAGE_SIZE
+        common_size = _common_size(examples)
+        self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
+        self.whole_side = None if common_size else math.ceil(_WHOLE_SIDE * self.image_size)
         self._examples, self._total = examples, len(examples)
         self._max_corrupt_share = max_corrupt_share
         self._corrupt: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
-        self.cached = self._total * self.image_size**2 * 3 <= cache_bytes
+        self.cached = self._total * (self.whole_side or self.image_size) ** 2 * 3 <= cache_bytes
         if self.cached:
             self._fill()
-            self._examples = None  # what it held in memory has been copied
+            # What the examples held in memory has been copied.
+            self._examples = _Cached(self) if self.whole_side else None
         self._rows = np.array([i for i in range(self._total) if i not in self._corrupt], np.int64)
         self.num_examples = len(self._rows)
 
@@ -125,9 +133,11 @@ class Source:
         count = min(len(self._rows), limit or len(self._rows))
         rows = self._rows[np.arange(count) * len(self._rows) // count]
         dataset = tf.data.Dataset.from_tensor_slices(rows)
-        if not self.cached:
-            return self._decoded(dataset).batch(batch_size).prefetch(tf.data.AUTOTUNE)
-        tensors = self._tensors
+        if not self.cached or self.whole_side:
+            dataset = self._decoded(dataset).batch(batch_size)
+            dataset = dataset.map(lambda image, _, *names: self._batch(image, *names, rows=[None]))
+            return dataset.prefetch(tf.data.AUTOTUNE)
+        tensors = self._images_tensor, *self._names_tensors
         dataset = dataset.batch(batch_size).map(
             lambda rows: self._batch(*(tf.gather(part, rows) for part in tensors), rows=[None]),
             tf.data.AUTOTUNE,
@@ -146,7 +156,9 @@ class Source:
         unreadable is taken by the next, so that the number of steps stays.
 
         Returns:
-          uint8 `[batch_size, size, size, 3]`, the batch dimension static.
+          uint8 `[batch_size, size, size, 3]`, the batch dimension static; with a `whole_side`,
+          dicts of `image`, uint8 `[batch_size, whole_side, whole_side, 3]`, and `extent`, int32
+          `[batch_size, 2]`: the height and width of each image in the upper left of its square.
 
         Raises:
           ValueError: fewer examples than `batch_size`.
@@ -157,9 +169,13 @@ class Source:
             lambda epoch: epoch_of(self._order(seed, epoch, shuffle), steps, batch_size)
         )
         if self.cached:
-            images, _, _ = self._tensors
+            images, extents = self._images_tensor, self._extents
             dataset = dataset.map(
-                lambda rows: tf.gather(images, rows), tf.data.AUTOTUNE, deterministic=True
+                lambda rows: self._training_batch(
+                    tf.gather(images, rows), tf.gather(tf.constant(extents), rows)
+                ),
+                tf.data.AUTOTUNE,
+                deterministic=True,
             )
         dataset = dataset.apply(
             tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
@@ -172,7 +188,7 @@ class Source:
         Returns:
           images, uint8 `[n, size, size, 3]`; labels, int64 `[n]`, or None; ids, str `[n]`.
         """
-        if self.cached:
+        if self.cached and not self.whole_side:
             whole = self.num_examples == len(self._images)
             parts = (self._images, self._labels, self._ids)
             images, labels, ids = parts if whole else (part[self._rows] for part in parts)
@@ -187,12 +203,22 @@ class Source:
 
     # Reading.
 
-    def _read(self, index: int) -> tuple[np.ndarray, int, bytes] | None:
-        """Image, label and id; None, and an entry in `corrupt`, where it cannot be read."""
+    def _read(self, index: int, whole: bool = False) -> tuple | None:
+        """Pixels, extent, label and id; None, and an entry in `corrupt`, where it cannot be read.
+
+        whole: the whole image in its square, for training; else the centre square.
+        """
         example_id = None
         try:
             example_id, image, label = self._examples[index]
-            return decode(image, self.image_size), label, example_id.encode()
+            extent = [self.image_size] * 2
+            if self.whole_side:
+                image, *extent = decode_whole(image, self.whole_side)
+            if not (whole and self.whole_side):  # the same square, read from a file or from memory
+                image = decode(
+                    image[: extent[0], : extent[1]] if self.whole_side else image, self.image_size
+                )
+            return image, extent, label, example_id.encode()
         except CorruptImageError as error:
             with self._lock:
                 self._corrupt[index] = (example_id or self._examples.id(index), str(error))
@@ -200,16 +226,18 @@ class Source:
 
     def _fill(self) -> None:
         """Decodes everything into memory; an unreadable example leaves an image never asked for."""
-        total, size = self._total, self.image_size
+        total, size = self._total, self.whole_side or self.image_size
         self._labels = np.full(total, UNLABELLED, np.int64)
         self._ids = np.full(total, b"", object)
+        self._extents = np.zeros([total, 2], np.int32)
         self._images = _aligned_zeros([total, size, size, 3])
 
         def fill_chunk(start: int) -> None:
             for index in range(start, min(start + _CHUNK, total)):
-                example = self._read(index)
+                example = self._read(index, whole=True)
                 if example is not None:
-                    self._images[index], self._labels[index], self._ids[index] = example
+                    self._images[index], self._extents[index] = example[:2]
+                    self._labels[index], self._ids[index] = example[2:]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
@@ -220,9 +248,15 @@ class Source:
         self.check_corrupt()
         # Pipelines capture these tensors: nothing is copied into a graph, which holds 2 GB at most.
         with tf.device("CPU:0"):
-            images = tf.experimental.dlpack.from_dlpack(self._images.__dlpack__())
-            self._tensors = images, tf.constant(self._labels), tf.constant(self._ids)
+            self._images_tensor = tf.experimental.dlpack.from_dlpack(self._images.__dlpack__())
+            self._names_tensors = tf.constant(self._labels), tf.constant(self._ids)
         self._images.flags.writeable = False  # the tensor shares its memory
+
+    def _cached_example(self, index: int) -> Example:
+        """An example from memory, as it was read."""
+        height, width = self._extents[index]
+        image = self._images[index, :height, :width]
+        return Example(self._ids[index].decode(), image, self._labels[index])
 
     # Pipelines.
 
@@ -243,31 +277,44 @@ class Source:
         return tf.data.Dataset.from_tensor_slices(order)
 
     def _streamed_epoch(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.data.Dataset:
-        dataset = self._decoded(tf.data.Dataset.from_tensor_slices(order).repeat())
-        return dataset.map(lambda example: example["image"]).batch(batch_size, True).take(steps)
+        dataset = tf.data.Dataset.from_tensor_slices(order).repeat()
+        dataset = self._decoded(dataset, whole=True).batch(batch_size, True).take(steps)
+        return dataset.map(lambda image, extent, *_: self._training_batch(image, extent))
 
-    def _decoded(self, indices: tf.data.Dataset) -> tf.data.Dataset:
-        """Examples decoded in parallel, in the order of `indices`; unreadable ones are left out."""
+    def _training_batch(self, images: tf.Tensor, extents: tf.Tensor):
+        """What `epochs` gives."""
+        return {"image": images, "extent": extents} if self.whole_side else images
+
+    def _decoded(self, indices: tf.data.Dataset, whole: bool = False) -> tf.data.Dataset:
+        """Examples decoded in parallel, in the order of `indices`; unreadable ones are left out.
+
+        Gives pixels, extent, label and id.
+        """
+        side = self.whole_side if whole and self.whole_side else self.image_size
         nothing = (
-            np.zeros([self.image_size, self.image_size, 3], np.uint8),
+            np.zeros([side, side, 3], np.uint8),
+            np.zeros(2, np.int32),
             np.int64(UNLABELLED),
             b"",
         )
 
         def read(index):
-            example = self._read(int(index))
+            example = self._read(int(index), whole)
             if example is None:
                 self.check_corrupt()
-            image, label, example_id = nothing if example is None else example
-            return image, np.int64(label), example_id, example is not None
+            image, extent, label, example_id = nothing if example is None else example
+            extent = np.asarray(extent, np.int32)
+            return image, extent, np.int64(label), example_id, example is not None
 
         def read_op(index):
-            types = [tf.uint8, tf.int64, tf.string, tf.bool]
+            types = [tf.uint8, tf.int32, tf.int64, tf.string, tf.bool]
             *example, readable = python_op(read, (*nothing, True), [index], types)
-            return self._batch(*example, rows=[]), tf.ensure_shape(readable, [])
+            shapes = [side, side, 3], [2], [], []
+            example = [tf.ensure_shape(part, shape) for part, shape in zip(example, shapes)]
+            return *example, tf.ensure_shape(readable, [])
 
         dataset = indices.map(read_op, tf.data.AUTOTUNE, deterministic=True)
-        return dataset.filter(lambda _, readable: readable).map(lambda example, _: example)
+        return dataset.filter(lambda *parts: parts[-1]).map(lambda *parts: parts[:-1])
 
     def _batch(self, image, label, example_id, rows: list) -> dict[str, tf.Tensor]:
         """The dict of `batches`, with static shapes; `rows` is the leading shape."""
@@ -276,6 +323,16 @@ class Source:
         if self.labelled:
             batch["label"] = tf.ensure_shape(label, rows)
         return batch
+
+
+class _Cached:
+    """The examples of a source that is in memory, for its own pipelines."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source._cached_example(index)
 
 
 def _common_size(examples: Examples) -> int | None:

@@ -1,0 +1,137 @@
+"""A training step against its limits: the bare encoder, and a batch without gradient caching.
+
+    python benchmarks/step.py
+
+Whole `fit` steps on CIFAR-sized images (views, encoder, head, loss, LARS, metrics) against the
+bare encoder's forward and backward pass on a constant batch in the same precision; then time and
+memory of gradient caching. With `--one BATCH MICRO` a step runs alone and its peak is printed.
+"""
+
+import argparse
+import json
+
+import measure
+import numpy as np
+
+from simclr_tf import _quiet
+
+tf = _quiet.import_tensorflow()
+keras = tf.keras
+
+import simclr_tf  # noqa: E402 - after TensorFlow's start-up lines
+from simclr_tf import convolution, distribute  # noqa: E402
+
+STEP_BATCH = 512
+CACHE_BATCHES = ((256, None), (1024, 512), (4096, 512))
+
+
+def random_images(count):
+    """uint8 [count, 32, 32, 3]."""
+    return tf.constant(np.random.default_rng(0).integers(0, 256, [count, 32, 32, 3], np.uint8))
+
+
+def training_step(batch_size, width, micro_batch_size=None):
+    """A compiled SimCLR, and a call that takes a step as `fit` does."""
+    model = simclr_tf.SimCLR(
+        simclr_tf.ResNet(18, width=width), micro_batch_size=micro_batch_size, seed=0
+    )
+    model.compile(optimizer=simclr_tf.LARS(0.1))
+    model.build((None, 32, 32, 3))
+    step = model.make_train_function()
+    batches = iter(tf.data.Dataset.from_tensors(random_images(batch_size)).repeat())
+    return model, lambda: step(batches)["loss"]
+
+
+def bare_encoder(encoder, batch_size):
+    """A call of forward and backward pass on the views of a batch."""
+    views = tf.random.uniform([2 * batch_size, 32, 32, 3])
+
+    @tf.function
+    def bare():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(encoder(views, training=True)))
+        return [tf.reduce_sum(g) for g in tape.gradient(loss, encoder.trainable_variables)]
+
+    return lambda: bare()[0]
+
+
+def run_step(repeats, width):
+    """Rows: what, images a second, ratio to the bare encoder."""
+    model, step = training_step(STEP_BATCH, width)
+    calls = {
+        "whole step": step,
+        "bare encoder": bare_encoder(model.encoder, STEP_BATCH),
+    }
+    stock = simclr_tf.ResNet(18, width=width)
+    stock.build((None, 32, 32, 3))
+    chosen, convolution.MIN_CHANNELS = convolution.MIN_CHANNELS, 10**9
+    calls["bare encoder, stock gradients"] = bare_encoder(stock, STEP_BATCH)
+    calls["bare encoder, stock gradients"]()  # traced here, while the products are off
+    convolution.MIN_CHANNELS = chosen
+    medians = measure.seconds(calls, repeats)
+    return [
+        {
+            "what": f"{name}, ResNet-18 x {width}",
+            "rate": STEP_BATCH / median,
+            "ratio": medians["bare encoder"] / median,
+        }
+        for name, median in medians.items()
+    ]
+
+
+def one(batch_size, micro_batch_size):
+    """Prints seconds of a step and the peak memory of the process, ResNet-18 of full width."""
+    keras.mixed_precision.set_global_policy(distribute.precision_policy("auto"))
+    _, step = training_step(batch_size, 1, micro_batch_size)
+    seconds = measure.seconds({"step": step}, repeats=1)["step"]
+    print(json.dumps({"seconds": seconds, "peak": measure.peak_bytes()}))
+
+
+def run_cache(rounds):
+    """Rows: batch, piece, images a second, and ratios of time an image and memory to the first.
+
+    Each batch has a process of its own; the rounds interleave them and the medians count.
+    """
+    taken = {key: [] for key in CACHE_BATCHES}
+    for _ in range(rounds):
+        for batch_size, micro in CACHE_BATCHES:
+            result = measure.in_fresh_process("step.py", "--one", batch_size, micro or 0)
+            taken[batch_size, micro].append(result)
+    rows = []
+    for (batch_size, micro), results in taken.items():
+        seconds = float(np.median([r["seconds"] for r in results]))
+        peak = float(np.median([r["peak"] for r in results]))
+        rows.append({"batch": batch_size, "piece": micro, "seconds": seconds, "peak": peak / 1e6})
+    first = rows[0]
+    for row in rows:
+        row["rate"] = row["batch"] / row["seconds"]
+        row["time_ratio"] = first["rate"] / row["rate"]
+        row["memory_ratio"] = row["peak"] / first["peak"]
+    return rows
+
+
+STEP_COLUMNS = {
+    "what": (f"batch {STEP_BATCH}, 32 pixels", ""),
+    "rate": ("images/s", ",.0f"),
+    "ratio": ("of the bare encoder", ".2f"),
+}
+CACHE_COLUMNS = {
+    "batch": ("ResNet-18, batch", ",d"),
+    "piece": ("views a piece", ",d"),
+    "rate": ("images/s", ",.0f"),
+    "time_ratio": ("time an image", ".2f"),
+    "peak": ("peak MB", ",.0f"),
+    "memory_ratio": ("memory", ".2f"),
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--one", nargs=2, type=int)
+    given = parser.parse_args()
+    if given.one:
+        one(given.one[0], given.one[1] or None)
+    else:
+        keras.mixed_precision.set_global_policy(distribute.precision_policy("auto"))
+        for width in (0.5, 1):
+            measure.show("A step", STEP_COLUMNS, run_step(5, width))
+        measure.show("Gradient caching", CACHE_COLUMNS, run_cache(1))

@@ -1,0 +1,147 @@
+"""Random views a second, from 32-pixel uint8 and from 224-pixel JPEG files.
+
+    python benchmarks/views.py
+
+Contenders: ours; the usual per-image `tf.image` map in tf.data with the operators of the official
+code; KerasCV's augmenter.
+"""
+
+import measure
+import numpy as np
+
+from simclr_tf import _quiet
+
+tf = _quiet.import_tensorflow()
+
+import simclr_tf  # noqa: E402 - after TensorFlow's start-up lines
+
+BATCH = {32: 256, 224: 64}
+BATCHES = {32: 4, 224: 1}  # of views in a timed call
+
+
+def tf_image_view(image, size):
+    """One view of one image as tf.image's operators make it, in the order of the paper."""
+    image = tf.image.convert_image_dtype(image, tf.float32)
+    begin, extent, _ = tf.image.sample_distorted_bounding_box(
+        tf.shape(image),
+        tf.zeros([1, 0, 4]),
+        area_range=(0.08, 1.0),
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        use_image_if_no_bounding_boxes=True,
+    )
+    image = tf.image.resize(tf.slice(image, begin, extent), [size, size], method="bicubic")
+    image = tf.image.random_flip_left_right(tf.clip_by_value(image, 0.0, 1.0))
+    strength = 0.5 if size <= 64 else 1.0
+    if tf.random.uniform([]) < 0.8:
+        low, high = 1 - 0.8 * strength, 1 + 0.8 * strength
+        image = tf.clip_by_value(image * tf.random.uniform([], low, high), 0.0, 1.0)
+        image = tf.clip_by_value(tf.image.random_contrast(image, low, high), 0.0, 1.0)
+        image = tf.clip_by_value(tf.image.random_saturation(image, low, high), 0.0, 1.0)
+        image = tf.clip_by_value(tf.image.random_hue(image, 0.2 * strength), 0.0, 1.0)
+    if tf.random.uniform([]) < 0.2:
+        image = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(image))
+    if size > 64 and tf.random.uniform([]) < 0.5:
+        image = _blurred(image, tf.random.uniform([], 0.1, 2.0), size // 20)
+    return tf.ensure_shape(image, [size, size, 3])
+
+
+def _blurred(image, sigma, radius):
+    """Two depthwise convolutions, as the official code's `gaussian_blur`."""
+    distance = tf.range(-radius, radius + 1, dtype=tf.float32)
+    taps = tf.exp(-0.5 * tf.square(distance / sigma))
+    taps = tf.tile((taps / tf.reduce_sum(taps))[:, None, None, None], [1, 1, 3, 1])
+    for kernel in (taps, tf.transpose(taps, [1, 0, 2, 3])):
+        image = tf.nn.depthwise_conv2d(image[None], kernel, [1, 1, 1, 1], "SAME")[0]
+    return image
+
+
+def keras_cv_views(size):
+    """KerasCV's layers with the same parameters."""
+    layers = _quiet.import_keras_cv().layers
+    strength = 0.5 if size <= 64 else 1.0
+    jitter = layers.RandomColorJitter(
+        (0, 1), 0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength
+    )
+    parts = [
+        layers.RandomCropAndResize((size, size), (0.08, 1.0), (3 / 4, 4 / 3)),
+        layers.RandomFlip("horizontal"),
+        layers.RandomApply(jitter, rate=0.8),
+        layers.RandomApply(layers.Grayscale(output_channels=3), rate=0.2),
+    ]
+    if size > 64:
+        blur = layers.RandomGaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))
+        parts.append(layers.RandomApply(blur, rate=0.5))
+    augmenter = layers.Augmenter(parts)
+    return tf.function(lambda images: augmenter(tf.cast(images, tf.float32)))
+
+
+def small_contenders(images):
+    """Of uint8 [B, 32, 32, 3] in memory."""
+    ours, theirs = simclr_tf.RandomView(32, 0.5), keras_cv_views(32)
+    mapped = tf.data.Dataset.from_tensor_slices(images).repeat()
+    mapped = mapped.map(lambda image: tf_image_view(image, 32), tf.data.AUTOTUNE)
+    mapped = mapped.batch(len(images)).take(BATCHES[32])
+    return {
+        "simclr_tf": lambda: [ours(images) for _ in range(BATCHES[32])],
+        # A new iterator each time: nothing was made ahead while the others had their turn.
+        "tf.image in tf.data": lambda: list(mapped),
+        "KerasCV": lambda: [theirs(images) for _ in range(BATCHES[32])],
+    }
+
+
+def photo_contenders(files):
+    """Of JPEG files in memory, [B] strings of 224 x 224 pixels: two views of each."""
+    encoded = tf.data.Dataset.from_tensor_slices(files)
+    decoded = encoded.map(lambda f: tf.io.decode_jpeg(f, 3), tf.data.AUTOTUNE)
+    decoded = decoded.map(lambda image: tf.ensure_shape(image, [224, 224, 3]))
+    batched = decoded.batch(len(files))
+    ours, theirs = simclr_tf.RandomView(224), keras_cv_views(224)
+    mapped = encoded.map(
+        lambda f: [tf_image_view(tf.io.decode_jpeg(f, 3), 224) for _ in range(2)], tf.data.AUTOTUNE
+    )
+    mapped = mapped.batch(len(files))
+    return {
+        "simclr_tf": lambda: [ours(images) for images in batched for _ in range(2)],
+        "tf.image in tf.data": lambda: list(mapped),
+        "KerasCV": lambda: [theirs(images) for images in batched for _ in range(2)],
+        "decoding alone": lambda: list(batched),
+    }
+
+
+def photos(count):
+    """[count] JPEG strings of smooth random pictures, 224 x 224."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 255, [count, 14, 14, 3])
+    images = tf.image.resize(coarse, [224, 224], method="bicubic")
+    images += rng.normal(0, 8, [count, 224, 224, 3])
+    images = tf.cast(tf.clip_by_value(images, 0, 255), tf.uint8)
+    return tf.stack([tf.io.encode_jpeg(image, quality=90) for image in images])
+
+
+def run(repeats):
+    """Rows: source, contender, views a second, ratio to ours."""
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.integers(0, 256, [BATCH[32], 32, 32, 3], np.uint8))
+    sources = {
+        "32 px uint8": (small_contenders(images), BATCHES[32] * BATCH[32]),
+        "224 px JPEG": (photo_contenders(photos(BATCH[224])), 2 * BATCH[224]),
+    }
+    rows = []
+    for source, (contenders, views) in sources.items():
+        medians = measure.seconds(contenders, repeats)
+        for name, median in medians.items():
+            rate = {"source": source, "contender": name, "rate": views / median}
+            rows.append({**rate, "ratio": medians["simclr_tf"] / median})
+    return rows
+
+
+COLUMNS = {
+    "source": ("views of", ""),
+    "contender": ("made by", ""),
+    "rate": ("views/s", ",.0f"),
+    "ratio": ("of ours", ".2f"),
+}
+
+if __name__ == "__main__":
+    measure.show(__doc__.splitlines()[0], COLUMNS, run(5))

@@ -1,0 +1,71 @@
+"""The weight gradient by matrix products is TensorFlow's own."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from simclr_tf import ResNet, convolution
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [
+        (1, 1, "SAME"),
+        (3, 1, "SAME"),
+        (1, 2, "VALID"),
+        (3, 2, "VALID"),
+        (7, 2, "VALID"),
+        (4, 1, "SAME"),
+    ],
+)
+def test_both_gradients_are_tensorflows(size, stride, padding):
+    """And the value, in float32, on an image that is not square."""
+    x = tf.random.normal([3, 9, 12, 5])
+    kernel = tf.random.normal([size, size, 5, 4])
+    results = []
+    for conv2d in (convolution.conv2d, tf.nn.conv2d):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            y = conv2d(x, kernel, stride, padding)
+            value = tf.reduce_sum(tf.sin(y))
+        results.append([y, *tape.gradient(value, [x, kernel])])
+    for ours, theirs in zip(*results):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_resnet_in_bfloat16_has_the_same_gradient_either_way(monkeypatch):
+    """Of every weight, to what bfloat16 rounds; and layers with few channels stay as they are."""
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    keras.utils.set_random_seed(0)
+    encoder = ResNet(18, width=0.25, zero_init_residual=False)
+    images = tf.random.uniform([16, 16, 16, 3])
+    encoder.build((None, 16, 16, 3))
+    used = []
+    weight_gradient = convolution.weight_gradient
+    monkeypatch.setattr(
+        convolution,
+        "weight_gradient",
+        lambda x, *rest: used.append(x.shape) or weight_gradient(x, *rest),
+    )
+
+    def gradients(least):
+        monkeypatch.setattr(convolution, "MIN_CHANNELS", least)
+        with tf.GradientTape() as tape:
+            h = encoder(images, training=True)
+            loss = tf.reduce_mean(tf.square(h - 0.5))
+        return [g.numpy() for g in tape.gradient(loss, encoder.trainable_variables)]
+
+    stock = gradients(10**6)
+    assert not used
+    products = gradients(64)
+    # The second half: stride 2, 64 to 128 channels; three with 128; the shortcut; and four of 64.
+    assert len(used) == 8 and {shape[-1] for shape in used} == {64, 128}
+    for ours, theirs in zip(products, stock):
+        assert np.linalg.norm(ours - theirs) <= 0.03 * np.linalg.norm(theirs)
+
+
+def test_same_padding_with_a_stride_is_refused():
+    """TensorFlow's SAME then depends on the size of the image."""
+    with pytest.raises(ValueError, match="needs stride 1 here; got 2"):
+        convolution.conv2d(tf.zeros([1, 4, 4, 1]), tf.zeros([3, 3, 1, 1]), 2, "SAME")

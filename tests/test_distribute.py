@@ -1,0 +1,118 @@
+"""Replicas train as one device: loss, weights and moving statistics agree."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from simclr_tf import ProjectionHead, SimCLR, augment, blocks, optimizers
+
+IMAGES = np.random.default_rng(11).integers(0, 256, [40, 8, 8, 3], np.uint8)
+
+
+def strategy_of(replicas):
+    """Mirrored over logical CPUs; the default strategy for one."""
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:replicas]
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def small_encoder(batch_norm, replicas):
+    """A convolution, batch norm that replicas share, the mean over pixels.
+
+    One device has the plain kernel here: the fused one scales the moving variance by n / (n - 1),
+    n values a channel, which Keras's synchronised layer does not.
+    """
+    shared = {"synchronized": True} if replicas > 1 else {"fused": False}
+    norm = keras.layers.BatchNormalization(momentum=0.5, **shared)
+    parts = [
+        keras.layers.Conv2D(6, 3, strides=2, use_bias=not batch_norm, input_shape=(8, 8, 3)),
+        *([norm] if batch_norm else []),
+        keras.layers.ReLU(),
+        keras.layers.GlobalAveragePooling2D(),
+    ]
+    return keras.Sequential(parts)
+
+
+def five_steps(replicas, optimizer="sgd", batch_norm=True, micro_batch_size=None, **kwargs):
+    """Losses of the steps, and all weights after them."""
+    batch_size, view = kwargs.get("batch_size", 8), kwargs.get("view", augment.RandomFlip())
+    keras.utils.set_random_seed(0)
+    with strategy_of(replicas).scope():
+        head = ProjectionHead(output_dim=4, batch_norm=batch_norm)
+        encoder = small_encoder(batch_norm, replicas)
+        model = SimCLR(encoder, head, view, 0.2, micro_batch_size, seed=3)
+        model.build((None, 8, 8, 3))
+        model.compile(optimizer=optimizers.by_name(optimizer, 0.02, weight_decay=1e-4))
+    losses = []
+    each = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(logs))
+    data = tf.data.Dataset.from_tensor_slices(IMAGES)
+    data = data.batch(batch_size, drop_remainder=len(IMAGES) % batch_size == 0)
+    model.fit(data, verbose=0, callbacks=[each])
+    # Keras logs running means: what differs in one step shows in all that follow.
+    return losses, {weight.name: weight.numpy() for weight in model.weights}
+
+
+def assert_same(many, one, tolerance=1e-5):
+    """Losses and accuracies step by step; every weight, relative to its largest entry.
+
+    A weight that begins at zero is no larger than what a step moves it: for it 0.05 counts.
+    """
+    assert len(many[0]) == len(one[0])
+    for got, expected in zip(many[0], one[0]):
+        assert got == pytest.approx(expected, rel=tolerance)
+    for (name, expected), got in zip(one[1].items(), many[1].values()):
+        scale = max(np.abs(expected).max(), 0.05)
+        np.testing.assert_allclose(got, expected, atol=tolerance * scale, err_msg=name)
+
+
+def in_blocks(monkeypatch):
+    """Has NT-Xent take blocks of 3, whatever the size of the batch."""
+    monkeypatch.setattr(blocks, "AT_ONCE", 0)
+    monkeypatch.setattr(blocks, "default_size", lambda: 3)
+
+
+def test_replicas_train_as_one_device():
+    """Five steps on two replicas with the paper's views and batch norm, LARS."""
+    view = augment.RandomView(8, 0.5, jit_compile=False)
+    one = five_steps(1, "lars", view=view)
+    assert any("moving" in name for name in one[1])
+    assert_same(five_steps(2, "lars", view=view), one)
+
+
+def test_pieces_and_blocks_train_as_one_whole_batch(monkeypatch):
+    """Gradient caching and NT-Xent in blocks; without batch norm, which sees a piece at a time."""
+    one = five_steps(1, "lars", batch_norm=False)
+    in_blocks(monkeypatch)
+    assert_same(five_steps(2, "lars", batch_norm=False, micro_batch_size=4), one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["at once", "in blocks"])
+@pytest.mark.parametrize("pieces", [None, 2])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "lamb"])
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_any_of_these_together(replicas, optimizer, pieces, form, monkeypatch):
+    """Batch norm where the batch is whole."""
+    one = five_steps(1, optimizer, batch_norm=pieces is None)
+    if form == "in blocks":
+        in_blocks(monkeypatch)
+    many = five_steps(replicas, optimizer, batch_norm=pieces is None, micro_batch_size=pieces)
+    assert_same(many, one)
+
+
+@pytest.mark.slow
+def test_replicas_in_pieces_share_their_statistics():
+    """With batch norm that replicas share, which no TensorFlow loop would allow."""
+    losses, weights = five_steps(2, "lars", micro_batch_size=4)
+    assert np.isfinite(losses[-1]["loss"])
+    assert all(np.isfinite(weight).all() for weight in weights.values())
+
+
+def test_batches_that_are_shared_unevenly():
+    """Seven images, and five in the last batch, on two replicas."""
+    one = five_steps(1, batch_norm=False, batch_size=7)
+    assert_same(five_steps(2, batch_norm=False, batch_size=7), one)
