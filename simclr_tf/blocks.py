@@ -15,7 +15,7 @@ import tensorflow as tf
 # `of_pairs` takes exp of the products as they are: more than this could overflow in the sum, or
 # leave a row with nothing.
 MAX_PRODUCT = 70.0
-# Up to so many products the whole matrix at once is the faster (benchmarks/loss.py).
+# Rows against columns: up to so many products the whole matrix is made at once.
 AT_ONCE = 2**22
 _OUT = -1e4  # added to a product that is out of the race: exp of it is 0
 
@@ -26,6 +26,12 @@ def default_size():
     return 4096 if accelerated else 1024
 
 
+def _even_size(count):
+    """The size of the fewest equal blocks of no more than the default, for so many rows."""
+    blocks = -(-count // default_size())
+    return -(-count // blocks)
+
+
 # ---- one replica: all rows against all others
 
 
@@ -34,7 +40,7 @@ def of_pairs(x, block_size):
 
     Args:
       x: [2, N, d] float32, the two views of N images; squared norms at most `MAX_PRODUCT`.
-      block_size: rows and columns of a block.
+      block_size: rows and columns of a block; None chooses.
 
     Returns:
       log_sum: [2, N], over the 2N - 1 other rows.
@@ -63,9 +69,10 @@ class _Cut:
     """
 
     def __init__(self, x, block_size):
-        self.images, self.block_size = _length(x, axis=1), block_size
-        self.half = -(-self.images // block_size)  # H
-        self.fill = self.half * block_size - self.images
+        self.images = _length(x, axis=1)
+        self.block_size = _even_size(self.images) if block_size is None else block_size
+        self.half = -(-self.images // self.block_size)  # H
+        self.fill = self.half * self.block_size - self.images
         self.x = self.rows = self.columns = self.split(x)  # [2H, b, d]
         if not isinstance(self.fill, int) or self.fill > 0:
             # [x, a, 1] [x, 1, a]^T = x x^T + a_i + a_j, with a = -10,000 for what fills up.
@@ -169,7 +176,7 @@ def of_rows(rows, columns, own, positive, block_size):
       columns: [m, d] float32.
       own: [n] int32, the column that is the row itself and out of the race.
       positive: [n] int32, the column of the other view; out of the race for the maximum alone.
-      block_size: rows and columns of a block.
+      block_size: rows and columns of a block; None chooses.
 
     Returns:
       log_sum: [n], over the m - 1 other columns.
@@ -193,7 +200,7 @@ class _Grid:
     """Rows and columns in blocks of b, each filled up to a whole number of them."""
 
     def __init__(self, rows, columns, own, positive, block_size):
-        self.block_size = block_size
+        self.block_size = default_size() if block_size is None else block_size
         self.counts = _length(rows), _length(columns)
         self.rows, self.columns = self.split(rows), self.split(columns)
         self.own, self.positive = self.split(own), self.split(positive)
@@ -271,7 +278,9 @@ def _length(x, axis=0):
 
 def _loop(count, body, state):
     """body(k, *state) -> state for k below count; one at a time, so that memory is one block's."""
-    if isinstance(count, int) and count == 0:
+    if isinstance(count, int) and count <= 2:  # a loop would cost more than it holds
+        for k in range(count):
+            state = body(k, *state)
         return state
     return tf.while_loop(
         lambda k, *_: k < count,

@@ -83,17 +83,18 @@ def nt_xent_and_hits(z_a, z_b, temperature=0.1, block_size=None):
     one_replica = all_a is z_a
     of_pair = tf.tile(tf.reduce_sum(z_a * z_b, axis=1), [2]) / temperature  # [2N]
 
+    if one_replica and 1.0 / temperature <= blocks.MAX_PRODUCT:
+        log_sum, best = blocks.of_pairs(tf.stack([z_a, z_b]) / temperature**0.5, block_size)
+        losses, best_other = tf.reshape(log_sum, [-1]) - of_pair, tf.reshape(best, [-1])
+        return tf.reduce_mean(losses), of_pair > best_other + 1e-6 / temperature
+
     def at_once():
         return _rows_at_once(z_a, z_b, all_a, all_b, first, temperature)
 
     def in_blocks():
-        size = block_size or blocks.default_size()
-        if one_replica and 1.0 / temperature <= blocks.MAX_PRODUCT:
-            log_sum, best = blocks.of_pairs(tf.stack([z_a, z_b]) / temperature**0.5, size)
-            return tf.reshape(log_sum, [-1]) - of_pair, tf.reshape(best, [-1])
         rows = tf.concat([z_a, z_b], axis=0) / temperature
         columns = tf.concat([all_a, all_b], axis=0)
-        log_sum, best = blocks.of_rows(rows, columns, *_places(z_a, all_a, first), size)
+        log_sum, best = blocks.of_rows(rows, columns, *_places(z_a, all_a, first), block_size)
         return log_sum - of_pair, best
 
     losses, best_other = _choose(z_a, all_a, block_size, at_once, in_blocks)
@@ -101,7 +102,7 @@ def nt_xent_and_hits(z_a, z_b, temperature=0.1, block_size=None):
 
 
 def _choose(z, all_z, block_size, at_once, in_blocks):
-    """The plain form where the whole matrix is no larger than a few blocks."""
+    """Of rows against columns: at once where the whole matrix is no larger than a few blocks."""
     if block_size is not None:
         return in_blocks()
     if z.shape[0] is not None and all_z.shape[0] is not None:
@@ -146,15 +147,14 @@ def nt_xent(z_a, z_b, temperature=0.1, block_size=None):
     of the global batch, so a gradient that is summed over replicas wants loss / replicas (more
     exactly loss x the replica's share of the rows, see `rows_before`).
 
-    Memory is in proportion to N: beyond some 1,000 images the 2N x 2N matrix is made in blocks,
-    once for the value and again for the gradient (`blocks`).
+    Memory is in proportion to N: the 2N x 2N matrix is made in blocks, once for the value and again
+    for the gradient, and of a symmetric one only half (`blocks`).
 
     Args:
       z_a, z_b: [N, d], float32, bfloat16 or float16: projections of two views of N images. They
         need not be normalised. Row i of one and row i of the other are a positive pair.
       temperature: T, above 0.
-      block_size: rows and columns of a block, 1 or more; None chooses, and takes the matrix in one
-        piece where it is small.
+      block_size: rows and columns of a block, 1 or more; None chooses.
 
     Returns:
       Scalar float32: the mean over the 2N views. log(2N - 1) where all z are alike.

@@ -10,7 +10,7 @@ import tensorflow as tf
 from simclr_tf import NTXent, blocks, losses, nt_xent
 
 RNG = np.random.default_rng(3)
-BLOCKS = [None, 1, 4, 16]  # at once; a row; blocks that do and do not divide; one block and more
+BLOCKS = [None, 1, 4, 16]  # chosen; a row; blocks that do and do not divide; one block and more
 
 
 def pair(count=7, dim=5, scale=3.0):
@@ -30,9 +30,9 @@ def test_it_is_the_double_loop_of_the_paper(count, temperature, block_size):
     assert float(NTXent(temperature, block_size)(z_a, z_b)) == near
 
 
-@pytest.mark.parametrize("block_size", BLOCKS)
+@pytest.mark.parametrize("block_size", [None, 5])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-@pytest.mark.parametrize("count", [2, 64])
+@pytest.mark.parametrize("count", [2, 16])
 def test_embeddings_that_are_all_alike_give_chance(count, temperature, block_size):
     """log(2N - 1), whatever the temperature; and no view finds its other one."""
     z = np.tile([[1.0, 2.0, 3.0]], [count, 1])
@@ -134,7 +134,9 @@ def noisy_pair(count, dim=32):
 def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
     """Value, gradient and hits; shapes known or not, in a graph and under XLA."""
     pairs = noisy_pair(count)
-    expected = value_gradients_hits(*pairs, temperature, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "MAX_PRODUCT", 0.0)  # rows against columns, and few: at once
+        expected = value_gradients_hits(*pairs, temperature, None)
     assert 0.1 < np.mean(expected[-1]) < 0.9
     unknown = [tf.TensorSpec([None, 32])] * 2 if how == "dynamic" else None
     function = tf.function(
@@ -149,18 +151,19 @@ def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
     np.testing.assert_array_equal(got[3], expected[3])
 
 
-def test_an_unknown_number_of_images_takes_the_form_that_fits(monkeypatch):
+@pytest.mark.parametrize("temperature", [0.012, 0.1])
+def test_an_unknown_number_of_images_takes_the_form_that_fits(temperature, monkeypatch):
     """Small batches at once, larger ones in blocks, from one graph; both give the same."""
     monkeypatch.setattr(blocks, "AT_ONCE", 4 * 40**2)
     monkeypatch.setattr(blocks, "default_size", lambda: 16)
     function = tf.function(
-        lambda z_a, z_b: value_gradients_hits(z_a, z_b, 0.1, None),
+        lambda z_a, z_b: value_gradients_hits(z_a, z_b, temperature, None),
         input_signature=[tf.TensorSpec([None, 32])] * 2,
     )
-    for count in (40, 41):
+    for count in (5, 40, 41):
         pairs = noisy_pair(count)
-        for got, one in zip(function(*pairs), value_gradients_hits(*pairs, 0.1, None)):
-            np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-6)
+        for got, one in zip(function(*pairs), value_gradients_hits(*pairs, temperature, 7)):
+            np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-7 / temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.012, 0.1])

@@ -231,9 +231,8 @@ def test_save_and_load_go_on_where_they_were(tmp_path, kind):
 def test_the_loss_in_blocks_trains_as_the_whole_matrix(monkeypatch):
     """Loss, accuracy and weights after three steps."""
     results = []
-    for at_once in (blocks.AT_ONCE, 0):
-        monkeypatch.setattr(blocks, "AT_ONCE", at_once)
-        monkeypatch.setattr(blocks, "default_size", lambda: 3)
+    for size in (64, 3):
+        monkeypatch.setattr(blocks, "default_size", lambda size=size: size)
         keras.utils.set_random_seed(0)
         model = compiled()
         history = model.fit(dataset(7), verbose=0).history
