@@ -9,6 +9,7 @@ import argparse
 import functools
 import json
 import os
+import time
 
 import measure
 
@@ -20,7 +21,8 @@ from simclr_tf import blocks, losses  # noqa: E402 - after TensorFlow's start-up
 
 DIM = 128
 TEMPERATURE = 0.1
-SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384)
+SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
+ALONE = 16384  # beyond it a contender is called once, in its own process
 MOST_MEMORY = 0.6  # of the machine's: contenders that would need more are left out
 
 
@@ -90,12 +92,15 @@ def inputs(images):
 
 
 def one(name, images):
-    """Prints the peak memory and the seconds of a first and only call of one contender."""
+    """Prints the peak memory and the seconds, tracing included, of one call of one contender."""
     function = with_gradient(CONTENDERS[name])
     function(*inputs(8))  # what TensorFlow sets up once is not the loss's
     z = inputs(images)
     before = measure.peak_bytes()
-    taken = measure.seconds({name: lambda: function(*z)}, repeats=1)[name]
+    start = time.perf_counter()
+    for result in function(*z):
+        result.numpy()
+    taken = time.perf_counter() - start
     peak = measure.peak_bytes()
     print(json.dumps({"above": peak - before, "peak": peak, "seconds": taken}))
 
@@ -107,33 +112,34 @@ def _fits(name, images):
 
 
 def run(repeats, sizes=SIZES):
-    """Rows: contender, images, seconds, ratio to the plain form's time, bytes."""
+    """Rows: contender, images, seconds, ratio to KerasCV's time, bytes."""
     rows = []
     for images in sizes:
         names = [name for name in CONTENDERS if _fits(name, images)]
-        functions = {name: with_gradient(CONTENDERS[name]) for name in names}
-        z = inputs(images)
-        calls = {name: functools.partial(f, *z) for name, f in functions.items()}
-        if images >= 512:
-            calls["three products"] = functools.partial(three_products, *z)
-        medians = measure.seconds(calls, repeats if images <= 4096 else min(repeats, 3))
+        memory = {
+            name: measure.in_fresh_process("loss.py", "--one", name, images) for name in names
+        }
+        if images > ALONE:
+            medians = {name: memory[name]["seconds"] for name in names}
+        else:
+            medians = _in_turns(names, images, repeats if images <= 4096 else min(repeats, 3))
         for name, median in medians.items():
-            memory = (
-                measure.in_fresh_process("loss.py", "--one", name, images)
-                if name in names
-                else None
-            )
-            rows.append(
-                {
-                    "contender": name,
-                    "images": images,
-                    "seconds": median,
-                    "to_keras_cv": median / medians["KerasCV"] if "KerasCV" in medians else None,
-                    "megabytes": memory["above"] / 1e6 if memory else None,
-                    "peak_megabytes": memory["peak"] / 1e6 if memory else None,
-                }
-            )
+            row = {"contender": name, "images": images, "seconds": median}
+            if "KerasCV" in medians:
+                row["to_keras_cv"] = median / medians["KerasCV"]
+            if memory.get(name):
+                row["megabytes"] = memory[name]["above"] / 1e6
+                row["peak_megabytes"] = memory[name]["peak"] / 1e6
+            rows.append(row)
     return rows
+
+
+def _in_turns(names, images, repeats):
+    z = inputs(images)
+    calls = {name: functools.partial(with_gradient(CONTENDERS[name]), *z) for name in names}
+    if images >= 512:
+        calls["three products"] = functools.partial(three_products, *z)
+    return measure.seconds(calls, repeats)
 
 
 COLUMNS = {

@@ -78,7 +78,7 @@ def keras_cv_views(size):
 
 def small_contenders(images):
     """Of uint8 [B, 32, 32, 3] in memory."""
-    ours, theirs = simclr_tf.RandomView(32, 0.5), keras_cv_views(32)
+    ours, theirs = tf.function(simclr_tf.RandomView(32, 0.5).__call__), keras_cv_views(32)
     mapped = tf.data.Dataset.from_tensor_slices(images).repeat()
     mapped = mapped.map(lambda image: tf_image_view(image, 32), tf.data.AUTOTUNE)
     mapped = mapped.batch(len(images)).take(BATCHES[32])
@@ -96,7 +96,7 @@ def photo_contenders(files):
     decoded = encoded.map(lambda f: tf.io.decode_jpeg(f, 3), tf.data.AUTOTUNE)
     decoded = decoded.map(lambda image: tf.ensure_shape(image, [224, 224, 3]))
     batched = decoded.batch(len(files))
-    ours, theirs = simclr_tf.RandomView(224), keras_cv_views(224)
+    ours, theirs = tf.function(simclr_tf.RandomView(224).__call__), keras_cv_views(224)
     mapped = encoded.map(
         lambda f: [tf_image_view(tf.io.decode_jpeg(f, 3), 224) for _ in range(2)], tf.data.AUTOTUNE
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.augment.geometry import from_planar, per_image, to_planar
+from simclr_tf.augment.geometry import from_planar, per_image, to_planar, weigh_planar
 
 
 def gaussian_taps(sigma, radius):
@@ -35,14 +35,17 @@ def _tap_positions(size, radius):
     return np.eye(size, dtype=np.float32)[read].reshape(2 * radius + 1, size * size)
 
 
+def blur_weights(sigma, radius, size):
+    """Banded matrices [B, H, H] and [B, W, W] of a blur; see `gaussian_blur`. size: (H, W)."""
+    taps = gaussian_taps(sigma, radius)
+    return tuple(
+        tf.reshape(tf.matmul(taps, _tap_positions(side, radius)), [-1, side, side]) for side in size
+    )
+
+
 def blur_planar(planar, sigma, radius):
     """See `gaussian_blur`; planar images."""
-    taps = gaussian_taps(sigma, radius)
-    height, width = planar.shape[2], planar.shape[3]
-    rows = tf.reshape(tf.matmul(taps, _tap_positions(height, radius)), [-1, 1, height, height])
-    columns = tf.reshape(tf.matmul(taps, _tap_positions(width, radius)), [-1, 1, width, width])
-    planar = tf.matmul(planar, columns, transpose_b=True)
-    return tf.matmul(rows, planar)
+    return weigh_planar(planar, *blur_weights(sigma, radius, planar.shape[2:]))
 
 
 def gaussian_blur(images, sigma, radius):

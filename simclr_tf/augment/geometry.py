@@ -68,15 +68,31 @@ def resampling_weights(start, length, in_size, out_size, method="bicubic", rever
     return weights / tf.reduce_sum(weights, axis=2, keepdims=True)
 
 
+def crop_weights(boxes, in_size, size, method="bicubic", flipped=None):
+    """Interpolation weights of rows [B, out_h, H] and columns [B, out_w, W]; see `crop_resize`."""
+    y, x, h, w = tf.unstack(tf.cast(boxes, tf.float32), axis=1)
+    rows = resampling_weights(y, h, in_size[0], size[0], method)
+    return rows, resampling_weights(x, w, in_size[1], size[1], method, flipped)
+
+
+def weigh_planar(planar, rows, columns):
+    """Rows x image x columns^T, of every image and channel.
+
+    Args:
+      planar: [B, 3, H, W] float32.
+      rows: [B, out_h, H]; columns: [B, out_w, W].
+
+    Returns:
+      [B, 3, out_h, out_w].
+    """
+    planar = tf.matmul(planar, columns[:, None], transpose_b=True)
+    return tf.matmul(rows[:, None], planar)
+
+
 def resample_planar(planar, boxes, size, method="bicubic", flipped=None):
     """Crops `boxes` out of planar images and resizes them; see `crop_resize`."""
-    height, width = planar.shape[2], planar.shape[3]
-    y, x, h, w = tf.unstack(tf.cast(boxes, tf.float32), axis=1)
-    rows = resampling_weights(y, h, height, size[0], method)  # [B, out_h, H]
-    columns = resampling_weights(x, w, width, size[1], method, flipped)  # [B, out_w, W]
-    planar = tf.cast(planar, tf.float32)
-    planar = tf.matmul(planar, columns[:, None], transpose_b=True)  # [B, 3, H, out_w]
-    planar = tf.matmul(rows[:, None], planar)  # [B, 3, out_h, out_w]
+    weights = crop_weights(boxes, planar.shape[2:], size, method, flipped)
+    planar = weigh_planar(tf.cast(planar, tf.float32), *weights)
     return tf.clip_by_value(planar, 0.0, 1.0)  # bicubic overshoots
 
 

@@ -1,7 +1,7 @@
 """The paper's family of views: crop-resize, flip, colour jitter, colour drop, blur.
 
-`RandomView` draws what the chain of single operators would draw and applies it in one compiled
-pass over planar pixels: the flip is part of the crop's weights, the colours are never transposed.
+`RandomView` draws what the chain of single operators would draw and applies it in a few compiled
+passes over planar pixels: the flip is part of the crop's weights, the colours are never transposed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from simclr_tf.augment.operators import (
     batch_size,
     register,
     sizes_of,
+    static_size,
 )
 from simclr_tf.augment.random import Draw, Shares, as_seed
 
@@ -88,10 +89,13 @@ class RandomView(Operator):
         self.jitter_probability, self.drop_probability = jitter_probability, drop_probability
         self.blur_probability, self.flip_probability = blur_probability, flip_probability
         self.jit_compile = jit_compile
-        # Two clusters: fused into one, XLA would draw the numbers anew for every pixel.
+        # Several clusters: fused into one, XLA would draw the numbers anew for every pixel, and its
+        # batched matrix products on a CPU take twice the time of TensorFlow's.
         compiled = functools.partial(tf.function, jit_compile=True) if jit_compile else _as_it_is
         self._compiled_draw = compiled(self._draw_for)
-        self._compiled_view = compiled(self._view)
+        self._compiled_prepare = compiled(self._prepare)
+        self._compiled_colours = compiled(self._colours)
+        self._compiled_finish = compiled(_finish)
 
     @classmethod
     def for_size(cls, size, strength=None, **kwargs):
@@ -109,8 +113,7 @@ class RandomView(Operator):
         as_float(images)  # a wrong rank or dtype is told before anything is drawn
         images = tf.convert_to_tensor(images)
         first_row = tf.cast(first_row, tf.int64)
-        parameters = self._compiled_draw(images, as_seed(seed), first_row, extent)
-        return self._compiled_view(images, parameters)
+        return self.apply(images, self._compiled_draw(images, as_seed(seed), first_row, extent))
 
     def _draw_for(self, images, seed, first_row, extent=None):
         draw = Draw(seed, (batch_size(images), *sizes_of(self, images, extent)), first_row)
@@ -124,24 +127,56 @@ class RandomView(Operator):
         return parameters
 
     def apply(self, images, parameters):
-        return self._view(images, parameters)
+        parts = _parts(images) if self.jit_compile else 1
+        pieces = [tf.split(x, parts) for x in (images, *parameters.values())]
+        views = [self._view(piece, dict(zip(parameters, rest))) for piece, *rest in zip(*pieces)]
+        return views[0] if parts == 1 else tf.concat(views, axis=0)
 
     def _view(self, images, parameters):
-        boxes, flipped = parameters["boxes"], parameters["flipped"]
-        planar = tf.cast(geometry.to_planar(images), tf.float32)  # [B, 3, H, W]
+        planar, weights = self._compiled_prepare(images, parameters)
+        planar = geometry.weigh_planar(planar, *weights["crop"])
+        planar = self._compiled_colours(planar, parameters)
+        if self.blurring is not None:
+            planar = geometry.weigh_planar(planar, *weights["blur"])
+        return self._compiled_finish(planar)
+
+    def _prepare(self, images, parameters):
+        """Planar images [B, 3, H, W] in [0, 1], and the matrices of crop and blur."""
+        planar = tf.cast(geometry.to_planar(images), tf.float32)
         if images.dtype == tf.uint8:
             planar /= 255.0
         size = (self.size, self.size)
-        planar = geometry.resample_planar(planar, boxes, size, self.method, flipped)
-        planar = color.jitter_planar(planar, parameters["factors"], parameters["order"])
-        planar = color.grey_planar(planar, parameters["dropped"])
+        boxes, flipped = parameters["boxes"], parameters["flipped"]
+        in_size = static_size(images)
+        weights = {"crop": geometry.crop_weights(boxes, in_size, size, self.method, flipped)}
         if self.blurring is not None:
             radius = self.blurring.radius(self.size)
-            planar = filters.blur_planar(planar, parameters["sigma"], radius)
-        return tf.clip_by_value(geometry.from_planar(planar), 0.0, 1.0)
+            weights["blur"] = filters.blur_weights(parameters["sigma"], radius, size)
+        return planar, weights
+
+    def _colours(self, planar, parameters):
+        """What lies between crop and blur; bicubic overshoots, so it is clipped first."""
+        planar = tf.clip_by_value(planar, 0.0, 1.0)
+        planar = color.jitter_planar(planar, parameters["factors"], parameters["order"])
+        return color.grey_planar(planar, parameters["dropped"])
 
     def output_size(self, size):
         return self.size
+
+
+def _parts(images):
+    """How many parts of a batch a processor works on side by side; a cluster keeps one core busy.
+
+    In a graph alone: eagerly one follows the other.
+    """
+    even = images.shape[0] is not None and images.shape[0] % 2 == 0
+    accelerated = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")
+    return 2 if even and not accelerated and not tf.executing_eagerly() else 1
+
+
+def _finish(planar):
+    """[B, 3, S, S] to [B, S, S, 3], in [0, 1]."""
+    return tf.clip_by_value(geometry.from_planar(planar), 0.0, 1.0)
 
 
 def _as_it_is(function):
