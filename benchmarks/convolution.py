@@ -23,6 +23,7 @@ LAYERS = (
     (16, 128),
     (8, 128),
     (4, 128),
+    (16, 256),
     (8, 256),
     (4, 256),
     (2, 256),
@@ -52,7 +53,7 @@ def run(repeats):
                 "layer": f"{side} x {side} x {channels}",
                 **{name: 1e3 * median for name, median in medians.items()},
                 "ratio": medians["products"] / medians["stock"],
-                "chosen": "yes" if channels >= convolution.MIN_CHANNELS else "no",
+                "chosen": "yes" if convolution.is_deep(side, channels) else "no",
             }
         )
     return rows

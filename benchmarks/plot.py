@@ -21,7 +21,7 @@ def plot(source, target):
         mine = [row for row in rows if row["contender"] == name]
         style = {"linestyle": ":", "color": "grey"} if name == "three products" else {"marker": "o"}
         for panel, key in zip(panels, ("seconds", "megabytes")):
-            points = [(row["images"], row[key]) for row in mine if row[key]]
+            points = [(row["images"], row[key]) for row in mine if row.get(key)]
             if points:
                 panel.plot(*zip(*points), label=name, **style)
     for panel, label in zip(panels, ("seconds, value and gradient", "memory added, MB")):

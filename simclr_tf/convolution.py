@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-# From here on the matrix products win, whatever the height and width (benchmarks/convolution.py).
+# Where the matrix products win (benchmarks/convolution.py): many channels, few pixels.
 MIN_CHANNELS = 128
+MIN_CHANNELS_PER_PIXEL_OF_SIDE = 16
 
 
 def has_faster_gradient(layer, x):
@@ -19,8 +20,8 @@ def has_faster_gradient(layer, x):
     return (
         x.dtype == tf.bfloat16
         and x.shape.rank == 4
-        and x.shape[-1] >= MIN_CHANNELS
-        and None not in x.shape[1:3]
+        and None not in x.shape[1:]
+        and is_deep(max(x.shape[1:3]), x.shape[-1])
         and not layer.use_bias
         and layer.groups == 1
         and layer.dilation_rate == (1, 1)
@@ -28,6 +29,11 @@ def has_faster_gradient(layer, x):
         and not tf.config.list_logical_devices("GPU")
         and not tf.config.list_logical_devices("TPU")
     )
+
+
+def is_deep(side, channels):
+    """Whether an activation of so many pixels a side has so many channels that products win."""
+    return channels >= max(MIN_CHANNELS, MIN_CHANNELS_PER_PIXEL_OF_SIDE * side)
 
 
 def convolve(layer, x):
