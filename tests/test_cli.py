@@ -12,11 +12,30 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import cli, run
+from simclr_tf import augment, cli, run
 
 SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
 SMALL += ["--learning_rate=0.1", "--optimizer=sgd", "--projection_dim=8"]
 SMALL += ["--probe_every_epochs=3"]  # the last epoch is enough
+
+
+WITHOUT_XLA = """
+import sys
+from simclr_tf import augment, cli
+make = augment.RandomView.__init__
+make.__defaults__ = (*make.__defaults__[:-1], False)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def views_without_xla():
+    """Compiling the views takes longer than training here; test_augment.py compiles them."""
+    with pytest.MonkeyPatch.context() as patch:
+        defaults = augment.RandomView.__init__.__defaults__
+        assert defaults[-1] is True, "jit_compile is the last argument"
+        patch.setattr(augment.RandomView.__init__, "__defaults__", (*defaults[:-1], False))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +127,8 @@ def test_a_changed_flag_is_refused_by_name(finished, images, capsys):
 def test_a_killed_run_ends_as_one_left_alone(images, finished, tmp_path):
     """SIGKILL after the first epoch, the same command again: the same metrics."""
     run_dir = tmp_path / "killed"
-    command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--dataset=npz:{images}"]
+    # Views as in `finished`, to which it is compared.
+    command = [sys.executable, "-c", WITHOUT_XLA, "pretrain", f"--dataset=npz:{images}"]
     command += [f"--run_dir={run_dir}", "--epochs=3", *SMALL]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
