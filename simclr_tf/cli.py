@@ -48,7 +48,7 @@ def _define_data(define):
     define.string("train_split", "train", "Split to train on, slices as in TFDS: train[:90%].")
     define.string("test_split", "test", "Labelled split for the kNN probe and `evaluate`.")
     define.integer(
-        "image_size", None, "Side of the images in pixels; by default that of the data, or 224."
+        "image_size", None, "Side of the images in pixels; by default that of the data, or 224.", 1
     )
     define.float(
         "max_corrupt_share", 0.01, "Share of unreadable images at which a run stops.", 0.0, 1.0

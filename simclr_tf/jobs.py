@@ -114,11 +114,12 @@ def steps_of(options, train, replicas=1):
             f"--batch_size must be divisible by the {replicas} replicas; got {batch_size}. "
             f"Try {below or replicas} or {below + replicas}."
         )
-    micro = options.micro_batch_size
-    if micro and (2 * batch_size // replicas) % micro:
+    views, micro = 2 * batch_size // replicas, options.micro_batch_size
+    if micro and views % micro:
+        below = max(n for n in range(1, min(micro, views) + 1) if views % n == 0)
         raise run.UsageError(
-            f"--micro_batch_size must divide the {2 * batch_size // replicas} views of a batch; "
-            f"got {micro}."
+            f"--micro_batch_size must divide the {views} views of a batch; got {micro}. "
+            f"Try {below}."
         )
     per_epoch = train.steps_per_epoch(batch_size)
     total = options.train_steps or per_epoch * options.epochs

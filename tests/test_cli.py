@@ -248,7 +248,8 @@ MISTAKES = [
     (["pretrain", "--run_dir=x", "--view_sizes=big"], 2, "16:0.5,24:0.8,32:1"),
     (["pretrain", "--run_dir=x", "more"], 2, "takes flags only"),
     (["pretrain", "--run_dir=x", "--view_sizes=8:0.5"], 1, "ends rising to 1"),
-    (["pretrain", "--run_dir=x", "--micro_batch_size=300"], 2, "divide the 1024 views"),
+    (["pretrain", "--run_dir=x", "--micro_batch_size=300"], 2, "got 300. Try 256."),
+    (["pretrain", "--run_dir=x", "--image_size=0"], 2, "--image_size=0"),
     (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"], 1, "width=2"),
     (["pretrain", "--run_dir=x", "--dataset=folder:nowhere"], 1, "nowhere"),
     (["pretrain", "--run_dir=x", "--batch_size=100000"], 1, "batch_size is 100000"),
@@ -269,6 +270,23 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") <= 1
     assert not list(tmp_path.iterdir())
+
+
+def test_photographs_of_several_sizes(tmp_path, capsys):
+    """Trained on whole, embedded by their centres; nothing on stderr."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(16):
+        height, width = [(12, 18), (18, 12), (8, 8), (40, 60)][i % 4]
+        pixels = rng.integers(0, 256, [height, width, 3], np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    flags = [f"--dataset=folder:{tmp_path / 'photos'}", "--image_size=8", "--epochs=1", *SMALL]
+    run_dir = f"--run_dir={tmp_path / 'run'}"
+    assert cli.main(["pretrain", run_dir, *flags]) == 0
+    assert cli.main(["embed", run_dir, f"--output={tmp_path / 'h.npz'}"]) == 0
+    with np.load(tmp_path / "h.npz") as arrays:
+        assert arrays["embeddings"].shape == (16, 32)
+    assert "WARNING" not in capsys.readouterr().err
 
 
 def test_a_loss_that_turns_nan_stops_the_run(images, tmp_path, capsys):

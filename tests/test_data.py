@@ -1,6 +1,7 @@
 """Data sets by name: every source, on tiny data made here, against Pillow and NumPy."""
 
 import io
+import logging
 import struct
 import subprocess
 import sys
@@ -625,6 +626,21 @@ class TestWholeImages:
         for one, other in zip(cached.epochs(5, 3).take(4), streamed.epochs(5, 3).take(4)):
             for key in ("image", "extent"):
                 np.testing.assert_array_equal(one[key], other[key])
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+    def test_nothing_is_logged(self, photos, cache_bytes):
+        """TensorFlow has remarks about functions that it cannot read; a user must not see them."""
+        said = []
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(record.getMessage())
+        tf.get_logger().addHandler(handler)
+        try:
+            source = data.load(photos, image_size=20, cache_bytes=cache_bytes)
+            next(iter(source.batches(5)))
+            next(iter(source.epochs(5, 0)))
+        finally:
+            tf.get_logger().removeHandler(handler)
+        assert not said
 
     def test_shapes_are_static(self, photos):
         for cache_bytes in (0, 2**30):

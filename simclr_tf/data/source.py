@@ -213,12 +213,11 @@ class Source:
             example_id, image, label = self._examples[index]
             extent = [self.image_size] * 2
             if self.whole_side:
-                image, *extent = decode_whole(image, self.whole_side)
-            if not (whole and self.whole_side):  # the same square, read from a file or from memory
-                image = decode(
-                    image[: extent[0], : extent[1]] if self.whole_side else image, self.image_size
-                )
-            return image, extent, label, example_id.encode()
+                square, *extent = decode_whole(image, self.whole_side)
+                if whole:
+                    return square, extent, label, example_id.encode()
+                image = square[: extent[0], : extent[1]]  # the same, cached or not
+            return decode(image, self.image_size), extent, label, example_id.encode()
         except CorruptImageError as error:
             with self._lock:
                 self._corrupt[index] = (example_id or self._examples.id(index), str(error))
@@ -313,8 +312,15 @@ class Source:
             example = [tf.ensure_shape(part, shape) for part, shape in zip(example, shapes)]
             return *example, tf.ensure_shape(readable, [])
 
+        # Named: AutoGraph cannot tell two lambdas of one line apart, and says so at length.
+        def is_readable(*parts):
+            return parts[-1]
+
+        def without_mark(*parts):
+            return parts[:-1]
+
         dataset = indices.map(read_op, tf.data.AUTOTUNE, deterministic=True)
-        return dataset.filter(lambda *parts: parts[-1]).map(lambda *parts: parts[:-1])
+        return dataset.filter(is_readable).map(without_mark)
 
     def _batch(self, image, label, example_id, rows: list) -> dict[str, tf.Tensor]:
         """The dict of `batches`, with static shapes; `rows` is the leading shape."""
