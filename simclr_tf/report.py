@@ -58,6 +58,8 @@ def draw_curve(rows, path, title=""):
     epochs = [row["epoch"] for row in rows]
     left.plot(epochs, [row["loss"] for row in rows], color="tab:blue")
     left.set(xlabel="epoch", ylabel="NT-Xent loss")
+    for panel in (left, right):
+        panel.xaxis.get_major_locator().set_params(integer=True)
     right.plot(
         epochs,
         [100 * row["contrastive_accuracy"] for row in rows],
