@@ -28,12 +28,12 @@ MOST_MEMORY = 0.6  # of the machine's: contenders that would need more are left 
 
 def plain(z_a, z_b):
     """The whole matrix at once: the form of the paper's pseudo-code, with TensorFlow's kernels."""
-    limit = blocks.AT_ONCE, blocks.MAX_PRODUCT
-    blocks.AT_ONCE, blocks.MAX_PRODUCT = float("inf"), 0.0
+    limit = losses.AT_ONCE, blocks.MAX_PRODUCT
+    losses.AT_ONCE, blocks.MAX_PRODUCT = float("inf"), 0.0
     try:
         return losses.nt_xent(z_a, z_b, TEMPERATURE)
     finally:
-        blocks.AT_ONCE, blocks.MAX_PRODUCT = limit
+        losses.AT_ONCE, blocks.MAX_PRODUCT = limit
 
 
 def ours(z_a, z_b):

@@ -12,18 +12,17 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from simclr_tf.devices import on_processor
+
 # `of_pairs` takes exp of the products as they are: more than this could overflow in the sum, or
 # leave a row with nothing.
 MAX_PRODUCT = 70.0
-# Rows against columns: up to so many products the whole matrix is made at once.
-AT_ONCE = 2**22
 _OUT = -1e4  # added to a product that is out of the race: exp of it is 0
 
 
 def default_size():
     """Rows and columns of a block: what a processor's caches hold, or what fills a GPU or TPU."""
-    accelerated = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")
-    return 4096 if accelerated else 1024
+    return 1024 if on_processor() else 4096
 
 
 def _even_size(count):

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from simclr_tf.devices import on_processor
+
 # Where the matrix products win (benchmarks/convolution.py): many channels, few pixels.
 MIN_CHANNELS = 128
 MIN_CHANNELS_PER_PIXEL_OF_SIDE = 16
@@ -26,8 +28,7 @@ def has_faster_gradient(layer, x):
         and layer.groups == 1
         and layer.dilation_rate == (1, 1)
         and layer.data_format == "channels_last"
-        and not tf.config.list_logical_devices("GPU")
-        and not tf.config.list_logical_devices("TPU")
+        and on_processor()
     )
 
 

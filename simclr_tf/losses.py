@@ -11,6 +11,9 @@ from tensorflow import keras
 
 from simclr_tf import blocks
 
+# Of rows against columns: up to so many products the whole matrix is made at once.
+AT_ONCE = 2**22
+
 
 def check_temperature(temperature):
     """Raises ValueError unless the temperature is above 0."""
@@ -80,24 +83,26 @@ def nt_xent_and_hits(z_a, z_b, temperature=0.1, block_size=None):
     z_a, z_b = normalised(z_a, z_b)
     all_a, first = gather_rows(z_a)
     all_b, _ = gather_rows(z_b)
-    one_replica = all_a is z_a
     of_pair = tf.tile(tf.reduce_sum(z_a * z_b, axis=1), [2]) / temperature  # [2N]
 
-    if one_replica and 1.0 / temperature <= blocks.MAX_PRODUCT:
-        log_sum, best = blocks.of_pairs(tf.stack([z_a, z_b]) / temperature**0.5, block_size)
-        losses, best_other = tf.reshape(log_sum, [-1]) - of_pair, tf.reshape(best, [-1])
-        return tf.reduce_mean(losses), of_pair > best_other + 1e-6 / temperature
+    def of_pairs():
+        x = tf.stack([z_a, z_b]) / temperature**0.5
+        log_sum, best = (tf.reshape(part, [-1]) for part in blocks.of_pairs(x, block_size))
+        return log_sum - of_pair, best
 
-    def at_once():
-        return _rows_at_once(z_a, z_b, all_a, all_b, first, temperature)
-
-    def in_blocks():
+    def of_rows():
         rows = tf.concat([z_a, z_b], axis=0) / temperature
         columns = tf.concat([all_a, all_b], axis=0)
         log_sum, best = blocks.of_rows(rows, columns, *_places(z_a, all_a, first), block_size)
         return log_sum - of_pair, best
 
-    losses, best_other = _choose(z_a, all_a, block_size, at_once, in_blocks)
+    def at_once():
+        return _rows_at_once(z_a, z_b, all_a, all_b, first, temperature)
+
+    if all_a is z_a and 1.0 / temperature <= blocks.MAX_PRODUCT:
+        losses, best_other = of_pairs()
+    else:
+        losses, best_other = _choose(z_a, all_a, block_size, at_once, of_rows)
     return tf.reduce_mean(losses), of_pair > best_other + 1e-6 / temperature
 
 
@@ -106,10 +111,10 @@ def _choose(z, all_z, block_size, at_once, in_blocks):
     if block_size is not None:
         return in_blocks()
     if z.shape[0] is not None and all_z.shape[0] is not None:
-        small = 4 * z.shape[0] * all_z.shape[0] <= blocks.AT_ONCE
+        small = 4 * z.shape[0] * all_z.shape[0] <= AT_ONCE
         return at_once() if small else in_blocks()
     entries = 4.0 * tf.cast(tf.shape(z)[0], tf.float32) * tf.cast(tf.shape(all_z)[0], tf.float32)
-    return tf.cond(entries <= blocks.AT_ONCE, at_once, in_blocks)
+    return tf.cond(entries <= AT_ONCE, at_once, in_blocks)
 
 
 def _places(z, all_z, first):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import ProjectionHead, SimCLR, augment, blocks, optimizers
+from simclr_tf import ProjectionHead, SimCLR, augment, blocks, losses, optimizers
 
 IMAGES = np.random.default_rng(11).integers(0, 256, [40, 8, 8, 3], np.uint8)
 
@@ -71,7 +71,7 @@ def assert_same(many, one, tolerance=1e-5):
 
 def in_blocks(monkeypatch):
     """Has NT-Xent take blocks of 3, whatever the size of the batch."""
-    monkeypatch.setattr(blocks, "AT_ONCE", 0)
+    monkeypatch.setattr(losses, "AT_ONCE", 0)
     monkeypatch.setattr(blocks, "default_size", lambda: 3)
 
 

@@ -156,7 +156,7 @@ def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
 @pytest.mark.parametrize("temperature", [0.012, 0.1])
 def test_an_unknown_number_of_images_takes_the_form_that_fits(temperature, monkeypatch):
     """Small batches at once, larger ones in blocks, from one graph; both give the same."""
-    monkeypatch.setattr(blocks, "AT_ONCE", 4 * 40**2)
+    monkeypatch.setattr(losses, "AT_ONCE", 4 * 40**2)
     monkeypatch.setattr(blocks, "default_size", lambda: 16)
     function = tf.function(
         lambda z_a, z_b: value_gradients_hits(z_a, z_b, temperature, None),

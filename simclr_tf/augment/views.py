@@ -25,6 +25,7 @@ from simclr_tf.augment.operators import (
     static_size,
 )
 from simclr_tf.augment.random import Draw, Shares, as_seed
+from simclr_tf.devices import on_processor
 
 _COLUMNS = 32  # random numbers an image: crop 22, flip 1, jitter 6, drop 1, blur 2
 SMALL_SIZE = 64  # up to here the paper's CIFAR family holds: no blur, strength 0.5
@@ -170,8 +171,7 @@ def _parts(images):
     In a graph alone: eagerly one follows the other.
     """
     even = images.shape[0] is not None and images.shape[0] % 2 == 0
-    accelerated = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")
-    return 2 if even and not accelerated and not tf.executing_eagerly() else 1
+    return 2 if even and on_processor() and not tf.executing_eagerly() else 1
 
 
 def _finish(planar):
