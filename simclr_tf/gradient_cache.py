@@ -10,7 +10,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def cached_gradients(embed, views, loss_of, variables, statistics, micro_batch_size):
+def cached_gradients(embed, count, loss_of, variables, statistics):
     """The gradient of the loss of all views, and what the loss gives besides.
 
     Equal to one pass over all views where the encoder has no batch statistics. With batch norm
@@ -18,52 +18,69 @@ def cached_gradients(embed, views, loss_of, variables, statistics, micro_batch_s
     a replica all of this is of the replica's own views; `loss_of` may gather z.
 
     Args:
-      embed: [m, H, W, 3] -> z [m, d].
-      views: [V, H, W, 3] float32, V static.
-      loss_of: z [V, d] -> (scalar to differentiate, whatever else is wanted).
+      embed: k -> z of the views of piece k, [m, d] float32; called twice for each piece, with the
+        same views. That it makes them anew costs less than keeping all of them.
+      count: pieces.
+      loss_of: z of all pieces, [count, m, d] -> (scalar to differentiate, whatever else is wanted).
       variables: trainable, list.
       statistics: variables that `embed` updates (moving averages), list.
-      micro_batch_size: views a piece; divides V.
 
     Returns:
       gradients (list, as variables), what `loss_of` gave besides.
-
-    Raises:
-      ValueError: V is not static, or micro_batch_size does not divide it.
     """
-    pieces = _split(views, micro_batch_size)
     before = [tf.identity(v) for v in statistics]
-    z = _embed_pieces(embed, pieces)  # [V / m, m, d]
+    z = _embed_pieces(embed, count)  # [count, m, d]
     for variable, value in zip(statistics, before):
         variable.assign(value)
     with tf.GradientTape() as tape:
         tape.watch(z)
-        objective, rest = loss_of(tf.reshape(z, [-1, z.shape[-1]]))
+        objective, rest = loss_of(z)
     dz = tape.gradient(objective, z)
 
     def carry_back(index, *sums):
         with tf.GradientTape() as tape:
-            again = tf.reduce_sum(embed(pieces[index]) * dz[index])
+            again = tf.reduce_sum(embed(index) * dz[index])
         gradients = tape.gradient(again, variables, unconnected_gradients="zero")
         return [total + g for total, g in zip(sums, gradients)]
 
-    gradients = _loop(pieces.shape[0], carry_back, [tf.zeros_like(v) for v in variables])
+    gradients = _loop(count, carry_back, [tf.zeros_like(v) for v in variables])
     return gradients, rest
 
 
-def _embed_pieces(embed, pieces):
-    if not _in_lockstep():
-        return tf.map_fn(embed, pieces, parallel_iterations=1, fn_output_signature=tf.float32)
+def in_pieces(batch, micro_batch_size):
+    """A tensor of a batch, [B, ...], as [K, n, ...]: the images of K pieces, n = size / 2 in each.
+
+    A piece of `micro_batch_size` views holds both views of its images.
+
+    Raises:
+      ValueError: B is not static, or K is no whole number.
+    """
+    images = batch.shape[0]
+    if micro_batch_size % 2 or images is None or 2 * images % micro_batch_size:
+        held = "a number not known in advance" if images is None else 2 * images
+        raise ValueError(
+            "micro_batch_size must be an even number that divides the views of a batch (on each "
+            f"replica), two an image; got {micro_batch_size} for {held}. Batch the dataset with "
+            "drop_remainder=True, to a multiple of micro_batch_size."
+        )
+    return tf.reshape(batch, [-1, micro_batch_size // 2, *batch.shape[1:]])
+
+
+def _embed_pieces(embed, count):
+    if not in_lockstep():
+        return tf.map_fn(
+            embed, tf.range(count), parallel_iterations=1, fn_output_signature=tf.float32
+        )
     z = []
-    for index in range(pieces.shape[0]):
+    for index in range(count):
         with tf.control_dependencies(z[-1:]):
-            z.append(embed(pieces[index]))
+            z.append(embed(index))
     return tf.stack(z)
 
 
 def _loop(count, body, state):
     """body(k, *state) -> state for k below count, one after another."""
-    if not _in_lockstep():
+    if not in_lockstep():
         return tf.while_loop(
             lambda k, *_: k < count,
             lambda k, *state: (k + 1, *body(k, *state)),
@@ -76,18 +93,6 @@ def _loop(count, body, state):
     return state
 
 
-def _in_lockstep():
+def in_lockstep():
     """Whether layers may talk to other replicas, which no TensorFlow loop allows: then unroll."""
     return tf.distribute.get_strategy().num_replicas_in_sync > 1
-
-
-def _split(views, micro_batch_size):
-    count = views.shape[0]
-    if count is None or count % micro_batch_size:
-        held = "a number not known in advance" if count is None else count
-        raise ValueError(
-            f"micro_batch_size must divide the views of a batch (on each replica), two an image; "
-            f"got {micro_batch_size} for {held}. Batch the dataset with drop_remainder=True, to a "
-            "multiple of micro_batch_size."
-        )
-    return tf.reshape(views, [-1, micro_batch_size, *views.shape[1:]])

@@ -115,11 +115,11 @@ def steps_of(options, train, replicas=1):
             f"Try {below or replicas} or {below + replicas}."
         )
     views, micro = 2 * batch_size // replicas, options.micro_batch_size
-    if micro and views % micro:
-        below = max(n for n in range(1, min(micro, views) + 1) if views % n == 0)
+    if micro and (micro % 2 or views % micro):
+        below = max(n for n in range(2, max(2, min(micro, views)) + 1, 2) if views % n == 0)
         raise run.UsageError(
-            f"--micro_batch_size must divide the {views} views of a batch; got {micro}. "
-            f"Try {below}."
+            f"--micro_batch_size must be even and divide the {views} views of a batch; got {micro}."
+            f" Try {below}."
         )
     per_epoch = train.steps_per_epoch(batch_size)
     total = options.train_steps or per_epoch * options.epochs

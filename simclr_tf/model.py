@@ -11,7 +11,7 @@ from tensorflow import keras
 
 from simclr_tf import augment as augmentations
 from simclr_tf.encoders import validate as validate_encoder
-from simclr_tf.gradient_cache import cached_gradients
+from simclr_tf.gradient_cache import cached_gradients, in_lockstep, in_pieces
 from simclr_tf.losses import check_temperature, nt_xent_and_hits, rows_before
 from simclr_tf.metrics import ContrastiveAccuracy
 from simclr_tf.projection import ProjectionHead
@@ -37,10 +37,10 @@ class SimCLR(keras.Model):
         None is the paper's family for the size of the images; False is for a dataset that yields
         pairs of views.
       temperature: T of NT-Xent.
-      micro_batch_size: embed the 2B views (a replica's share of them) in pieces of this many
-        (gradient caching, see `gradient_cache`), so that memory is that of a piece; None embeds
-        them at once. It divides their number. The gradient is that of the whole batch; batch norm
-        sees a piece at a time.
+      micro_batch_size: embed the 2B views (a replica's share of them) in pieces of this many,
+        both views of half as many images (gradient caching, see `gradient_cache`), so that memory
+        is that of a piece; None embeds them at once. It is even and divides their number. The
+        gradient is that of the whole batch; batch norm sees a piece at a time.
       seed: int; the views of step s are then a function of (seed, s) alone, whatever ran before.
         None draws them from TensorFlow's global generator.
 
@@ -64,8 +64,8 @@ class SimCLR(keras.Model):
         super().__init__(name=name, autocast=False, **kwargs)
         check_temperature(temperature)
         _check_augment(augment)
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size must be 1 or more; got {micro_batch_size}.")
+        if micro_batch_size is not None and (micro_batch_size < 1 or micro_batch_size % 2):
+            raise ValueError(f"micro_batch_size must be even, 2 or more; got {micro_batch_size}.")
         self.encoder = encoder
         self.projection_head = ProjectionHead() if projection_head is None else projection_head
         self.augment = augment
@@ -121,13 +121,36 @@ class SimCLR(keras.Model):
             return tuple(augmentations.as_float(view) for view in pair)
         images = _first(data)
         augmentations.as_float(images)  # rank and dtype are told before anything else
-        families = self._families(images)
         first_row, _ = rows_before(images)
-        seeds = [None if seed is None else seed + tf.constant([0, i]) for i in (0, 1)]
+        return self._draw_views(images, _extent(data), _seeds_of_views(seed), first_row)
+
+    def _draw_views(self, images, extent, seeds, first_row):
         return tuple(
-            augmentations.call_view(family, images, view_seed, first_row, _extent(data))
-            for family, view_seed in zip(families, seeds)
+            augmentations.call_view(family, images, seed, first_row, extent)
+            for family, seed in zip(self._families(images), seeds)
         )
+
+    def _views_in_pieces(self, data, seed):
+        """A function of k that gives the views of piece k, each time the same, and how many k.
+
+        The views are [micro_batch_size, S, S, 3]: first views of some images, then second ones.
+        """
+        images = _first(data)
+        if not self._makes_views_anew(images):
+            kept = [in_pieces(view, self.micro_batch_size) for view in self.views(data, seed)]
+            return lambda k: tf.concat([view[k] for view in kept], axis=0), kept[0].shape[0]
+        first_row, _ = rows_before(images)
+        seeds = [augmentations.as_seed(each) for each in _seeds_of_views(seed)]
+        pieces, extents = in_pieces(images, self.micro_batch_size), _extent(data)
+        if extents is not None:
+            extents = in_pieces(extents, self.micro_batch_size)
+
+        def views_of(k):
+            row = first_row + k * pieces.shape[1]
+            extent = None if extents is None else extents[k]
+            return tf.concat(self._draw_views(pieces[k], extent, seeds, row), axis=0)
+
+        return views_of, pieces.shape[0]
 
     def _families(self, images):
         if self.augment is None:
@@ -136,6 +159,15 @@ class SimCLR(keras.Model):
         if isinstance(self.augment, (tuple, list)):
             return self.augment
         return self.augment, self.augment
+
+    def _makes_views_anew(self, images):
+        """Whether gradient caching makes the views of a piece twice, or keeps those of all pieces.
+
+        Where the pieces are unrolled each would have a graph of the views of its own.
+        """
+        if self.augment is False or in_lockstep():
+            return False
+        return all(augmentations.is_repeatable(family) for family in self._families(images))
 
     def _step_seed(self, step):
         if self.seed is None:
@@ -152,48 +184,52 @@ class SimCLR(keras.Model):
 
     def train_step(self, data):
         """One update; Keras calls it with a batch."""
+        seed = self._step_seed(self.optimizer.iterations)
         with _range_check(data, self.augment is False):
-            view_a, view_b = self.views(data, self._step_seed(self.optimizer.iterations))
+            if self.micro_batch_size is None:
+                views = tf.concat(self.views(data, seed), axis=0)
+            else:
+                views_of, count = self._views_in_pieces(data, seed)
+                views = views_of(0)
         if not self.built:
-            self.build(view_a.shape)
+            self.build(views.shape)
         if self.micro_batch_size is None:
-            loss, hits = self._step_at_once(view_a, view_b)
+            loss, hits = self._step_at_once(views)
         else:
-            loss, hits = self._step_in_pieces(view_a, view_b)
+            loss, hits = self._step_in_pieces(views_of, count)
         return self._log(loss, hits)
 
-    def _objective(self, z):
-        """What is differentiated, the loss that is shown and the hits: z is [2B, d]."""
-        z_a, z_b = tf.split(z, 2, axis=0)
+    def _objective(self, z_a, z_b):
+        """What is differentiated, the loss that is shown and the hits; z_a, z_b: [B, d]."""
         loss, hits = nt_xent_and_hits(z_a, z_b, self.temperature)
         # Gradients are summed over replicas, and each replica's loss is a mean of its own rows.
         _, share = rows_before(z_a)
         return loss * share, loss, hits
 
-    def _step_at_once(self, view_a, view_b):
+    def _step_at_once(self, views):
         with tf.GradientTape() as tape:
-            z = self._embed(tf.concat([view_a, view_b], axis=0), training=True)
-            objective, loss, hits = self._objective(z)
+            z = self._embed(views, training=True)  # [2B, d]
+            objective, loss, hits = self._objective(*tf.split(z, 2))
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             objective += sum(self.losses) / replicas
         self.optimizer.minimize(objective, self.trainable_variables, tape=tape)
         return loss, hits
 
-    def _step_in_pieces(self, view_a, view_b):
+    def _step_in_pieces(self, views_of, count):
         """Gradient caching; regularisation losses of layers are not part of it."""
         scaled = hasattr(self.optimizer, "get_scaled_loss")
 
-        def loss_of(z):
-            objective, *shown = self._objective(z)
+        def loss_of(z):  # [pieces, views a piece, d], the two views of its images in each
+            pair = (tf.reshape(view, [-1, z.shape[-1]]) for view in tf.split(z, 2, axis=1))
+            objective, *shown = self._objective(*pair)
             return (self.optimizer.get_scaled_loss(objective) if scaled else objective), shown
 
         gradients, shown = cached_gradients(
-            lambda piece: self._embed(piece, training=True),
-            tf.concat([view_a, view_b], axis=0),
+            lambda k: self._embed(views_of(k), training=True),
+            count,
             loss_of,
             self.trainable_variables,
             self.encoder.non_trainable_variables + self.projection_head.non_trainable_variables,
-            self.micro_batch_size,
         )
         if scaled:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
@@ -314,6 +350,11 @@ def _first(data):
             raise ValueError(f'a dict of a batch needs the key "image"; got {sorted(data)}.')
         data = data["image"]
     return data
+
+
+def _seeds_of_views(seed):
+    """The seeds of the two views; seed: that of the step, [2], or None."""
+    return [None if seed is None else seed + tf.constant([0, i]) for i in (0, 1)]
 
 
 def _extent(data):

@@ -262,6 +262,38 @@ def test_pieces_have_the_gradient_of_the_whole(policy):
         np.testing.assert_allclose(pieces, whole, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("whole_images", [False, True])
+def test_pieces_have_the_views_of_the_batch(whole_images):
+    """Both views of their images, the same in both passes; photographs that fill a part too."""
+    view = augment.RandomView(8, 0.5, jit_compile=False)
+    data = tf.constant(IMAGES[:8])
+    if whole_images:
+        data = {"image": data, "extent": tf.constant([[8, 6], [5, 8]] * 4)}
+    model, seed = model_of(augment=view, micro_batch_size=4), tf.constant([3, 8])
+    views_of, count = model._views_in_pieces(data, seed)
+    view_a, view_b = model.views(data, seed)
+    for k in range(count):
+        rows = slice(2 * k, 2 * k + 2)
+        np.testing.assert_allclose(views_of(k), np.concatenate([view_a[rows], view_b[rows]]))
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_views_that_no_seed_repeats_are_kept_for_the_second_pass(chain):
+    """Those of a layer that draws as it likes, alone or after an operator of ours."""
+    noise = keras.layers.GaussianNoise(0.1)
+    view = augment.Compose([augment.RandomFlip(), noise]) if chain else noise
+    views_of, _ = model_of(augment=view, micro_batch_size=4)._views_in_pieces(IMAGES[:8], None)
+    np.testing.assert_array_equal(views_of(1), views_of(1))
+    assert np.abs(views_of(1)[:2] - views_of(1)[2:]).max() > 0
+
+
+def test_views_of_no_seed_are_drawn_once_a_step():
+    """A model without a seed: both passes see the same views."""
+    view = augment.RandomView(8, 0.5, jit_compile=False)
+    views_of, _ = model_of(augment=view, micro_batch_size=4)._views_in_pieces(IMAGES[:8], None)
+    np.testing.assert_array_equal(views_of(1), views_of(1))
+
+
 def test_moving_averages_move_once_per_image_in_pieces():
     """Two pieces of equal images move them exactly twice, not four times."""
     image = np.full([4, 8, 8, 3], 100, np.uint8)
@@ -306,7 +338,8 @@ def test_wrong_data_is_one_clear_error(data, message):
         (lambda: SimCLR(small_encoder(), temperature=0.0), "temperature must be above 0"),
         (lambda: SimCLR(small_encoder(), augment=3), "augment must be a callable"),
         (lambda: SimCLR(small_encoder(), augment=(tf.identity,)), "two callables"),
-        (lambda: SimCLR(small_encoder(), micro_batch_size=0), "1 or more; got 0"),
+        (lambda: SimCLR(small_encoder(), micro_batch_size=0), "2 or more; got 0"),
+        (lambda: SimCLR(small_encoder(), micro_batch_size=3), "even, 2 or more; got 3"),
         (lambda: SimCLR(tf.identity).build((None, 8, 8, 3)), "keras.Model"),
         (lambda: SimCLR(keras.Sequential([keras.Input((8, 8, 3))])).build((None, 8, 8, 3)), "map"),
     ],

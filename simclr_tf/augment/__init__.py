@@ -29,8 +29,10 @@ from simclr_tf.augment.operators import (
     Solarize,
     as_float,
     call_view,
+    is_repeatable,
     static_size,
 )
+from simclr_tf.augment.random import as_seed
 from simclr_tf.augment.views import RandomView, center_crop
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Sobel",
     "Solarize",
     "as_float",
+    "as_seed",
     "brightness",
     "call_view",
     "center_crop",
@@ -60,6 +63,7 @@ __all__ = [
     "gaussian_blur",
     "gaussian_noise",
     "hue",
+    "is_repeatable",
     "rotate90",
     "saturation",
     "sobel",

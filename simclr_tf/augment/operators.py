@@ -76,6 +76,7 @@ class Operator:
 
     _arguments: tuple = ()
     crops = False  # whether it begins with a crop, and so can tell an image from what is beside it
+    repeatable = True  # whether a seed gives the same result again
 
     def __call__(self, images, seed=None, first_row=0, extent=None):
         """One view of every image.
@@ -434,6 +435,11 @@ class Compose(Operator):
         """As the first operator."""
         return bool(self.operators) and getattr(self.operators[0], "crops", False)
 
+    @property
+    def repeatable(self):
+        """Whether all operators are."""
+        return all(is_repeatable(operator) for operator in self.operators)
+
     def __call__(self, images, seed=None, first_row=0, extent=None):
         if extent is not None:
             sizes_of(self, images, extent)
@@ -454,6 +460,11 @@ class Compose(Operator):
     def from_config(cls, config):
         restore = keras.saving.deserialize_keras_object
         return cls([restore(operator) for operator in config["operators"]])
+
+
+def is_repeatable(augment):
+    """Whether an augmentation gives the same views again when it is called with the same seed."""
+    return isinstance(augment, Operator) and augment.repeatable
 
 
 def call_view(augment, images, seed=None, first_row=0, extent=None):
