@@ -25,6 +25,7 @@ FREE_FLAGS = (
     "run_dir",
     "data_dir",
     "cache_gigabytes",
+    "steps_per_execution",
     "max_corrupt_share",
     "probe_every_epochs",
     "probe_examples",
@@ -49,6 +50,13 @@ def _define_data(define):
     define.string("test_split", "test", "Labelled split for the kNN probe and `evaluate`.")
     define.integer(
         "image_size", None, "Side of the images in pixels; by default that of the data, or 224.", 1
+    )
+    define.integer(
+        "source_size",
+        None,
+        "Longer side at which photographs are kept to crop views from; by default 1.5 x the image "
+        "size. Larger: sharper small crops, more memory.",
+        1,
     )
     define.float(
         "max_corrupt_share", 0.01, "Share of unreadable images at which a run stops.", 0.0, 1.0
@@ -104,6 +112,12 @@ def _define_training(define):
     define.float("weight_decay", 1e-6, "Weight decay; biases and norms take none.", 0.0)
     define.float("momentum", 0.9, "Momentum of lars and sgd.", 0.0, 0.9999)
     define.integer("micro_batch_size", None, "Embed the views in pieces of so many.", 1)
+    define.integer(
+        "steps_per_execution",
+        0,
+        "Steps that the device takes before Python hears of it; 0 chooses: 1 on a processor.",
+        0,
+    )
     define.integer("seed", 0, "Seed of weights, order and views.", 0, 2**31 - 1)
     define.boolean("deterministic", False, "Only bit-reproducible kernels; may be slower.")
     define.enum(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
@@ -41,6 +43,21 @@ def _tpu_strategy(tpu):
             "Give its name with --tpu, or take --strategy=auto."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+# Steps taken without Python in between: a TPU is far from its host, a GPU near, a processor is it.
+_STEPS_AT_A_TIME = (("TPU", 50), ("GPU", 10), ("CPU", 1))
+
+
+def steps_per_execution(steps_per_epoch, total_steps):
+    """How many steps to take before callbacks are called, so that the device never waits for them.
+
+    A number that divides the steps of an epoch and, where a run ends within one, those of the run:
+    the run then ends at its last step.
+    """
+    limit = next(n for kind, n in _STEPS_AT_A_TIME if tf.config.list_logical_devices(kind))
+    stops = math.gcd(steps_per_epoch, total_steps)
+    return max(n for n in range(1, limit + 1) if stops % n == 0)
 
 
 PRECISIONS = {

@@ -64,7 +64,11 @@ def _pretrain(options, flags, free_flags, directory):
     steps = steps_of(options, train, strategy.num_replicas_in_sync)
     with strategy.scope():
         model = build_model(options, train.image_size)
-        model.compile(optimizer=build_optimizer(options, steps))
+        model.compile(
+            optimizer=build_optimizer(options, steps),
+            steps_per_execution=options.steps_per_execution
+            or distribute.steps_per_execution(steps.per_epoch, steps.total),
+        )
         checkpoints = callbacks.Checkpoints(directory.checkpoints, model)
     directory.create(flags)
     first_epoch = checkpoints.restore()
@@ -170,6 +174,7 @@ def _load(options, split, image_size=None):
         split,
         data_dir=options.data_dir,
         image_size=image_size or options.image_size,
+        source_size=options.source_size,
         max_corrupt_share=options.max_corrupt_share,
         cache_bytes=round(options.cache_gigabytes * 2**30),
     )

@@ -108,6 +108,14 @@ def test_the_flag_file_runs_it_again(finished, tmp_path, images, capsys):
     assert metrics_of(tmp_path / "other") != metrics_of(finished)
 
 
+def test_steps_between_callbacks_change_nothing(finished, images, tmp_path):
+    """Four steps at a time: the same metrics, and a run that ends within an epoch ends there."""
+    assert pretrain(images, tmp_path / "run", "--steps_per_execution=4") == 0
+    assert metrics_of(tmp_path / "run") == [
+        pytest.approx(row, rel=1e-5) for row in metrics_of(finished)
+    ]
+
+
 def test_the_same_command_on_a_finished_run_does_nothing(finished, images, capsys):
     """It says so."""
     before = metrics_of(finished)

@@ -627,6 +627,13 @@ class TestWholeImages:
             for key in ("image", "extent"):
                 np.testing.assert_array_equal(one[key], other[key])
 
+    def test_views_can_be_cropped_from_larger_ones(self, photos):
+        source = data.load(photos, image_size=20, source_size=60)
+        (batch,) = source.epochs(10, 0, shuffle=False).take(1).as_numpy_iterator()
+        assert batch["image"].shape == (10, 60, 60, 3)
+        assert batch["extent"].max() > 30
+        assert source.arrays()[0].shape == (10, 20, 20, 3)
+
     @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
     def test_nothing_is_logged(self, photos, cache_bytes):
         """TensorFlow has remarks about functions that it cannot read; a user must not see them."""
@@ -649,6 +656,16 @@ class TestWholeImages:
             )
             assert spec["image"] == tf.TensorSpec([5, 30, 30, 3], tf.uint8)
             assert spec["extent"] == tf.TensorSpec([5, 2], tf.int32)
+
+
+def test_large_squares_may_be_kept_larger_than_the_views(tmp_path):
+    """Squares of 40 pixels, where it is asked for; none is ever enlarged."""
+    np.savez(tmp_path / "set.npz", x_train=np.zeros([4, 40, 40, 3], np.uint8))
+    name = f"npz:{tmp_path}/set.npz"
+    assert data.load(name, image_size=20).whole_side is None
+    assert data.load(name, image_size=20, source_size=30).whole_side == 30
+    assert data.load(name, image_size=20, source_size=60).whole_side == 40
+    assert data.load(name, image_size=40, source_size=60).whole_side is None
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import ProjectionHead, SimCLR, augment, blocks, losses, optimizers
+from simclr_tf import ProjectionHead, SimCLR, augment, blocks, distribute, losses, optimizers
 
 IMAGES = np.random.default_rng(11).integers(0, 256, [40, 8, 8, 3], np.uint8)
 
@@ -109,6 +109,18 @@ def test_replicas_in_pieces_share_their_statistics():
     losses, weights = five_steps(2, "lars", micro_batch_size=4)
     assert np.isfinite(losses[-1]["loss"])
     assert all(np.isfinite(weight).all() for weight in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("per_epoch", "total", "on_gpu"), [(97, 970, 1), (40, 400, 10), (40, 68, 4)]
+)
+def test_steps_at_a_time_end_with_the_epoch_and_the_run(per_epoch, total, on_gpu, monkeypatch):
+    """One on a processor; elsewhere as many as fit."""
+    assert distribute.steps_per_execution(per_epoch, total) == 1
+    monkeypatch.setattr(
+        tf.config, "list_logical_devices", lambda kind: [kind] if kind == "GPU" else []
+    )
+    assert distribute.steps_per_execution(per_epoch, total) == on_gpu
 
 
 def test_batches_that_are_shared_unevenly():

@@ -23,6 +23,7 @@ def load(
     *,
     data_dir: str | None = None,
     image_size: int | None = None,
+    source_size: int | None = None,
     max_corrupt_share: float = 0.01,
     cache_bytes: int = 2 * 2**30,
 ) -> Source:
@@ -39,6 +40,9 @@ def load(
         kept; training crops its views from whole images instead (`Source.epochs`). None keeps the
         native size where all images (in a large set, 2,000 spread over it) are squares of one size,
         and is 224 otherwise.
+      source_size: longer side in pixels at which training keeps images larger than `image_size`,
+        to crop views from: the larger, the sharper a small crop. None is 1.5 x image_size, and
+        image_size where all images are squares of one size.
       max_corrupt_share: largest share in [0, 1] of examples that may be unreadable; these are
         skipped and listed.
       cache_bytes: a set of up to so many bytes as decoded uint8 is kept in memory; a larger one is
@@ -50,6 +54,8 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel; got {image_size}.")
+    if source_size is not None and source_size < 1:
+        raise ValueError(f"source_size must be at least 1 pixel; got {source_size}.")
     if not 0 <= max_corrupt_share <= 1:
         raise ValueError(f"max_corrupt_share must be in [0, 1]; got {max_corrupt_share}.")
     return Source(
@@ -57,6 +63,7 @@ def load(
         name=name,
         split=split,
         image_size=image_size,
+        source_size=source_size,
         max_corrupt_share=max_corrupt_share,
         cache_bytes=cache_bytes,
     )

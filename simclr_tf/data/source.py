@@ -37,9 +37,9 @@ class Source:
       class_names: names by class index, or None.
       labelled: whether the examples have labels.
       image_size: side of the images, pixels.
-      whole_side: None where all images are squares of one size. Else training reads whole images
-        (proportions kept, longer side at most so many pixels), from which views are cropped;
-        evaluation sees centre squares of `image_size` either way.
+      whole_side: None where all images are squares of one size and no `source_size` was asked for.
+        Else training reads whole images (proportions kept, longer side at most so many pixels),
+        from which views are cropped; evaluation sees centre squares of `image_size` either way.
       cached: whether the images are in memory.
     """
 
@@ -50,6 +50,7 @@ class Source:
         name: str,
         split: str,
         image_size: int | None = None,
+        source_size: int | None = None,
         max_corrupt_share: float = 0.01,
         cache_bytes: int = 2 * 2**30,
     ):
@@ -62,7 +63,7 @@ class Source:
         self.class_names, self.labelled = examples.class_names, examples.labelled
         common_size = _common_size(examples)
         self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
-        self.whole_side = None if common_size else math.ceil(_WHOLE_SIDE * self.image_size)
+        self.whole_side = _whole_side(self.image_size, common_size, source_size)
         self._examples, self._total = examples, len(examples)
         self._max_corrupt_share = max_corrupt_share
         self._corrupt: dict[int, tuple[str, str]] = {}
@@ -159,6 +160,7 @@ class Source:
           uint8 `[batch_size, size, size, 3]`, the batch dimension static; with a `whole_side`,
           dicts of `image`, uint8 `[batch_size, whole_side, whole_side, 3]`, and `extent`, int32
           `[batch_size, 2]`: the height and width of each image in the upper left of its square.
+          Views of the right size are then `RandomView.for_size(source.image_size)`'s.
 
         Raises:
           ValueError: fewer examples than `batch_size`.
@@ -329,6 +331,14 @@ class Source:
         if self.labelled:
             batch["label"] = tf.ensure_shape(label, rows)
         return batch
+
+
+def _whole_side(image_size: int, common_size: int | None, source_size: int | None) -> int | None:
+    """Pixels a side that training keeps of whole images; None where they are their own squares."""
+    if common_size and (source_size is None or common_size <= image_size):
+        return None
+    wanted = source_size or math.ceil(_WHOLE_SIDE * image_size)
+    return min(wanted, common_size or wanted)
 
 
 class _Cached:
