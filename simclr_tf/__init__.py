@@ -40,6 +40,7 @@ _MODULES = (
     "evaluate",
     "export",
     "callbacks",
+    "checkpoints",
     "report",
     "run",
     "jobs",

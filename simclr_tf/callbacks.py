@@ -1,6 +1,7 @@
-"""What watches a run during `fit`: probes, logs, alarms, checkpoints, the schedule of view sizes.
+"""What watches a run during `fit`: probes, logs, alarms, the schedule of view sizes.
 
-Each works with any `SimCLR.fit`; the command line puts them together in `jobs.py`.
+Each works with any `SimCLR.fit`; the command line puts them together in `jobs.py`. What a run
+resumes from is in `checkpoints.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import math
 import pathlib
 import time
 
-import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf.augment import RandomView
@@ -62,19 +62,30 @@ class KNNProbe(keras.callbacks.Callback):
       train, test: tf.data of labelled dict batches, see `evaluate.extract_features`.
       every_epochs: how often; the last epoch always.
       k: neighbours, weighted by exp(cosine / 0.1).
+      epochs: of the run; None is those of the call of `fit`.
+      twin: an encoder outside the strategy, which is given the weights of the model's and probed in
+        its place; None probes the model's own.
+      probes: False for a worker that only takes part in reading the weights.
     """
 
-    def __init__(self, train, test, every_epochs=1, k=200):
+    def __init__(self, train, test, every_epochs=1, k=200, epochs=None, twin=None, probes=True):
         super().__init__()
         self.train, self.test, self.every_epochs, self.k = train, test, every_epochs, k
+        self.epochs, self.twin, self.probes = epochs, twin, probes
 
     def on_epoch_end(self, epoch, logs=None):
         """Probes and writes into the logs."""
-        last = epoch + 1 == self.params["epochs"] or self.model.stop_training
+        last = epoch + 1 == (self.epochs or self.params["epochs"]) or self.model.stop_training
         if not last and (epoch + 1) % self.every_epochs:
             return
-        train = extract_features(self.model.encoder, self.train)
-        test = extract_features(self.model.encoder, self.test)
+        encoder = self.model.encoder
+        if self.twin is not None:
+            self.twin.set_weights(encoder.get_weights())
+            encoder = self.twin
+        if not self.probes:
+            return
+        train = extract_features(encoder, self.train)
+        test = extract_features(encoder, self.test)
         logs["knn_accuracy"] = knn_accuracy(train.h, train.labels, test.h, test.labels, k=self.k)
 
 
@@ -149,97 +160,24 @@ class StopAtStep(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-class Checkpoints(keras.callbacks.Callback):
-    """Saves model, optimizer and epoch after each epoch; `restore` reads the last whole one.
-
-    Args:
-      directory: where; the last two are kept.
-      model: the compiled and built `SimCLR`.
-    """
-
-    def __init__(self, directory, model):
-        super().__init__()
-        if hasattr(model.optimizer, "build"):  # so that its slots are there to be restored
-            model.optimizer.build(model.trainable_variables)
-        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")
-        self.checkpoint = tf.train.Checkpoint(
-            model=model,
-            optimizer=model.optimizer,
-            epoch=self.epoch,
-            image_size=tf.Variable(model.image_shape[0], trainable=False, name="image_size"),
-        )
-        self.manager = tf.train.CheckpointManager(self.checkpoint, str(directory), max_to_keep=2)
-
-    def restore(self):
-        """Restores the newest checkpoint; returns the epochs done, 0 where there is none."""
-        if self.manager.latest_checkpoint is None:
-            return 0
-        status = self.checkpoint.restore(self.manager.latest_checkpoint)
-        status.assert_existing_objects_matched()
-        return int(self.epoch)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Saves, unless the last update has spoilt the weights."""
-        spoilt = [w.name for w in self.model.trainable_weights if not _is_finite(w)]
-        if spoilt:
-            raise TrainingError(
-                f"{spoilt[0]} is no longer finite after epoch {epoch + 1}. Lower --learning_rate, "
-                "or take --precision=float32, in another --run_dir."
-            )
-        self.epoch.assign(epoch + 1)
-        self.manager.save(checkpoint_number=epoch + 1)
-
-
-def _is_finite(weight):
-    return bool(tf.reduce_all(tf.math.is_finite(weight)))
-
-
-def epochs_kept(directory):
-    """Epochs done at the newest checkpoint of a directory; 0 where there is none."""
-    newest = tf.train.latest_checkpoint(str(directory))
-    if newest is None:
-        return 0
-    return int(tf.train.load_checkpoint(newest).get_tensor("epoch/.ATTRIBUTES/VARIABLE_VALUE"))
-
-
-def restore_encoder(directory, build):
-    """The encoder of the newest checkpoint and the side of its images.
-
-    Args:
-      directory: of the checkpoints.
-      build: side of the images in pixels -> a built encoder of the checkpoint's kind.
-
-    Returns:
-      (encoder, image_size), or None where there is no checkpoint.
-    """
-    newest = tf.train.latest_checkpoint(str(directory))
-    if newest is None:
-        return None
-    reader = tf.train.load_checkpoint(newest)
-    image_size = int(reader.get_tensor("image_size/.ATTRIBUTES/VARIABLE_VALUE"))
-    encoder = build(image_size)
-    whole = tf.train.Checkpoint(model=tf.train.Checkpoint(encoder=encoder))
-    whole.restore(newest).expect_partial().assert_existing_objects_matched()
-    return encoder, image_size
-
-
 class ViewSizes(keras.callbacks.Callback):
     """Makes the views of the early epochs smaller: fewer pixels, more epochs an hour.
 
     Args:
       sizes: list of (side in pixels, share of the epochs at which it ends), ends rising to 1.
       view: the `RandomView` whose other arguments are kept.
+      epochs: of the run; None is those of the call of `fit`.
     """
 
-    def __init__(self, sizes, view):
+    def __init__(self, sizes, view, epochs=None):
         super().__init__()
         check_view_sizes(sizes)
-        self.sizes, self.view = list(sizes), view
+        self.sizes, self.view, self.epochs = list(sizes), view, epochs
 
     def size_at(self, epoch):
         """Side of the views in pixels in an epoch counted from 0."""
         for size, end in self.sizes:
-            if epoch < round(end * self.params["epochs"]):
+            if epoch < round(end * (self.epochs or self.params["epochs"])):
                 return size
         return self.sizes[-1][0]
 

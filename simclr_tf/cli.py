@@ -1,7 +1,8 @@
 """The command line: `simclr-tf COMMAND --flags`. The only module that reads a flag.
 
 TensorFlow is imported only once a command is to run, so help and mistakes are answered at once.
-Exit codes: 0 done, 1 the command failed, 2 it was given wrongly, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 the command failed, 2 it was given wrongly, 75 the machine stopped it and the
+same command goes on (SIGTERM, a worker that is gone), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ COMMANDS = {
     "embed": "embeddings, labels and ids of a data set, as npz",
     "export": "the encoder of a run as a SavedModel",
 }
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 # Flags that do not change what is learnt: they may differ when a run is resumed.
 FREE_FLAGS = (
     "run_dir",
     "data_dir",
     "cache_gigabytes",
+    "checkpoint_every_steps",
     "steps_per_execution",
     "max_corrupt_share",
     "probe_every_epochs",
@@ -117,6 +120,12 @@ def _define_training(define):
         0,
         "Steps that the device takes before Python hears of it; 0 chooses: 1 on a processor.",
         0,
+    )
+    define.integer(
+        "checkpoint_every_steps",
+        1000,
+        "Steps between checkpoints within an epoch; each epoch ends with one anyway.",
+        1,
     )
     define.integer("seed", 0, "Seed of weights, order and views.", 0, 2**31 - 1)
     define.boolean("deterministic", False, "Only bit-reproducible kernels; may be slower.")
@@ -333,6 +342,8 @@ def main(argv=None):
         if debug:
             raise
         return _fail(error, 2)
+    except run.TryAgainError as error:
+        return _fail(error, TRY_AGAIN)
     except (ValueError, OSError, RuntimeError) as error:
         if debug or not _is_for_user(error):
             raise

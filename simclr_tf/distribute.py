@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 
 import tensorflow as tf
 
@@ -13,25 +15,54 @@ def strategy_by_name(name="auto", tpu=None):
     """A `tf.distribute.Strategy`.
 
     Args:
-      name: "one" (the first device), "mirrored" (all GPUs of this machine), "multi_worker" (the
-        cluster of TF_CONFIG), "tpu" (the TPU at `tpu`), or "auto": mirrored with more than one
-        GPU, else one.
+      name: "one" (the first device), "mirrored" (all GPUs of this machine; without one, all its
+        logical processors), "multi_worker" (the cluster of TF_CONFIG), "tpu" (the TPU at `tpu`), or
+        "auto": mirrored with more than one GPU, else one.
       tpu: name or address of the TPU; None asks the environment.
 
     Raises:
-      ValueError: an unknown name, or "tpu" where there is none.
+      ValueError: an unknown name, "tpu" where there is none, "multi_worker" without TF_CONFIG.
     """
     if name not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}.")
     if name == "auto":
         name = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "one"
     if name == "mirrored":
-        return tf.distribute.MirroredStrategy()
+        return _mirrored_strategy()
     if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker_strategy()
     if name == "tpu":
         return _tpu_strategy(tpu)
     return tf.distribute.get_strategy()  # the default strategy: one device, no wrapping
+
+
+def _mirrored_strategy():
+    if tf.config.list_logical_devices("GPU"):
+        return tf.distribute.MirroredStrategy()
+    devices = [device.name for device in tf.config.list_logical_devices("CPU")]
+    # The default for processors, a ring of collectives, needs a thread for each of them.
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def _multi_worker_strategy():
+    if "cluster" not in _tf_config():
+        raise ValueError(
+            "--strategy=multi_worker needs the environment variable TF_CONFIG with the workers and "
+            "the place of this one among them, such as "
+            """'{"cluster": {"worker": ["host0:2222", "host1:2222"]}, """
+            """"task": {"type": "worker", "index": 0}}'. On one machine take --strategy=mirrored."""
+        )
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _tf_config():
+    text = os.environ.get("TF_CONFIG", "{}")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"TF_CONFIG must be JSON; got {text!r} ({error}).") from error
 
 
 def _tpu_strategy(tpu):
@@ -43,6 +74,34 @@ def _tpu_strategy(tpu):
             "Give its name with --tpu, or take --strategy=auto."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def is_chief(strategy):
+    """Whether this process writes what a run leaves: the only one, or the first of several."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.task_type:
+        return True
+    if "chief" in resolver.cluster_spec().jobs:
+        return resolver.task_type == "chief"
+    return resolver.task_type != "worker" or resolver.task_id == 0
+
+
+def is_many_processes(strategy):
+    """Whether the replicas are spread over processes, which must then take every step together."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def any_worker(strategy):
+    """A function: bool of this worker -> whether it is true on any. All must call it together."""
+
+    @tf.function
+    def count(flag):
+        def reduce(flag):
+            return tf.distribute.get_replica_context().all_reduce("sum", flag)
+
+        return strategy.experimental_local_results(strategy.run(reduce, args=(flag,)))[0]
+
+    return lambda flag: bool(count(tf.constant(float(flag))) > 0.0)
 
 
 # Steps taken without Python in between: a TPU is far from its host, a GPU near, a processor is it.

@@ -15,7 +15,17 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import callbacks, data, distribute, encoders, evaluate, optimizers, report, run
+from simclr_tf import (
+    callbacks,
+    checkpoints,
+    data,
+    distribute,
+    encoders,
+    evaluate,
+    optimizers,
+    report,
+    run,
+)
 from simclr_tf.augment import RandomView
 from simclr_tf.export import export_encoder
 from simclr_tf.model import SimCLR
@@ -48,13 +58,26 @@ def pretrain(options, flags, free_flags=()):
     try:
         _pretrain(options, flags, free_flags, directory)
     except KeyboardInterrupt:
-        kept = callbacks.epochs_kept(directory.checkpoints)
-        say(
-            f"\nstopped; {directory.path} keeps {kept} whole epochs. "
-            "The same command resumes there."
-        )
+        say(f"\nstopped; {_kept(directory)}. The same command resumes there.")
         raise
+    except checkpoints.PreemptedError as stop:
+        raise run.TryAgainError(
+            f"{stop} {_kept(directory)}; the same command resumes there."
+        ) from stop
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        raise run.TryAgainError(
+            f"another worker no longer answers; {_kept(directory)}. Give the same command again on "
+            "all workers."
+        ) from error
     return directory
+
+
+def _kept(directory):
+    """What a resumed run begins with, in words."""
+    epochs, steps = checkpoints.place_kept(directory.checkpoints)
+    return f"{directory.path} keeps {epochs} whole epochs" + (
+        f" and {steps} steps" if steps else ""
+    )
 
 
 def _pretrain(options, flags, free_flags, directory):
@@ -69,20 +92,59 @@ def _pretrain(options, flags, free_flags, directory):
             steps_per_execution=options.steps_per_execution
             or distribute.steps_per_execution(steps.per_epoch, steps.total),
         )
-        checkpoints = callbacks.Checkpoints(directory.checkpoints, model)
-    directory.create(flags)
-    first_epoch = checkpoints.restore()
-    directory.keep_epochs(first_epoch)
-    if first_epoch < steps.epochs:
-        _announce(options, train, model, steps, first_epoch)
-        with _reading(train, test, directory=directory):
-            draw_views(directory, train, model)
-            _fit(options, directory, model, train, test, checkpoints, steps, first_epoch)
-    else:
+    if not distribute.is_chief(strategy):
+        _train(options, directory, strategy, model, train, test, steps)
+        return
+    with directory.held(), _writing(directory):
+        directory.check_resumable(flags, free_flags)  # again: now nobody else writes there
+        directory.create(flags)
+        _train(options, directory, strategy, model, train, test, steps)
+        report.write_report(directory, run.read_metrics(directory.metrics), flags)
+
+
+def _train(options, directory, strategy, model, train, test, steps):
+    """Trains from where the directory stands, and exports; only the chief writes."""
+    chief = distribute.is_chief(strategy)
+    twin = None
+    if strategy.num_replicas_in_sync > 1:  # outside the strategy, where reading asks no one else
+        twin = build_encoder(options, train.image_size)
+    with strategy.scope():
+        keeper = checkpoints.Checkpoints(
+            directory.checkpoints,
+            model,
+            steps.per_epoch,
+            options.checkpoint_every_steps,
+            writes=chief,
+            say=say if chief else _nothing,
+        )
+        place = keeper.restore()
+    if chief:
+        directory.keep_epochs(place[0])
+    if place[0] < steps.epochs:
+        with _reading(train, test, directory=directory if chief else None):
+            if chief:
+                _announce(options, train, model, steps, place)
+                draw_views(directory, train, model)
+            run_parts = _Fit(options, directory, strategy, model, train, test, keeper, steps, twin)
+            run_parts.from_place(place)
+    elif chief:
         say(f"{directory.path} holds all {steps.epochs} epochs; nothing is left to train.")
-    if not directory.export.exists():
-        export_encoder(model.encoder, directory.export, model.image_shape)
-    report.write_report(directory, run.read_metrics(directory.metrics), flags)
+    if twin is not None:
+        twin.set_weights(model.encoder.get_weights())
+    if chief and not directory.export.exists():
+        export_encoder(twin or model.encoder, directory.export, model.image_shape)
+
+
+@contextlib.contextmanager
+def _writing(directory):
+    """Says in one line that the directory can no longer be written, and what it keeps."""
+    try:
+        yield
+    except OSError as error:
+        raise callbacks.TrainingError(
+            f"{error.filename or directory.path} cannot be written ({error.strerror}); "
+            f"{_kept(directory)}. Make room or put it back; the same command resumes there."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -225,7 +287,7 @@ def build_optimizer(options, steps):
     )
 
 
-def _announce(options, train, model, steps, first_epoch):
+def _announce(options, train, model, steps, place):
     policy = keras.mixed_precision.global_policy().name
     parameters = sum(int(np.prod(w.shape)) for w in model.encoder.trainable_weights)
     say(
@@ -234,8 +296,9 @@ def _announce(options, train, model, steps, first_epoch):
         f"{model.encoder.name} with {parameters:,} parameters; {policy}; "
         f"{steps.epochs} epochs of {steps.per_epoch} steps of {options.batch_size} images."
     )
-    if first_epoch:
-        say(f"resuming after epoch {first_epoch}.")
+    if place > (0, 0):
+        within = f" and {place[1]} steps" if place[1] else ""
+        say(f"resuming after epoch {place[0]}{within}.")
 
 
 def draw_views(directory, train, model, rows=6, columns=8):
@@ -246,34 +309,82 @@ def draw_views(directory, train, model, rows=6, columns=8):
     report.draw_views(images.numpy(), [view.numpy() for view in views], directory.views)
 
 
-def _fit(options, directory, model, train, test, checkpoints, steps, first_epoch):
-    stream = train.epochs(options.batch_size, options.seed, first_epoch)
-    watchers = [callbacks.Throughput(options.batch_size), callbacks.StopAtStep(steps.total)]
-    if options.view_sizes:
-        watchers.append(callbacks.ViewSizes(options.view_sizes, model.augment))
-    watchers.append(callbacks.Alarms(options.batch_size, say))
-    if test is not None:
-        watchers.append(_probe(options, train, test, steps))
-    watchers += [
-        callbacks.JSONLines(directory.metrics),
-        keras.callbacks.TensorBoard(str(directory.logs), write_graph=False),
-        checkpoints,
-    ]
-    model.fit(
-        stream,
-        epochs=steps.epochs,
-        initial_epoch=first_epoch,
-        steps_per_epoch=steps.per_epoch,
-        callbacks=watchers,
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
+class _Fit:
+    """The calls of `fit` that make up a run, and what watches them."""
+
+    def __init__(self, options, directory, strategy, model, train, test, keeper, steps, twin):
+        self.options, self.strategy, self.model = options, strategy, model
+        self.train, self.steps = train, steps
+        self.chief = distribute.is_chief(strategy)
+        agree = distribute.any_worker(strategy) if distribute.is_many_processes(strategy) else None
+        self.stop = checkpoints.StopOnSignal(keeper.save, agree)
+        self.watchers = [
+            callbacks.Throughput(options.batch_size),
+            callbacks.StopAtStep(steps.total),
+        ]
+        if options.view_sizes:
+            self.watchers.append(
+                callbacks.ViewSizes(options.view_sizes, model.augment, steps.epochs)
+            )
+        self.watchers.append(callbacks.Alarms(options.batch_size, say if self.chief else _nothing))
+        if test is not None:
+            self.watchers.append(_probe(options, train, test, steps, twin, self.chief))
+        if self.chief:
+            self.watchers += [
+                callbacks.JSONLines(directory.metrics),
+                keras.callbacks.TensorBoard(str(directory.logs), write_graph=False),
+            ]
+        self.watchers += [keeper, self.stop]
+
+    def from_place(self, place):
+        """Trains from (epochs done, steps done of the next) to the end."""
+        epoch, step = place
+        with self.stop.listening():
+            if step:  # Keras has one number of steps for all epochs of a call
+                self._fit(epoch, step, epoch + 1)
+                epoch += 1
+            if epoch < self.steps.epochs:
+                self._fit(epoch, 0, self.steps.epochs)
+
+    def _fit(self, epoch, step, last_epoch):
+        self.model.fit(
+            self._stream(epoch, step),
+            epochs=last_epoch,
+            initial_epoch=epoch,
+            steps_per_epoch=self.steps.per_epoch - step,
+            callbacks=self.watchers,
+            verbose=(1 if sys.stdout.isatty() else 2) if self.chief else 0,
+        )
+
+    def _stream(self, epoch, step):
+        """Training batches from there on; each worker reads its own part of them."""
+        arguments = self.options.batch_size, self.options.seed, epoch, True, step
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas == 1:
+            return self.train.epochs(*arguments)
+
+        def of_worker(context):
+            count = replicas // context.num_input_pipelines
+            share = data.Share(context.input_pipeline_id * count, count, replicas)
+            return self.train.epochs(*arguments, share=share)
+
+        return self.strategy.distribute_datasets_from_function(of_worker)
 
 
-def _probe(options, train, test, steps):
+def _nothing(text):
+    """For a worker that has nothing to say."""
+
+
+def _probe(options, train, test, steps, twin, chief):
     batch_size, limit = options.batch_size, options.probe_examples
     every = options.probe_every_epochs or max(1, math.ceil(steps.epochs / 10))
     return callbacks.KNNProbe(
-        train.batches(batch_size, limit), test.batches(batch_size, limit), every
+        train.batches(batch_size, limit),
+        test.batches(batch_size, limit),
+        every,
+        epochs=steps.epochs,
+        twin=twin,
+        probes=chief,
     )
 
 
@@ -290,8 +401,8 @@ def encoder_of_run(options):
       run.UsageError: there is no run, or it has no checkpoint yet.
     """
     directory = run.RunDirectory(options.run_dir)
-    restored = callbacks.restore_encoder(
-        directory.checkpoints, lambda image_size: build_encoder(options, image_size)
+    restored = checkpoints.restore_encoder(
+        directory.checkpoints, lambda image_size: build_encoder(options, image_size), say
     )
     if restored is None:
         raise run.UsageError(

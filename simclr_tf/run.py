@@ -5,14 +5,21 @@ Files and their names only; what is trained or evaluated lives in `jobs.py`.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import socket
 import tempfile
 
 
 class UsageError(ValueError):
     """A command that cannot be carried out as given; the message says what to give instead."""
+
+
+class TryAgainError(RuntimeError):
+    """A run that the machine stopped, and not a mistake: the same command goes on with it."""
 
 
 class RunDirectory:
@@ -33,6 +40,7 @@ class RunDirectory:
         self.views = self.path / "views.png"
         self.curve = self.path / "curve.png"
         self.report = self.path / "report.html"
+        self.lock = self.path / "lock"
 
     def check_resumable(self, flags, free=()):
         """Raises UsageError where a flag that matters differs from the run that is there.
@@ -44,7 +52,7 @@ class RunDirectory:
         Returns:
           True where there is a run to resume.
         """
-        if not self.flags.exists() or not (self.checkpoints / "checkpoint").exists():
+        if not self.flags.exists() or not list(self.checkpoints.glob("ckpt-*.index")):
             return False  # nothing was learnt with the flags that are there
         before = read_flags(self.flags)
         changed = [
@@ -59,9 +67,51 @@ class RunDirectory:
             )
         return True
 
+    @contextlib.contextmanager
+    def held(self):
+        """Holds the directory, made where it is missing, against other processes.
+
+        The system lets go of it when this process ends, however it ends.
+
+        Raises:
+          UsageError: another process holds it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self._locked()
+        except OSError as error:
+            raise UsageError(
+                f"--run_dir must be a directory that can be written; {self.path} cannot "
+                f"({error.strerror}). Take another."
+            ) from error
+        with file:
+            try:
+                yield
+            finally:
+                self.lock.unlink(missing_ok=True)
+
+    def _locked(self):
+        while True:
+            file = self.lock.open("a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with file:
+                    file.seek(0)
+                    holder = file.read() or "another process"
+                raise UsageError(
+                    f"{holder} is writing to {self.path}. Wait for it, "
+                    "stop it, or take another --run_dir."
+                ) from None
+            if self.lock.exists() and os.path.samestat(os.fstat(file.fileno()), self.lock.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                return file
+            file.close()  # its last holder removed it in the meantime
+
     def create(self, flags):
-        """Makes the directory and writes flags.cfg; flags is a dict of flag name to its text."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Writes flags.cfg; flags is a dict of flag name to its text."""
         lines = [f"--{name}={value}" for name, value in sorted(flags.items())]
         write_whole(self.flags, "\n".join(lines) + "\n")
 

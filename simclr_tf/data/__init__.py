@@ -4,6 +4,6 @@ Views are not drawn here but on the device, by `augment`.
 """
 
 from simclr_tf.data.by_name import load
-from simclr_tf.data.source import Source
+from simclr_tf.data.source import Share, Source
 
-__all__ = ["Source", "load"]
+__all__ = ["Share", "Source", "load"]

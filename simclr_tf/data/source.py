@@ -10,6 +10,7 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +25,36 @@ _SIZE_SAMPLE = 2000
 _CHUNK = 64  # examples that a thread decodes in one go
 _LAST_EPOCH = 2**62
 _WHOLE_SIDE = 1.5  # times image_size: a photograph of 3:2 keeps its shorter side
+
+
+class Share(NamedTuple):
+    """The part of every batch that one reader takes: `count` of its equal `pieces`, from `first`.
+
+    Replica r of R trains on piece r of R, so that a step has the same images for any R.
+    """
+
+    first: int
+    count: int
+    pieces: int
+
+    def check(self, batch_size: int) -> None:
+        """Raises ValueError where a batch has no such pieces."""
+        if batch_size % self.pieces or not 0 <= self.first <= self.pieces - self.count:
+            raise ValueError(f"a batch of {batch_size} has no {self}.")
+
+    def rows(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.Tensor:
+        """Of an epoch's order, [n]: [steps, count, batch_size / pieces]."""
+        order = tf.reshape(order[: steps * batch_size], [steps, self.pieces, -1])
+        return order[:, self.first : self.first + self.count]
+
+    def rest(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.Tensor:
+        """Its part of what the last full batch leaves over."""
+        order = order[steps * batch_size :]
+        piece = tf.range(tf.size(order)) % self.pieces
+        return order[(piece >= self.first) & (piece < self.first + self.count)]
+
+
+WHOLE = Share(0, 1, 1)
 
 
 class Source:
@@ -147,14 +178,28 @@ class Source:
         return dataset.prefetch(tf.data.AUTOTUNE)
 
     def epochs(
-        self, batch_size: int, seed: int, first_epoch: int = 0, shuffle: bool = True
+        self,
+        batch_size: int,
+        seed: int,
+        first_epoch: int = 0,
+        shuffle: bool = True,
+        first_step: int = 0,
+        share: Share = WHOLE,
     ) -> tf.data.Dataset:
         """An endless stream of training batches, `steps_per_epoch(batch_size)` for each epoch.
 
         The order within an epoch depends on (seed, epoch) alone: a stream that starts at
-        `first_epoch` is the tail of the stream that starts at 0. The remainder of an epoch is
-        dropped. Where images are read anew in each epoch, the place of one that turns out
-        unreadable is taken by the next, so that the number of steps stays.
+        (`first_epoch`, `first_step`) is the tail of the stream that starts at 0. The remainder of
+        an epoch is dropped. Where images are read anew in each epoch, the place of one that turns
+        out unreadable is taken by the next, so that the number of steps stays.
+
+        Args:
+          batch_size: of the whole stream.
+          seed: of the order.
+          first_epoch, first_step: where to begin.
+          shuffle: False takes the order of the source.
+          share: the pieces of each batch that are read here; a piece is then what is called a batch
+            below.
 
         Returns:
           uint8 `[batch_size, size, size, 3]`, the batch dimension static; with a `whole_side`,
@@ -163,13 +208,17 @@ class Source:
           Views of the right size are then `RandomView.for_size(source.image_size)`'s.
 
         Raises:
-          ValueError: fewer examples than `batch_size`.
+          ValueError: fewer examples than `batch_size`, or a batch that has no such pieces.
         """
         steps = self.steps_per_epoch(batch_size)
+        share.check(batch_size)
         epoch_of = self._cached_epoch if self.cached else self._streamed_epoch
-        dataset = tf.data.Dataset.range(first_epoch, _LAST_EPOCH).flat_map(
-            lambda epoch: epoch_of(self._order(seed, epoch, shuffle), steps, batch_size)
-        )
+
+        def one_epoch(epoch):
+            done = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
+            return epoch_of(self._order(seed, epoch, shuffle), steps, batch_size, done, share)
+
+        dataset = tf.data.Dataset.range(first_epoch, _LAST_EPOCH).flat_map(one_epoch)
         if self.cached:
             images, extents = self._images_tensor, self._extents
             dataset = dataset.map(
@@ -269,17 +318,20 @@ class Source:
         seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
         return tf.random.experimental.stateless_shuffle(order, seed=seeds, alg="philox")
 
-    def _cached_epoch(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.data.Dataset:
+    def _cached_epoch(self, order, steps, batch_size, done, share) -> tf.data.Dataset:
         if self.num_examples < self._total:
             readable = np.zeros(self._total, bool)
             readable[self._rows] = True
             order = tf.boolean_mask(order, tf.gather(tf.constant(readable), order))
-        order = tf.reshape(order[: steps * batch_size], [steps, batch_size])
-        return tf.data.Dataset.from_tensor_slices(order)
+        rows = share.rows(order, steps, batch_size)[done:]
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(rows, [-1, rows.shape[-1]]))
 
-    def _streamed_epoch(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.data.Dataset:
-        dataset = tf.data.Dataset.from_tensor_slices(order).repeat()
-        dataset = self._decoded(dataset, whole=True).batch(batch_size, True).take(steps)
+    def _streamed_epoch(self, order, steps, batch_size, done, share) -> tf.data.Dataset:
+        rows = share.rows(order, steps, batch_size)
+        _, count, size = rows.shape
+        rows = tf.concat([tf.reshape(rows, [-1]), share.rest(order, steps, batch_size)], axis=0)
+        dataset = tf.data.Dataset.from_tensor_slices(rows).repeat().skip(done * count * size)
+        dataset = self._decoded(dataset, whole=True).batch(size, True).take((steps - done) * count)
         return dataset.map(lambda image, extent, *_: self._training_batch(image, extent))
 
     def _training_batch(self, images: tf.Tensor, extents: tf.Tensor):

@@ -1,0 +1,349 @@
+"""What machines do to a run: signals, damaged checkpoints, full disks, two runs in one place."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from simclr_tf import ProjectionHead, SimCLR, augment, callbacks, checkpoints, cli, jobs, run
+
+IMAGES = np.random.default_rng(5).integers(0, 256, [32, 8, 8, 3], np.uint8)
+STEPS = 4
+
+
+def model_of():
+    """A built and compiled model of a few hundred weights, each time the same."""
+    keras.utils.set_random_seed(0)
+    encoder = keras.Sequential(
+        [
+            keras.layers.Conv2D(4, 3, input_shape=(8, 8, 3)),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    model = SimCLR(encoder, ProjectionHead(output_dim=4), augment.RandomFlip(), 0.2, seed=1)
+    model.build((None, 8, 8, 3))
+    model.compile(optimizer=keras.optimizers.SGD(0.05, momentum=0.9))
+    return model
+
+
+def train(directory, epochs=2, every_steps=None, said=None):
+    """Trains with checkpoints in a directory; returns the model and its `Checkpoints`."""
+    model = model_of()
+    keeper = checkpoints.Checkpoints(
+        directory, model, STEPS, every_steps, say=(said if said is not None else []).append
+    )
+    epoch, step = keeper.restore()
+    assert step == 0, "whole epochs only"
+    data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)
+    if epoch < epochs:
+        model.fit(data, epochs=epochs, initial_epoch=epoch, callbacks=[keeper], verbose=0)
+    return model, keeper
+
+
+# -- checkpoints -----------------------------------------------------------------------------
+
+
+def test_the_last_two_checkpoints_are_kept_and_named_by_their_step(tmp_path):
+    """Of three epochs of four steps, with one more within each."""
+    train(tmp_path, 3, every_steps=3)
+    assert checkpoints.numbers(tmp_path) == [11, 12]
+    assert checkpoints.place_kept(tmp_path) == (3, 0)
+
+
+def cut(path):
+    """Leaves the first half of a file."""
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def flip(path):
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "data cut off": lambda d: cut(d / "ckpt-8.data-00000-of-00001"),
+    "data empty": lambda d: (d / "ckpt-8.data-00000-of-00001").write_bytes(b""),
+    "data with a bit changed": lambda d: flip(d / "ckpt-8.data-00000-of-00001"),
+    "data gone": lambda d: (d / "ckpt-8.data-00000-of-00001").unlink(),
+    "index cut off": lambda d: cut(d / "ckpt-8.index"),
+    "index empty": lambda d: (d / "ckpt-8.index").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path):
+    """With a line that names it; the run then ends as it would have."""
+    whole, _ = train(tmp_path / "whole")
+    train(tmp_path / "run")
+    DAMAGES[damage](tmp_path / "run")
+    said = []
+    again, keeper = train(tmp_path / "run", said=said)
+    assert len(said) == 1 and "ckpt-8 cannot be read" in said[0] and "\n" not in said[0]
+    for ours, theirs in zip(again.get_weights(), whole.get_weights()):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+    assert keeper.restore() == (2, 0)
+
+
+@pytest.mark.parametrize("state", [None, b"", b"model_checkpoint_path: \x00"])
+def test_the_list_of_checkpoints_is_not_needed(state, tmp_path):
+    """TensorFlow's own, a file named `checkpoint`, is lost, empty or garbled."""
+    train(tmp_path)
+    (tmp_path / "checkpoint").unlink()
+    if state is not None:
+        (tmp_path / "checkpoint").write_bytes(state)
+    _, keeper = train(tmp_path)
+    assert int(keeper.epoch) == 2
+
+
+def test_only_damaged_checkpoints_are_an_error_and_no_new_start(tmp_path):
+    """Nothing is trained over them."""
+    train(tmp_path)
+    for path in tmp_path.glob("*.data*"):
+        cut(path)
+    with pytest.raises(callbacks.TrainingError, match="none of the 2 checkpoints"):
+        train(tmp_path)
+
+
+@contextlib.contextmanager
+def files_up_to(size):
+    """No file of this process may grow over so many bytes: writing then fails as on a full disk."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
+    """One clear line; what is there can still be read."""
+    train(tmp_path, epochs=1)
+    with files_up_to(1000), pytest.raises(callbacks.TrainingError, match="cannot be written"):
+        train(tmp_path, epochs=2)
+    assert checkpoints.place_kept(tmp_path) == (1, 0)
+    assert train(tmp_path, epochs=1)[1].restore() == (1, 0)
+
+
+def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
+    """What remained of the run would be taken for the whole."""
+    _, keeper = train(tmp_path / "run" / "checkpoints", epochs=1)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        keeper.on_epoch_end(1)
+    assert not list(tmp_path.iterdir())
+
+
+# -- the run directory -----------------------------------------------------------------------
+
+
+def test_one_process_at_a_time_writes_to_a_directory(tmp_path, capsys):
+    """The second is told who does; the place is free again afterwards."""
+    directory = run.RunDirectory(tmp_path / "run")
+    with directory.held():
+        assert cli.main(["pretrain", f"--run_dir={tmp_path / 'run'}", *TINY]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"process {os.getpid()} on" in error and "another --run_dir" in error
+    with directory.held():
+        pass
+    assert not directory.lock.exists()
+
+
+HOLDER = """
+import sys, time
+from simclr_tf import run
+with run.RunDirectory(sys.argv[1]).held():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    """The system lets go of its lock, though the file is still there."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(run.UsageError, match=f"process {process.pid} on"):
+            with run.RunDirectory(tmp_path).held():
+                pass
+        process.kill()
+    assert (tmp_path / "lock").exists()
+    with run.RunDirectory(tmp_path).held():
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_told_before_training(tmp_path):
+    """Here since its parent is a file; a read-only one reads alike."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(run.UsageError, match=r"can be written.*Not a directory.*Take another"):
+        with run.RunDirectory(tmp_path / "file" / "run").held():
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
+def test_a_read_only_place_is_told_before_training(tmp_path):
+    """Without a traceback."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(run.UsageError, match="Permission denied"):
+        with run.RunDirectory(tmp_path / "run").held():
+            pass
+
+
+def test_what_can_no_longer_be_written_is_one_line_that_says_what_is_kept(tmp_path):
+    """metrics.jsonl on a full disk."""
+    directory = run.RunDirectory(tmp_path)
+    train(directory.checkpoints, epochs=1)
+    with pytest.raises(
+        callbacks.TrainingError, match=r"cannot be written.*keeps 1 whole epochs"
+    ) as caught:
+        with jobs._writing(directory), files_up_to(0):
+            directory.metrics.write_text("{}")
+    assert "\n" not in str(caught.value)
+
+
+# -- signals ---------------------------------------------------------------------------------
+
+TINY = ["--width=0.0625", "--batch_size=16", "--precision=float32", "--optimizer=sgd"]
+TINY += ["--projection_dim=8", "--image_size=8", "--train_split=train[:80]", "--epochs=2"]
+TINY += ["--probe_every_epochs=-1", "--learning_rate=0.1", "--deterministic"]
+
+# Runs the command with a SIGTERM in the seventh step, again until its end, and once undisturbed.
+STOPPED = """
+import os, signal, sys
+from simclr_tf import augment, cli
+make = augment.RandomView.__init__
+make.__defaults__ = (*make.__defaults__[:-1], False)  # without XLA, which takes long to compile
+place, flags = sys.argv[1], sys.argv[2:]
+from simclr_tf import callbacks
+look = callbacks.StopAtStep.on_train_batch_end
+def look_and_signal(self, batch, logs=None):
+    look(self, batch, logs)
+    if int(self.model.optimizer.iterations) == 7:
+        os.kill(os.getpid(), signal.SIGTERM)
+callbacks.StopAtStep.on_train_batch_end = look_and_signal
+first = cli.main(["pretrain", f"--run_dir={place}/stopped", *flags])
+print("before:", first, flush=True)
+callbacks.StopAtStep.on_train_batch_end = look
+print("after:", cli.main(["pretrain", f"--run_dir={place}/stopped", *flags]))
+print("whole:", cli.main(["pretrain", f"--run_dir={place}/whole", *flags]))
+"""
+
+
+def weights_of(directory):
+    """Every variable of the newest checkpoint, by name."""
+    number = checkpoints.numbers(directory / "checkpoints")[-1]
+    reader = tf.train.load_checkpoint(str(directory / "checkpoints" / f"ckpt-{number}"))
+    names = reader.get_variable_to_shape_map()
+    return {
+        n: reader.get_tensor(n)
+        for n in names
+        if "OBJECT_GRAPH" not in n and "save_counter" not in n
+    }
+
+
+def metrics_of(directory):
+    """Rows of metrics.jsonl without the clock."""
+    rows = run.read_metrics(directory / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def test_sigterm_saves_and_the_run_ends_bit_for_bit_as_one_left_alone(tmp_path):
+    """In the second step of the second epoch; exit code 75 and one line."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, str(tmp_path), *TINY],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    codes = [
+        line
+        for line in done.stdout.splitlines()
+        if line.split(":")[0] in ("before", "after", "whole")
+    ]
+    assert codes == ["before: 75", "after: 0", "whole: 0"], done.stderr[-3000:]
+    line = next(row for row in done.stderr.splitlines() if "SIGTERM" in row)
+    assert "keeps 1 whole epochs and 2 steps" in line and "same command resumes" in line
+    assert "resuming after epoch 1 and 2 steps." in done.stderr
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    assert metrics_of(stopped) == metrics_of(whole) and len(metrics_of(whole)) == 2
+    ours, theirs = weights_of(stopped), weights_of(whole)
+    assert set(ours) == set(theirs) and len(ours) > 100
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_a_signal_between_steps_is_obeyed_after_the_next():
+    """Whatever the place of the batch in its epoch, and with several steps at a time."""
+    saved = []
+    stop = checkpoints.StopOnSignal(lambda: saved.append(True))
+    with stop.listening():
+        stop.on_epoch_begin(0)
+        stop.on_train_batch_end(9)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not saved
+        with pytest.raises(checkpoints.PreemptedError):
+            stop.on_train_batch_end(19)
+    assert saved == [True]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_workers_stop_together():
+    """The one that got no signal too, when they next ask each other."""
+    told, saved = [False], []
+    stop = checkpoints.StopOnSignal(lambda: saved.append(True), lambda flag: flag or told[0], 10)
+    stop.on_epoch_begin(0)
+    for batch in range(9, 15):
+        stop.on_train_batch_end(batch)
+    told[0] = True
+    for batch in range(15, 19):
+        stop.on_train_batch_end(batch)
+    with pytest.raises(checkpoints.PreemptedError):
+        stop.on_train_batch_end(19)
+    assert saved == [True]
+
+
+# Saves without end, so that a kill lands within a save more often than not.
+SAVER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import test_reliability as here
+model, keeper = here.train(sys.argv[1], 1)
+keeper._place = 1, 0
+print("saving", flush=True)
+while True:
+    epoch, step = keeper._place
+    keeper._place = (epoch, step + 1) if step < 3 else (epoch + 1, 0)
+    model.encoder.layers[0].bias.assign([float(keeper._place[0] * 4 + keeper._place[1])] * 4)
+    keeper.save()
+"""
+
+
+@pytest.mark.slow
+def test_kills_within_a_save_lose_nothing_but_that_save(tmp_path):
+    """Ten times, after more and more saves: the newest checkpoint that is whole is found."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    for turn in range(10):
+        directory = tmp_path / str(turn)
+        command = [sys.executable, "-c", SAVER, str(directory), here]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "saving\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.2 + 0.037 * turn)
+            process.kill()
+        model = model_of()
+        epoch, step = checkpoints.Checkpoints(directory, model, STEPS).restore()
+        assert 4 * epoch + step > 4
+        np.testing.assert_array_equal(model.encoder.layers[0].bias, [4.0 * epoch + step] * 4)
