@@ -1,11 +1,14 @@
-"""Official models read into ours: names, architecture, errors.
+"""Official models read into ours: names, architecture, errors; and beside the official code.
 
 Files of the official form are made here from weights of ours, place by place as the official model
 lists its layers; that their names are the official code's is checked by the hash of its own.
 """
 
 import hashlib
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -387,3 +390,65 @@ def test_a_damaged_download_is_refused(official, damage, tmp_path):
         data.unlink()
     with pytest.raises(ValueError, match=r"cannot be read: .* Is it all there"):
         pretrained.from_official(prefix)
+
+
+# ---- beside the official code --------------------------------------------------------------------
+
+CODE = os.environ.get("SIMCLR_OFFICIAL")
+
+# In float32 as Google's files are; the deep ones in float64, for normalising by the statistics of a
+# few images multiplies rounding errors.
+COMPARED = {
+    "R18": ("float32", ["--resnet_depth=18", "--image_size=32"]),
+    "R50": ("float64", ["--resnet_depth=50", "--image_size=64"]),
+    "R50+SK": ("float64", ["--resnet_depth=50", "--image_size=64", "--sk_ratio=0.0625"]),
+    "R50 2x": ("float64", ["--resnet_depth=50", "--image_size=64", "--width_multiplier=2"]),
+}
+
+
+def outputs(read, images, training):
+    """What the official SavedModel gives for a batch, by its names, from our models."""
+    x = read.encoder.stem_layers.call(images, training=training)
+    found = {"initial_max_pool": x}
+    blocks = iter(read.encoder.blocks)
+    counts = {**resnet.BASIC_BLOCKS, **resnet.BOTTLENECK_BLOCKS}[read.encoder.depth]
+    for group, count in enumerate(counts, start=1):
+        for _ in range(count):
+            x = next(blocks).call(x, training=training)
+        found[f"block_group{group}"] = x
+    h = found["final_avg_pool"] = read.encoder.pool(x)
+    found["proj_head_output"] = read.projection_head(h, training=training)
+    found["logits_sup"] = read.linear_head(h)
+    return found
+
+
+@pytest.mark.skipif(not CODE, reason="SIMCLR_OFFICIAL names no folder tf2/ of the official code")
+@pytest.mark.parametrize("name", COMPARED)
+def test_outputs_are_those_of_the_official_code(name, tmp_path, capsys):
+    """Groups of blocks, pooled output and heads agree to 1e-4, in inference and in training."""
+    dtype, flags = COMPARED[name]
+    flags = flags if dtype == "float32" else [*flags, "--optimizer=momentum"]  # LARS is float32
+    script = pathlib.Path(__file__).with_name("official_model.py")
+    command = [sys.executable, script, CODE, tmp_path, dtype, *flags]
+    subprocess.run(command, check=True, capture_output=True, timeout=1200)
+    keras.mixed_precision.set_global_policy(dtype)
+    size = int(flags[1].split("=")[1])
+    images = np.random.default_rng(1).random((32, size, size, 3), dtype=np.float32)
+    for files in ("ckpt-1", "saved_model/1"):
+        official = tf.saved_model.load(str(tmp_path / "saved_model" / "1"))
+        read = pretrained.from_official(tmp_path / files)
+        for training in (False, True):
+            theirs = official(images, trainable=training)
+            ours = outputs(read, tf.constant(images), training)
+            assert {*theirs} - {*ours} == {"initial_conv", "proj_head_input"}
+            apart = {key: relative_distance(ours[key], theirs[key]) for key in ours}
+            with capsys.disabled():
+                row = "  ".join(f"{key} {value:.0e}" for key, value in apart.items())
+                print(f"\n{name} {dtype} {files} training={training}: {row}", end="")
+            assert max(apart.values()) < 1e-4
+
+
+def relative_distance(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape
+    return np.abs(a - b).max() / np.abs(b).max()
