@@ -32,6 +32,7 @@ _MODULES = (
     "resnet",
     "encoders",
     "projection",
+    "pretrained",
     "optimizers",
     "distribute",
     "data",

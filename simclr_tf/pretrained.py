@@ -1,0 +1,412 @@
+"""Weights from elsewhere: Google's SimCLR and SimCLRv2 models as encoder and heads of this package.
+
+Here live the reading of files that the official TensorFlow 2 code (google-research/simclr, tf2/)
+wrote, and the map from its names to ours. A layer is found by its place in the official model:
+
+```
+resnet_model/initial_conv_relu_max_pool/  0/conv2d, 2/bn              stem
+  with selective kernels                  0/conv2d, 1/bn              stem1
+                                          2/conv2d, 3/bn              stem2
+                                          4/conv2d, 6/bn              stem3
+resnet_model/block_groups/G/layers/B/                                 group{G+1}_block{B+1}
+  basic:      conv2d_bn_layers/           0/conv2d, 1/bn              ..._1
+                                          2/conv2d, 3/bn              ..._2
+              shortcut_layers/            0/conv2d, 1/bn              ..._shortcut
+  bottleneck: conv_relu_dropblock_layers/ 0/conv2d, 1/bn              ..._1
+                                          3/conv2d, 4/bn              ..._2
+                                          6/conv2d, 7/bn              ..._3
+              projection_layers/          0/conv2d, 1/bn              ..._shortcut
+  selective:  conv_relu_dropblock_layers/ 0/conv2d, 1/bn              ..._1
+              3/conv2d_fixed_padding/conv2d, 3/batch_norm_relu/bn     ..._2_streams
+              3/conv2d_0, 3/batch_norm_relu_1/bn                      ..._2_squeeze
+              3/conv2d_1                                              ..._2_excite
+                                          5/conv2d, 6/bn              ..._3
+              projection_layers/, G = 0   1/conv2d, 2/bn              ..._shortcut
+              projection_layers/, G > 0   2/conv2d, 3/bn              ..._shortcut
+_projection_head/linear_layers/J/         dense, bn_relu/bn           dense{J+1}, bn{J+1}
+supervised_head/linear_layer/             dense                       linear_head
+```
+
+The keys in a file may say otherwise (a SavedModel has `trainable_variables_list/12` for a kernel):
+the file's own object graph leads from a place to its key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import typing
+
+import tensorflow as tf
+from tensorflow import keras
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from simclr_tf import projection, resnet
+
+# Not the model's: the object graph, the optimizer with its slots, and two counters.
+_IGNORED = re.compile(
+    r"_CHECKPOINTABLE_OBJECT_GRAPH$|.*/\.OPTIMIZER_SLOT/|(optimizer|global_step|save_counter)/"
+)
+# What TensorFlow raises for a file that is cut short, not there, or something else.
+_READ_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
+_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+_STEM = "resnet_model/initial_conv_relu_max_pool"
+_GROUPS = "resnet_model/block_groups"
+_HEAD = "_projection_head/linear_layers"
+_LINEAR = "supervised_head/linear_layer/dense"
+_BASIC = ("conv2d_bn_layers", "shortcut_layers")
+_BOTTLENECK = ("conv_relu_dropblock_layers", "projection_layers")
+_PUBLISHED_SK_RATIO = 0.0625
+_DEFAULT_PIXELS = {"cifar": 32, "imagenet": 224}
+
+
+class Pretrained(typing.NamedTuple):
+    """What `from_official` read.
+
+    Attributes:
+        encoder: a built `ResNet`, from images [batch, H, W, 3] in [0, 1] to h [batch, D].
+        projection_head: a built `ProjectionHead`, from h to z; None where the file has none.
+        linear_head: a built `keras.layers.Dense`, from [batch, D] to logits [batch, classes]; None
+            where the file has none.
+    """
+
+    encoder: resnet.ResNet
+    projection_head: projection.ProjectionHead | None
+    linear_head: keras.layers.Dense | None
+
+
+def from_official(path, image_size=None, projection_head=True):
+    """Reads a model that the official TensorFlow 2 code saved into our encoder and heads.
+
+    Depth, width, selective kernels, stem and head are read off the file. Every variable in it is
+    used once and every variable of ours is filled, or the call fails; left aside, by name, are the
+    optimizer (`optimizer/...` and `.OPTIMIZER_SLOT`), `global_step` and `save_counter`. The graph
+    in a SavedModel is not executed.
+
+    Args:
+        path: a SavedModel's directory (Google's are below gs://simclr-checkpoints-tf2, for example
+            simclrv2/pretrained/r50_1x_sk0/saved_model), a checkpoint (`DIR/ckpt-1000`), or a
+            directory of checkpoints, of which the latest is read.
+        image_size: side of the images, in pixels, that the encoder is built for and exported with;
+            None for 224, or 32 where the model has the CIFAR stem. Other sizes still go through.
+        projection_head: False leaves the file's projection head, whatever its form, aside.
+
+    Returns:
+        A `Pretrained`. `linear_head` is what the official code trained on labels, on h unless its
+        `ft_proj_selector` said otherwise; at 1 its input is
+        `projection_head.hidden_outputs(h)[1]`. The file does not say which.
+
+    Raises:
+        ValueError: nothing to read at `path`, or a file of other code; a depth or head that this
+            package lacks; variables that are missing, left over or of another shape, by name.
+
+    Compared with the official code (commit 383d414) run on the same weights: ResNet-18, ResNet-50,
+    with selective kernels and twice as wide, from checkpoints and SavedModels that it wrote under
+    TensorFlow 2.15. Google's own files, converted and saved with an earlier TensorFlow, were not
+    at hand. Its README says that the v1 models have no projection head.
+    """
+    source = _Source(_checkpoint_prefix(path), path)
+    encoder, encoder_paths = _encoder(source, image_size)
+    head, head_paths = _projection_head(source, projection_head)
+    linear, linear_paths = _linear_head(source)
+    source.fill(
+        [
+            *_places(encoder, encoder_paths),
+            *_places(head, head_paths),
+            *_places(linear, linear_paths),
+        ]
+    )
+    return Pretrained(encoder, head, linear)
+
+
+# ---- the architecture, read off names and shapes
+
+
+def _encoder(source, image_size):
+    """A built ResNet of the file's architecture; and the official place of each of its layers."""
+    basic = source.has_node(f"{_block(0, 0)}/conv2d_bn_layers")
+    body, shortcut = _BASIC if basic else _BOTTLENECK
+    counts = tuple(
+        source.count(f"{_GROUPS}/{g}/layers") for g in range(max(4, source.count(_GROUPS)))
+    )
+    depth = _depth(counts, basic, source)
+    # ResNet-D, which comes with selective kernels, pools before the shortcut's convolution.
+    selective = not source.has(f"{_block(0, 0)}/{shortcut}/0/conv2d/kernel")
+    filters = source.shape(f"{_block(0, 0)}/{body}/0/conv2d/kernel")[-1]
+    width = filters // 64 if filters % 64 == 0 else filters / 64
+    if selective:
+        stem = "imagenet" if source.has(f"{_STEM}/2/conv2d/kernel") else "cifar"
+    else:
+        stem = "imagenet" if source.shape(f"{_STEM}/0/conv2d/kernel")[0] == 7 else "cifar"
+    sk_ratio = _sk_ratio(source, width, body) if selective else 0.0
+    encoder = resnet.ResNet(depth, width, sk_ratio, stem)
+    size = _DEFAULT_PIXELS[stem] if image_size is None else image_size
+    encoder(keras.Input((size, size, 3)))  # builds it, and gives it the shape that export asks for
+    return encoder, _encoder_paths(counts, basic, selective, stem)
+
+
+def _block(group, index):
+    return f"{_GROUPS}/{group}/layers/{index}"
+
+
+def _depth(counts, basic, source):
+    table = resnet.BASIC_BLOCKS if basic else resnet.BOTTLENECK_BLOCKS
+    depths = [depth for depth, blocks in table.items() if blocks == counts]
+    if not depths:
+        known = "; ".join(f"{depth}: {blocks}" for depth, blocks in table.items())
+        raise ValueError(
+            f"blocks per group must be those of a depth that this package has ({known}); "
+            f"{source.path} has {counts}."
+        )
+    return depths[0]
+
+
+def _sk_ratio(source, width, body):
+    """The published ratio where it gives the file's squeezed channels, else one that does."""
+    if not source.has(f"{_block(3, 0)}/{body}/3/conv2d_0/kernel"):
+        return _PUBLISHED_SK_RATIO
+    squeezed = [source.shape(f"{_block(g, 0)}/{body}/3/conv2d_0/kernel")[-1] for g in range(4)]
+    filters = [round(64 * 2**g * width) for g in range(4)]
+    if squeezed == [max(int(f * _PUBLISHED_SK_RATIO), 32) for f in filters]:
+        return _PUBLISHED_SK_RATIO
+    return squeezed[-1] / filters[-1]
+
+
+def _encoder_paths(counts, basic, selective, stem):
+    """Our layer's name -> the layer's place in the official model."""
+    if selective and stem == "imagenet":
+        paths = {}
+        for name, conv, norm in (("stem1", 0, 1), ("stem2", 2, 3), ("stem3", 4, 6)):
+            paths.update(_conv_bn(name, _STEM, conv, norm))
+    else:
+        paths = _conv_bn("stem", _STEM, 0, 2)
+    for group, count in enumerate(counts):
+        for index in range(count):
+            name = f"group{group + 1}_block{index + 1}"
+            paths.update(_block_paths(name, _block(group, index), basic, selective))
+            if index == 0:
+                # ResNet-D's padding, only at stride 2, and pooling stand first in the list.
+                first = (2 if group else 1) if selective else 0
+                place = f"{_block(group, 0)}/{(_BASIC if basic else _BOTTLENECK)[1]}"
+                paths.update(_conv_bn(f"{name}_shortcut", place, first, first + 1))
+    return paths
+
+
+def _block_paths(name, place, basic, selective):
+    if basic:
+        body = f"{place}/{_BASIC[0]}"
+        return {**_conv_bn(f"{name}_1", body, 0, 1), **_conv_bn(f"{name}_2", body, 2, 3)}
+    body = f"{place}/{_BOTTLENECK[0]}"  # a drop-block, without variables, ends each of its parts
+    paths = _conv_bn(f"{name}_1", body, 0, 1)
+    if selective:
+        paths[f"{name}_2_streams_conv"] = f"{body}/3/conv2d_fixed_padding/conv2d"
+        paths[f"{name}_2_streams_bn"] = f"{body}/3/batch_norm_relu/bn"
+        paths[f"{name}_2_squeeze_conv"] = f"{body}/3/conv2d_0"
+        paths[f"{name}_2_squeeze_bn"] = f"{body}/3/batch_norm_relu_1/bn"
+        paths[f"{name}_2_excite_conv"] = f"{body}/3/conv2d_1"
+        return {**paths, **_conv_bn(f"{name}_3", body, 5, 6)}
+    paths.update(_conv_bn(f"{name}_2", body, 3, 4))
+    return {**paths, **_conv_bn(f"{name}_3", body, 6, 7)}
+
+
+def _conv_bn(name, place, conv, norm):
+    return {f"{name}_conv": f"{place}/{conv}/conv2d", f"{name}_bn": f"{place}/{norm}/bn"}
+
+
+def _projection_head(source, wanted):
+    """A built ProjectionHead, where there is one and it is wanted; and its layers' places."""
+    if not source.has(f"{_HEAD}/0/dense/kernel"):
+        return None, {}
+    if not wanted:
+        source.leave_aside(_head_variables(source))
+        return None, {}
+    layers = source.count(_HEAD)
+    if layers not in (2, 3):
+        raise ValueError(
+            f"the projection head must have 2 or 3 layers; that of {source.path} has {layers}. "
+            "projection_head=False leaves it aside."
+        )
+    inputs, hidden = source.shape(f"{_HEAD}/0/dense/kernel")
+    head = projection.ProjectionHead(
+        hidden_dim=None if hidden == inputs else hidden,
+        output_dim=source.shape(f"{_HEAD}/{layers - 1}/dense/kernel")[-1],
+        layers=layers,
+    )
+    head.build((None, inputs))
+    paths = {}
+    for index in range(layers):
+        paths[f"dense{index + 1}"] = f"{_HEAD}/{index}/dense"
+        paths[f"bn{index + 1}"] = f"{_HEAD}/{index}/bn_relu/bn"
+    return head, paths
+
+
+def _head_variables(source):
+    names = ["dense/kernel", "dense/bias", *(f"bn_relu/bn/{name}" for name in _BATCH_NORM)]
+    return [f"{_HEAD}/{index}/{name}" for index in range(source.count(_HEAD)) for name in names]
+
+
+def _linear_head(source):
+    """A built Dense layer in float32, where there is one; and its official place."""
+    if not source.has(f"{_LINEAR}/kernel"):
+        return None, {}
+    inputs, classes = source.shape(f"{_LINEAR}/kernel")
+    linear = keras.layers.Dense(classes, dtype="float32", name="linear_head")
+    linear.build((None, inputs))
+    return linear, {"linear_head": _LINEAR}
+
+
+def _places(model, paths):
+    """Yields (variable, official place) for every variable of a built model or layer of ours."""
+    for layer in () if model is None else (model, *model.submodules):
+        if layer.submodules:  # its parts hold what it has
+            continue
+        for variable in layer.weights:
+            name = variable.name.split("/")[-1].removesuffix(":0")
+            yield variable, f"{paths[layer.name]}/{name}"
+
+
+# ---- the file
+
+
+def _checkpoint_prefix(path):
+    """What `tf.train.load_checkpoint` takes, from whatever of the files was named."""
+    path = os.fspath(path).rstrip("/")
+    exists, join = tf.io.gfile.exists, os.path.join
+    if os.path.basename(path) == "saved_model.pb":
+        path = os.path.dirname(path)
+    if exists(join(path, "saved_model.pb")):
+        prefix = join(path, "variables", "variables")
+    elif exists(f"{path}.index"):
+        prefix = path
+    elif path.endswith(".index") and exists(path):
+        prefix = path[: -len(".index")]
+    else:
+        prefix = tf.train.latest_checkpoint(path)
+    if prefix is None or not exists(f"{prefix}.index"):
+        raise ValueError(
+            "path must be a SavedModel's directory, a checkpoint (DIR/ckpt-1000) or a directory "
+            f"of checkpoints; got {path}, where none is. Copy whole directories: saved_model.pb "
+            "with variables/, or a checkpoint's .index with its .data files."
+        )
+    return prefix
+
+
+class _Source:
+    """A checkpoint of the official model: its variables by their place in that model.
+
+    Attributes:
+        path: as the caller gave it, for messages.
+    """
+
+    def __init__(self, prefix, path):
+        self.path = path
+        try:
+            self._reader = tf.train.load_checkpoint(prefix)
+            self._shapes = self._reader.get_variable_to_shape_map()
+            graph = self._reader.get_tensor(_GRAPH_KEY) if _GRAPH_KEY in self._shapes else None
+        except _READ_ERRORS as error:
+            raise _unreadable(path, error) from error
+        if graph is None:
+            raise ValueError(
+                f"path must be a model that the official TensorFlow 2 code saved; {path} has "
+                "variables without objects, as TensorFlow 1 saves them. Google has the same "
+                "models for TensorFlow 2: gs://simclr-checkpoints-tf2."
+            )
+        self._nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(graph).nodes
+        self._model = self._find_model()
+        self._used = set()
+
+    def _find_model(self):
+        """The number of the node that holds the ResNet: the root's `model`, or the root."""
+        for number, node in enumerate(self._nodes):  # from the root outwards
+            if any(child.local_name == "resnet_model" for child in node.children):
+                return number
+        raise ValueError(
+            f"path must be a model that the official TensorFlow 2 code saved; {self.path} has no "
+            "resnet_model."
+        )
+
+    def _node(self, place):
+        """The node at a place such as `resnet_model/block_groups/0`, counted from the model."""
+        number = self._model
+        for name in place.split("/"):
+            children = {child.local_name: child.node_id for child in self._nodes[number].children}
+            if name not in children:
+                return None
+            number = children[name]
+        return self._nodes[number]
+
+    def _key(self, place):
+        node = self._node(place)
+        for attribute in node.attributes if node else ():
+            if attribute.checkpoint_key in self._shapes:
+                return attribute.checkpoint_key
+        return None
+
+    def has_node(self, place):
+        """Whether the official model has an object there, with or without variables."""
+        return self._node(place) is not None
+
+    def has(self, place):
+        """Whether a variable is there."""
+        return self._key(place) is not None
+
+    def count(self, place):
+        """The number of items in the list there; 0 without a list."""
+        node = self._node(place)
+        return sum(child.local_name.isdigit() for child in node.children) if node else 0
+
+    def shape(self, place):
+        """The shape of the variable there, a list of int."""
+        if not self.has(place):
+            self._refuse("lacks", [place])
+        return self._shapes[self._key(place)]
+
+    def leave_aside(self, places):
+        """Counts the variables at these places, where there are some, as used."""
+        self._used.update(key for key in map(self._key, places) if key)
+
+    def fill(self, places):
+        """Assigns to every (variable, place) what is there, when nothing is missing or left over.
+
+        Raises:
+            ValueError: names what is missing, of another shape, or left over.
+        """
+        keys = [self._key(place) for _, place in places]
+        found = {place: self._shapes.get(key) for key, (_, place) in zip(keys, places)}
+        self._refuse("lacks", [place for place, shape in found.items() if shape is None])
+        wrong = [
+            f"{place} {tuple(found[place])} for {tuple(variable.shape)}"
+            for variable, place in places
+            if tuple(found[place]) != tuple(variable.shape)
+        ]
+        self._refuse("has other shapes:", wrong)
+        left = sorted(self._shapes.keys() - self._used - {*keys})
+        left = [self._described(key) for key in left if not _IGNORED.match(key)]
+        self._refuse("has more than this package can take:", left)
+        try:
+            for key, (variable, _) in zip(keys, places):
+                variable.assign(self._reader.get_tensor(key))
+        except _READ_ERRORS as error:
+            raise _unreadable(self.path, error) from error
+
+    def _refuse(self, what, names):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise ValueError(
+                "every variable must have its like in the encoder or a head; "
+                f"{self.path} {what} {', '.join(names[:4])}{more}. "
+                "Is it a model of another kind? simclr_tf.pretrained says which names are read."
+            )
+
+    def _described(self, key):
+        """A key with the variable's own name, which says more where the key is a list's item."""
+        attributes = [item for node in self._nodes for item in node.attributes]
+        names = {item.full_name for item in attributes if item.checkpoint_key == key}
+        return f"{key.replace('/.ATTRIBUTES/VARIABLE_VALUE', '')} ({', '.join(names)})"
+
+
+def _unreadable(path, error):
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(f"{path} cannot be read: {reason}. Is it all there, .index and .data files?")
