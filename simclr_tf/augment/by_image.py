@@ -104,33 +104,33 @@ def _blurred(columns, weights, radius):
 
 @_compiled
 def _colours(columns, steps, dropped):
-    """Colour jitter and colour drop of one image, [W, 3, H]; what it has not drawn is left out.
-
-    Every step is a branch of its own also to keep XLA from merging them: it would then go from RGB
-    to hue once for every channel.
-    """
+    """Colour jitter and colour drop of one image, [W, 3, H]; what it has not drawn is left out."""
     planar = tf.clip_by_value(columns, 0.0, 1.0)[:, :, None]  # bicubic overshoots; [W, 3, 1, H]
     for slot, kind in enumerate(color.SLOTS):
-        bright, contrasted, saturated, turned = tf.unstack(steps[slot])
-        if kind == "X":
-            used = (saturated != 1.0) | (turned != 0.0)
-            planar = _step(used, color.to_hue, planar)
-            planar = _step(used, color.from_hue, planar, saturated, turned)
-        else:
-            planar = _step(bright != 1.0, _brighten, planar, bright)
-            planar = _step(contrasted != 1.0, _contrast, planar, contrasted)
-    planar = _step(dropped, color.grey_planar, planar, [True])
+        used = tf.reduce_any(steps[slot] != color.IDENTITY)
+        function = _hue_step if kind == "X" else _affine_step
+        planar = _if(used, function, planar, steps[slot])
+    planar = _if(dropped, color.grey_planar, planar, [True])
     return planar[:, :, 0]
 
 
-def _step(used, function, planar, *arguments):
+def _if(used, function, planar, *arguments):
     return tf.cond(used, lambda: function(planar, *arguments), lambda: planar)
 
 
-def _brighten(planar, factor):
-    return color.affine(planar, 0.0, factor, 1.0)
+def _hue_step(planar, factors):
+    _, _, saturated, turned = tf.unstack(factors)
+    # A branch of its own, always taken here: XLA would merge the two, and then go from RGB to hue
+    # once for every channel.
+    hue = _if((saturated != 1.0) | (turned != 0.0), color.to_hue, planar)
+    return color.from_hue(hue, saturated, turned)
 
 
-def _contrast(planar, factor):
-    mean = tf.reduce_mean(planar, axis=[0, 3], keepdims=True)
-    return color.affine(planar, mean, 1.0, factor)
+def _affine_step(planar, factors):
+    bright, contrasted, _, _ = tf.unstack(factors)
+    mean = tf.cond(
+        contrasted != 1.0,
+        lambda: tf.reduce_mean(planar, axis=[0, 3], keepdims=True),
+        lambda: tf.zeros([1, 3, 1, 1]),
+    )
+    return color.affine(planar, mean, bright, contrasted)
