@@ -281,6 +281,44 @@ def test_the_family_is_its_chain_of_operators():
 
 
 @pytest.mark.parametrize(
+    ("size", "in_size", "method", "blur"),
+    [
+        (224, (224, 224), "bicubic", True),
+        (65, (131, 77), "bicubic", True),  # crops larger and smaller than the view, uneven blocks
+        (97, (97, 40), "bilinear", True),
+        (66, (9, 300), "bicubic", False),
+        (70, (1, 5), "bicubic", True),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_views_made_by_image_are_those_of_the_batch(size, in_size, method, blur, dtype):
+    """The form for large views on a processor equals the dense form, tiny crops and flips too."""
+    view = augment.RandomView(size, blur=blur, area=(0.001, 1.0), method=method)
+    images = RNG.integers(0, 256, [8, *in_size, 3], np.uint8)
+    images = images if dtype == np.uint8 else (images / 255).astype(np.float32)
+    drawn = view.draw(Draw(3, (8, *in_size)))
+    got = view._by_image(tf.constant(images), drawn)
+    np.testing.assert_allclose(got, view._view(tf.constant(images), drawn), atol=1e-5)
+    assert tf.reduce_min(got) >= 0.0 and tf.reduce_max(got) <= 1.0
+
+
+def test_a_large_view_is_the_same_everywhere():
+    """Eagerly, as a graph with any batch, in tf.data, under XLA, and for a part of the batch."""
+    view, seed = augment.RandomView(72), tf.constant([11, 0])
+    images = tf.constant(RNG.integers(0, 256, [4, 50, 60, 3], np.uint8))
+    sizes = tf.constant([[50, 60], [30, 60], [50, 20], [7, 9]])
+    call = lambda x, extent: view(x, seed=seed, extent=extent)  # noqa: E731 - four uses below
+    expected = call(images, sizes)
+    specs = [tf.TensorSpec([None, 50, 60, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)]
+    graph, compiled = tf.function(call, specs), tf.function(call, jit_compile=True)
+    in_data = tf.data.Dataset.from_tensors((images, sizes)).map(call)
+    for got in (graph(images, sizes), compiled(images, sizes), next(iter(in_data))):
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+    part = view(images[1:3], seed=seed, first_row=1, extent=sizes[1:3])
+    np.testing.assert_allclose(part, expected[1:3], atol=2e-5)
+
+
+@pytest.mark.parametrize(
     ("images", "message"),
     [
         (np.zeros([8, 8, 3], np.float32), r"\[batch, height, width, 3\].*\(8, 8, 3\)"),

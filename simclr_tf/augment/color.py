@@ -44,12 +44,12 @@ def hue(images, delta):
 
 
 def _saturation_hue(planar, factor, delta):
-    """Saturation times factor, hue plus delta turns; they act on separate axes, so they commute.
+    """Saturation times factor, hue plus delta turns; they act on separate axes, so they commute."""
+    return from_hue(to_hue(planar), factor, delta)
 
-    With V = max, C = max - min: the new chroma is min(C * factor, V), which is HSV's
-    S = min(S * factor, 1), and channel n of an RGB of hue H (in sixths of a turn) is
-    V - C * clamp(min(k, 4 - k), 0, 1) with k = (n + H) mod 6 and n = 5, 3, 1.
-    """
+
+def to_hue(planar):
+    """[B, 3, H, W] of V = max, C = max - min, and the hue H in sixths of a turn."""
     red, green, blue = tf.unstack(planar, axis=1)  # [B, H, W]
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
@@ -59,6 +59,16 @@ def _saturation_hue(planar, factor, delta):
         (green - blue) * inverse,
         tf.where(value == green, 2.0 + (blue - red) * inverse, 4.0 + (red - green) * inverse),
     )
+    return tf.stack([value, chroma, sixths], axis=1)
+
+
+def from_hue(planar, factor, delta):
+    """The colours [B, 3, H, W] of `to_hue`, with saturation times factor, hue plus delta turns.
+
+    The new chroma is min(C * factor, V), which is HSV's S = min(S * factor, 1), and channel n is
+    V - C * clamp(min(k, 4 - k), 0, 1) with k = (n + H) mod 6 and n = 5, 3, 1.
+    """
+    value, chroma, sixths = tf.unstack(planar, axis=1)  # [B, H, W]
     sixths += 6.0 * per_image(delta, 3)
     chroma = tf.minimum(chroma * per_image(factor, 3), value)
     channels = []
@@ -72,18 +82,19 @@ def _saturation_hue(planar, factor, delta):
 # Four operations in any of 24 orders would be 16 applications if each position tried all four.
 # But saturation and hue commute, so every order fits, from left to right, into this row of slots,
 # where an "A" is one affine operation (brightness or contrast) and an "X" a pass through HSV.
-_SLOTS = "AXAAXA"
+SLOTS = "AXAAXA"
+IDENTITY = (1.0, 1.0, 1.0, 0.0)  # factors that leave an image as it is
 
 
 def _slot_table():
     """[24, 6, 4] float32: whether an order does operation o in slot s."""
-    table = np.zeros([len(ORDERS), len(_SLOTS), 4], np.float32)
+    table = np.zeros([len(ORDERS), len(SLOTS), 4], np.float32)
     for row, order in enumerate(ORDERS):
         slot = 0
         for operation in order:
             kind = "A" if operation < 2 else "X"
             # The X of a directly preceding X is shared; an A is not (clipping does not commute).
-            while _SLOTS[slot] != kind or (kind == "A" and table[row, slot].any()):
+            while SLOTS[slot] != kind or (kind == "A" and table[row, slot].any()):
                 slot += 1
             table[row, slot, operation] = 1.0
     return table
@@ -92,19 +103,29 @@ def _slot_table():
 _SLOT_TABLE = _slot_table()
 
 
+def jitter_steps(factors, order):
+    """[B, 6, 4]: the factors of the operations in each of `SLOTS`; see `color_jitter`."""
+    identity = tf.constant(IDENTITY)
+    used = tf.gather(tf.constant(_SLOT_TABLE), order)  # [B, slots, 4]
+    return identity + used * (factors[:, None, :] - identity)
+
+
+def affine(planar, mean, bright, contrasted):
+    """Brightness or contrast, whichever factor is not 1; mean: [B, 3, 1, 1]."""
+    scale = per_image(bright * contrasted)
+    return _unit(planar * scale + mean * per_image(1.0 - contrasted))
+
+
 def jitter_planar(planar, factors, order):
     """See `color_jitter`; planar images."""
-    identity = tf.constant([1.0, 1.0, 1.0, 0.0])
-    used = tf.gather(tf.constant(_SLOT_TABLE), order)  # [B, slots, 4]
-    values = identity + used * (factors[:, None, :] - identity)  # identity where not used
-    for slot, kind in enumerate(_SLOTS):
-        bright, contrasted, saturated, turned = tf.unstack(values[:, slot], axis=1)
+    steps = jitter_steps(factors, order)
+    for slot, kind in enumerate(SLOTS):
+        bright, contrasted, saturated, turned = tf.unstack(steps[:, slot], axis=1)
         if kind == "X":
             planar = _saturation_hue(planar, saturated, turned)
-            continue
-        mean = tf.reduce_mean(planar, axis=[2, 3], keepdims=True)
-        scale = per_image(bright * contrasted)  # one of the two is 1
-        planar = _unit(planar * scale + mean * per_image(1.0 - contrasted))
+        else:
+            mean = tf.reduce_mean(planar, axis=[2, 3], keepdims=True)
+            planar = affine(planar, mean, bright, contrasted)
     return planar
 
 

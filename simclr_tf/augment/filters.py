@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.augment.geometry import from_planar, per_image, to_planar, weigh_planar
+from simclr_tf.augment.geometry import blocks, from_planar, per_image, to_planar, weigh_planar
 
 
 def gaussian_taps(sigma, radius):
@@ -23,15 +23,17 @@ def gaussian_taps(sigma, radius):
     return taps / tf.reduce_sum(taps, axis=1, keepdims=True)
 
 
-def _tap_positions(size, radius):
-    """[2 radius + 1, size * size] of 0 and 1: which input pixel a tap of an output pixel reads.
-
-    Beyond the border the image is reflected without repeating the edge pixel.
-    """
-    read = np.arange(size)[None, :] + np.arange(-radius, radius + 1)[:, None]  # [taps, size]
+def _reflected(read, size):
+    # Pixels in 0 .. size - 1 for those beyond the border, without repeating the edge pixel.
     period = max(2 * (size - 1), 1)
-    read = np.abs((read + period * (radius + 1)) % period)
-    read = np.where(read >= size, period - read, read)
+    read = read % period
+    return np.where(read >= size, period - read, read)
+
+
+def _tap_positions(size, radius):
+    """[2 radius + 1, size * size] of 0 and 1: which input pixel a tap of an output pixel reads."""
+    read = np.arange(size)[None, :] + np.arange(-radius, radius + 1)[:, None]  # [taps, size]
+    read = _reflected(read, size)
     return np.eye(size, dtype=np.float32)[read].reshape(2 * radius + 1, size * size)
 
 
@@ -41,6 +43,24 @@ def blur_weights(sigma, radius, size):
     return tuple(
         tf.reshape(tf.matmul(taps, _tap_positions(side, radius)), [-1, side, side]) for side in size
     )
+
+
+def blur_reads(radius, size):
+    """[blocks, block + 2 radius] int32: the rows that blocks of blurred rows read."""
+    count, block = blocks(size)
+    reads = np.arange(-radius, block + radius)[None, :] + block * np.arange(count)[:, None]
+    return _reflected(reads, size).astype(np.int32)
+
+
+def blur_bands(sigma, radius, size):
+    """[B, 1, block, block + 2 radius]: the weights of what `blur_reads` gives, one for all blocks.
+
+    See `geometry.weigh_rows`.
+    """
+    _, block = blocks(size)
+    taps = gaussian_taps(sigma, radius)
+    shifts = [np.eye(block, block + 2 * radius, tap, np.float32) for tap in range(2 * radius + 1)]
+    return tf.tensordot(taps, np.stack(shifts), 1)[:, None]
 
 
 def blur_planar(planar, sigma, radius):

@@ -7,6 +7,8 @@ colour channel is contiguous. The public wrappers take [B, H, W, 3].
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 
@@ -55,17 +57,28 @@ def resampling_weights(start, length, in_size, out_size, method="bicubic", rever
     Returns:
       [B, out_size, in_size] float32; each row sums to 1.
     """
-    start, length = start[:, None, None], length[:, None, None]
     out = tf.range(out_size, dtype=tf.float32)[None, :, None]  # [1, out, 1]
-    if reverse is not None:
-        out = tf.where(reverse[:, None, None], out_size - 1.0 - out, out)
     taps = tf.range(in_size, dtype=tf.float32)[None, None, :]  # [1, 1, in]
+    start, length = per_image(start, 3), per_image(length, 3)
+    centre = _centres(out, start, length, out_size, method, reverse)
+    return _tap_weights(taps, centre, start, length, method)
+
+
+def _centres(out, start, length, out_size, method, reverse):
+    # Where in the input the output pixels `out` lie; all arguments broadcast.
+    if reverse is not None:
+        out = tf.where(per_image(reverse, 3), out_size - 1.0 - out, out)
     centre = start + (out + 0.5) * (length / out_size) - 0.5
     if method == "bilinear":  # at the border bilinear repeats the edge pixel
         centre = tf.clip_by_value(centre, start, start + length - 1.0)
+    return centre
+
+
+def _tap_weights(taps, centre, start, length, method):
+    # The weights of input pixels `taps` (last axis) in output pixels centred at `centre`.
     inside = (taps >= start) & (taps <= start + length - 1.0)
-    weights = tf.where(inside, _KERNELS[method](taps - centre), 0.0)  # [B, out, in]
-    return weights / tf.reduce_sum(weights, axis=2, keepdims=True)
+    weights = tf.where(inside, _KERNELS[method](taps - centre), 0.0)
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
 
 
 def crop_weights(boxes, in_size, size, method="bicubic", flipped=None):
@@ -87,6 +100,58 @@ def weigh_planar(planar, rows, columns):
     """
     planar = tf.matmul(planar, columns[:, None], transpose_b=True)
     return tf.matmul(rows[:, None], planar)
+
+
+def blocks(size, most=16):
+    """(count, length) of equal blocks of at most `most` that cover `size` pixels."""
+    count = -(-size // most)
+    return count, -(-size // count)
+
+
+def resampling_bands(start, length, in_size, out_size, method="bicubic", reverse=None):
+    """The matrix of `resampling_weights` as a band: for blocks of output rows, what each reads.
+
+    A block of neighbouring rows reads few neighbouring rows of the input, as many as a crop of the
+    whole axis would read. Arguments are those of `resampling_weights`.
+
+    Returns:
+      reads: [B, blocks, taps] int32, rows of the input.
+      weights: [B, blocks, block, taps] float32; rows beyond out_size repeat the last.
+    """
+    count, block = blocks(out_size)
+    reach = min(in_size, math.ceil((block - 1) * in_size / out_size) + 4)
+    out = tf.reshape(tf.range(count * block, dtype=tf.float32), [1, count, block])
+    out = tf.minimum(out, out_size - 1.0)
+    start, length = per_image(start, 3), per_image(length, 3)
+    centre = _centres(out, start, length, out_size, method, reverse)  # [B, blocks, block]
+    first = tf.floor(tf.reduce_min(centre, axis=2, keepdims=True)) - 1.0
+    first = tf.clip_by_value(first, 0.0, float(in_size - reach))
+    reads = first + tf.range(reach, dtype=tf.float32)  # [B, blocks, taps]
+    start, length = start[..., None], length[..., None]
+    weights = _tap_weights(reads[:, :, None, :], centre[..., None], start, length, method)
+    return tf.cast(reads, tf.int32), weights
+
+
+def crop_bands(boxes, in_size, size, method="bicubic", flipped=None):
+    """`crop_weights` as bands: (reads, weights) of rows, and of columns."""
+    y, x, h, w = tf.unstack(tf.cast(boxes, tf.float32), axis=1)
+    rows = resampling_bands(y, h, in_size[0], size[0], method)
+    return rows, resampling_bands(x, w, in_size[1], size[1], method, flipped)
+
+
+def weigh_rows(rows, reads, weights, out_size):
+    """A banded matrix times a matrix.
+
+    Args:
+      rows: [H, N] of any number type.
+      reads, weights: [blocks, taps] and [blocks or 1, block, taps].
+
+    Returns:
+      [out_size, N] float32.
+    """
+    read = tf.cast(tf.gather(rows, reads), tf.float32)  # [blocks, taps, N]
+    out = tf.reshape(tf.matmul(weights, read), [-1, rows.shape[1]])
+    return out[:out_size] if out.shape[0] != out_size else out
 
 
 def resample_planar(planar, boxes, size, method="bicubic", flipped=None):

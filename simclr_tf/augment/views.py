@@ -2,6 +2,7 @@
 
 `RandomView` draws what the chain of single operators would draw and applies it in a few compiled
 passes over planar pixels: the flip is part of the crop's weights, the colours are never transposed.
+Large views on a processor are made image by image instead, in `by_image.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 
 import tensorflow as tf
 
-from simclr_tf.augment import color, filters, geometry
+from simclr_tf.augment import by_image, color, filters, geometry
 from simclr_tf.augment.operators import (
     ColorDrop,
     ColorJitter,
@@ -25,7 +26,7 @@ from simclr_tf.augment.operators import (
     static_size,
 )
 from simclr_tf.augment.random import Draw, Shares, as_seed
-from simclr_tf.devices import on_processor
+from simclr_tf.devices import on_processor, under_xla
 
 _COLUMNS = 32  # random numbers an image: crop 22, flip 1, jitter 6, drop 1, blur 2
 SMALL_SIZE = 64  # up to here the paper's CIFAR family holds: no blur, strength 0.5
@@ -97,6 +98,7 @@ class RandomView(Operator):
         self._compiled_prepare = compiled(self._prepare)
         self._compiled_colours = compiled(self._colours)
         self._compiled_finish = compiled(_finish)
+        self._compiled_by_image = tf.function(self._by_image)  # its parts compile themselves
 
     @classmethod
     def for_size(cls, size, strength=None, **kwargs):
@@ -128,6 +130,8 @@ class RandomView(Operator):
         return parameters
 
     def apply(self, images, parameters):
+        if self._goes_by_image():
+            return self._compiled_by_image(images, parameters)
         parts = _parts(images) if self.jit_compile else 1
         pieces = [tf.split(x, parts) for x in (images, *parameters.values())]
         views = [self._view(piece, dict(zip(parameters, rest))) for piece, *rest in zip(*pieces)]
@@ -140,6 +144,14 @@ class RandomView(Operator):
         if self.blurring is not None:
             planar = geometry.weigh_planar(planar, *weights["blur"])
         return self._compiled_finish(planar)
+
+    def _goes_by_image(self):
+        large = self.size > SMALL_SIZE
+        return self.jit_compile and large and on_processor() and not under_xla()
+
+    def _by_image(self, images, parameters):
+        radius = self.blurring and self.blurring.radius(self.size)
+        return by_image.views(images, parameters, self.size, self.method, radius)
 
     def _prepare(self, images, parameters):
         """Planar images [B, 3, H, W] in [0, 1], and the matrices of crop and blur."""
