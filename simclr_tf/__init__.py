@@ -29,6 +29,7 @@ _MODULES = (
     "losses",
     "metrics",
     "convolution",
+    "batch_norm",
     "resnet",
     "encoders",
     "projection",

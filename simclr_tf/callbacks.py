@@ -37,14 +37,18 @@ class Throughput(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock."""
         self._start = time.perf_counter()
-        self._first_step = int(self.model.optimizer.iterations)
+        self._first_step = _steps_taken(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes into the logs that the callbacks after this one see."""
         seconds = time.perf_counter() - self._start
-        steps = int(self.model.optimizer.iterations) - self._first_step
+        steps = _steps_taken(self.model) - self._first_step
         logs["learning_rate"] = _learning_rate(self.model.optimizer)
         logs["images_per_second"] = steps * self.batch_size / seconds
+
+
+def _steps_taken(model):
+    return int(model.optimizer.iterations.numpy())  # a mirrored variable knows numpy alone
 
 
 def _learning_rate(optimizer):
@@ -52,7 +56,7 @@ def _learning_rate(optimizer):
     rate = optimizer.learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         rate = rate(optimizer.iterations)
-    return float(rate)
+    return float(rate.numpy())
 
 
 class KNNProbe(keras.callbacks.Callback):
@@ -101,7 +105,7 @@ class JSONLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the line in one piece."""
-        row = {"epoch": epoch + 1, "step": int(self.model.optimizer.iterations)}
+        row = {"epoch": epoch + 1, "step": _steps_taken(self.model)}
         row.update((name, float(value)) for name, value in logs.items())
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -140,7 +144,7 @@ class Alarms(keras.callbacks.Callback):
 
     def _check(self, loss):
         if not math.isfinite(loss):
-            step = int(self.model.optimizer.iterations)
+            step = _steps_taken(self.model)
             raise TrainingError(
                 f"the loss is {loss} by step {step}. Lower --learning_rate, lengthen "
                 "--warmup_epochs, or take --precision=float32, in another --run_dir."
@@ -156,7 +160,7 @@ class StopAtStep(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Compares after every step."""
-        if int(self.model.optimizer.iterations) >= self.total_steps:
+        if _steps_taken(self.model) >= self.total_steps:
             self.model.stop_training = True
 
 

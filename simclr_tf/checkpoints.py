@@ -72,7 +72,7 @@ class Checkpoints(keras.callbacks.Callback):
         if _newest_first(self.directory, self._read, self.say) is None:
             return 0, 0
         metrics = [metric.get_weights() for metric in self.checkpoint.model.metrics]
-        self._resumed = int(self.epoch), int(self.step), metrics
+        self._resumed = int(self.epoch.numpy()), int(self.step.numpy()), metrics
         return self._resumed[:2]
 
     def _read(self, prefix):
@@ -144,8 +144,9 @@ class Checkpoints(keras.callbacks.Callback):
         self.checkpoint.write(str(self.directory / f"ckpt-{number}"))
         # Not TensorFlow's CheckpointManager: it goes by a list that a crash may leave garbled.
         found = [n for n in numbers(self.directory) if n <= number]
-        names = [f"ckpt-{n}" for n in found[-_KEPT:]]
-        tf.compat.v1.train.update_checkpoint_state(str(self.directory), names[-1], names)
+        lines = [f'model_checkpoint_path: "ckpt-{number}"']  # what tf.train.latest_checkpoint reads
+        lines += [f'all_model_checkpoint_paths: "ckpt-{n}"' for n in found[-_KEPT:]]
+        (self.directory / "checkpoint").write_text("\n".join(lines) + "\n")
         for old in found[:-_KEPT]:
             for path in sorted(self.directory.glob(f"ckpt-{old}.*"), reverse=True):  # index first
                 path.unlink()

@@ -97,7 +97,8 @@ def any_worker(strategy):
     @tf.function
     def count(flag):
         def reduce(flag):
-            return tf.distribute.get_replica_context().all_reduce("sum", flag)
+            # The identity puts it onto the replica's device.
+            return tf.distribute.get_replica_context().all_reduce("sum", tf.identity(flag))
 
         return strategy.experimental_local_results(strategy.run(reduce, args=(flag,)))[0]
 

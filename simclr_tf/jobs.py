@@ -92,14 +92,16 @@ def _pretrain(options, flags, free_flags, directory):
             steps_per_execution=options.steps_per_execution
             or distribute.steps_per_execution(steps.per_epoch, steps.total),
         )
-    if not distribute.is_chief(strategy):
+    if distribute.is_chief(strategy):
+        with directory.held(), _writing(directory):
+            directory.check_resumable(flags, free_flags)  # again: now nobody else writes there
+            directory.create(flags)
+            _train(options, directory, strategy, model, train, test, steps)
+            report.write_report(directory, run.read_metrics(directory.metrics), flags)
+    else:
         _train(options, directory, strategy, model, train, test, steps)
-        return
-    with directory.held(), _writing(directory):
-        directory.check_resumable(flags, free_flags)  # again: now nobody else writes there
-        directory.create(flags)
-        _train(options, directory, strategy, model, train, test, steps)
-        report.write_report(directory, run.read_metrics(directory.metrics), flags)
+    if distribute.is_many_processes(strategy):  # who leaves early is taken for lost
+        distribute.any_worker(strategy)(False)
 
 
 def _train(options, directory, strategy, model, train, test, steps):

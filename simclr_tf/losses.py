@@ -48,7 +48,10 @@ def gather_rows(x):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return x, 0
-    return context.all_gather(x, axis=0), rows_before(x)[0]
+    rows = None if x.shape[0] is None else context.num_replicas_in_sync * x.shape[0]
+    # Between processes the gathering forgets the shape.
+    gathered = tf.ensure_shape(context.all_gather(x, axis=0), [rows, *x.shape[1:]])
+    return gathered, rows_before(x)[0]
 
 
 def normalised(z_a, z_b):

@@ -15,7 +15,7 @@ import math
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import convolution
+from simclr_tf import batch_norm, convolution
 
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
@@ -336,7 +336,7 @@ def _apply(layer, x, training):
     if isinstance(layer, _Joint):
         return layer.call(x, training=training)
     if isinstance(layer, keras.layers.BatchNormalization):
-        return layer(x, training=training)
+        return batch_norm.normalise(layer, x, training)
     if training is True and isinstance(layer, keras.layers.Conv2D):
         if convolution.has_faster_gradient(layer, x):
             return convolution.convolve(layer, x)

@@ -670,6 +670,29 @@ def test_large_squares_may_be_kept_larger_than_the_views(tmp_path):
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
 class TestEpochs:
+    @pytest.mark.parametrize(("epoch", "step"), [(0, 3), (2, 0), (1, 1)])
+    def test_a_stream_begins_anywhere(self, numbered, cache_bytes, epoch, step):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        whole = values(source.epochs(5, seed=1), 14)
+        tail = values(source.epochs(5, seed=1, first_epoch=epoch, first_step=step), 5)
+        np.testing.assert_array_equal(tail, whole[4 * epoch + step :][:5])
+
+    def test_readers_share_every_batch(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        whole = np.array(values(source.epochs(6, seed=1, first_step=1), 5))  # [steps, 6]
+        for first, count in [(0, 1), (2, 1), (1, 2)]:
+            share = data.Share(first, count, pieces=3)
+            stream = source.epochs(6, seed=1, first_step=1, share=share)
+            assert stream.element_spec.shape[0] == 2
+            got = np.array(values(stream, 5 * count)).reshape(5, count, 2)
+            np.testing.assert_array_equal(got, whole.reshape(5, 3, 2)[:, first : first + count])
+
+    def test_a_share_that_does_not_exist_is_an_error(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        for share in (data.Share(0, 1, 4), data.Share(2, 2, 3)):
+            with pytest.raises(ValueError, match="a batch of 6 has no Share"):
+                source.epochs(6, seed=1, share=share)
+
     def test_each_epoch_is_a_permutation_of_its_own(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
         got = values(source.epochs(5, seed=1), 8)

@@ -44,7 +44,8 @@ class Share(NamedTuple):
 
     def rows(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.Tensor:
         """Of an epoch's order, [n]: [steps, count, batch_size / pieces]."""
-        order = tf.reshape(order[: steps * batch_size], [steps, self.pieces, -1])
+        shape = [steps, self.pieces, batch_size // self.pieces]
+        order = tf.reshape(order[: steps * batch_size], shape)
         return order[:, self.first : self.first + self.count]
 
     def rest(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.Tensor:

@@ -1,0 +1,117 @@
+"""Real worker processes over loopback: they end where one process does, and survive a kill."""
+
+import importlib.util
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simclr_tf import checkpoints, run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Small steps: a random network of so few channels doubles what rounding does in every large one.
+FLAGS = ["--width=0.0625", "--batch_size=24", "--precision=float32", "--temperature=0.5"]
+FLAGS += ["--learning_rate=0.003", "--learning_rate_scaling=none", "--projection_dim=8"]
+FLAGS += ["--image_size=16", "--train_split=train[:96]", "--test_split=test[:50]", "--epochs=2"]
+FLAGS += ["--probe_every_epochs=2"]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """examples/cluster.py as a module."""
+    spec = importlib.util.spec_from_file_location("cluster", ROOT / "examples" / "cluster.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run directory of one process."""
+    directory = tmp_path_factory.mktemp("alone")
+    command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--run_dir={directory}", *FLAGS]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return directory
+
+
+def weights_of(directory):
+    """Every variable of the newest checkpoint, by name."""
+    number = checkpoints.numbers(directory / "checkpoints")[-1]
+    reader = tf.train.load_checkpoint(str(directory / "checkpoints" / f"ckpt-{number}"))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if "OBJECT_GRAPH" not in name}
+
+
+def assert_same(ours, theirs):
+    """Weights and statistics to 1e-4 of the largest entry; losses; embeddings.
+
+    Momenta are as the last gradients, which jump where rounding moves a unit past the kink of ReLU.
+    """
+    many, one = weights_of(ours), weights_of(theirs)
+    assert set(many) == set(one)
+    for name, value in one.items():
+        if name.startswith("optimizer/"):
+            continue
+        scale = max(np.abs(value).max(), 0.05)
+        np.testing.assert_allclose(many[name], value, atol=1e-4 * scale, err_msg=name)
+    for row, expected in zip(*(run.read_metrics(d / "metrics.jsonl") for d in (ours, theirs))):
+        for name in ("step", "loss", "learning_rate"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-4)
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3], np.uint8))
+    h = [
+        tf.saved_model.load(str(d / "export" / "1")).signatures["serving_default"](images=images)
+        for d in (ours, theirs)
+    ]
+    np.testing.assert_allclose(h[0]["embedding"], h[1]["embedding"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_end_where_one_process_does(cluster, alone, workers, tmp_path):
+    """Weights, moving statistics, optimizer, metrics and the exported encoder."""
+    assert cluster.run(workers, [f"--run_dir={tmp_path}", *FLAGS], restarts=0) == 0
+    assert_same(tmp_path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_costs_no_more_than_the_time(cluster, alone, victim, tmp_path, monkeypatch):
+    """SIGKILL after the first epoch; the others say so and end with 75; all are started again."""
+    attempts, start = [], cluster.start
+
+    def start_and_keep(*arguments):
+        attempts.append(start(*arguments))
+        return attempts[-1]
+
+    def kill():
+        while not checkpoints.numbers(tmp_path / "checkpoints"):
+            time.sleep(0.02)
+        attempts[0][victim].send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(cluster, "start", start_and_keep)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert cluster.run(2, [f"--run_dir={tmp_path}", *FLAGS]) == 0
+    killer.join()
+    codes = [process.returncode for process in attempts[0]]
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == cluster.TRY_AGAIN
+    assert len(attempts) == 2
+    assert_same(tmp_path, alone)
+
+
+def test_a_cluster_without_an_address_book_is_a_clear_error(monkeypatch, tmp_path):
+    """--strategy=multi_worker without TF_CONFIG, and with one that is not JSON."""
+    from simclr_tf import distribute
+
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ValueError, match="needs the environment variable TF_CONFIG"):
+        distribute.strategy_by_name("multi_worker")
+    monkeypatch.setenv("TF_CONFIG", "{worker}")
+    with pytest.raises(ValueError, match="TF_CONFIG must be JSON"):
+        distribute.strategy_by_name("multi_worker")
