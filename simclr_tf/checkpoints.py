@@ -11,6 +11,7 @@ import errno
 import os
 import pathlib
 import re
+import shutil
 import signal
 import tempfile
 import threading
@@ -69,11 +70,18 @@ class Checkpoints(keras.callbacks.Callback):
         Raises:
           TrainingError: there are checkpoints, and none can be read.
         """
+        self._clear()
         if _newest_first(self.directory, self._read, self.say) is None:
             return 0, 0
         metrics = [metric.get_weights() for metric in self.checkpoint.model.metrics]
         self._resumed = int(self.epoch.numpy()), int(self.step.numpy()), metrics
         return self._resumed[:2]
+
+    def _clear(self):
+        """Removes what a save that was cut off has left."""
+        if self._elsewhere is None:
+            for path in self.directory.glob("ckpt-*_temp"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _read(self, prefix):
         self.checkpoint.read(prefix).assert_existing_objects_matched()
@@ -125,6 +133,7 @@ class Checkpoints(keras.callbacks.Callback):
         except (tf.errors.UnavailableError, tf.errors.AbortedError):
             raise  # another worker is gone; nothing is wrong with the directory
         except tf.errors.OpError as error:
+            self._clear()
             raise TrainingError(
                 f"the checkpoint of step {number} cannot be written to {self.directory} "
                 f"({_first_line(error)}). Make room or put it back; the same command resumes from "
@@ -157,7 +166,9 @@ def _is_finite(weight):
 
 
 def _first_line(error):
-    return str(getattr(error, "message", error)).strip().partition("\n")[0][:150]
+    """What TensorFlow says, without the place in its graph and the path, which we say ourselves."""
+    line = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", str(getattr(error, "message", error)))
+    return line.strip().partition("\n")[0].rpartition("; ")[2].strip()[:150]
 
 
 def numbers(directory):

@@ -169,6 +169,7 @@ def _define_embed(define):
 
 def _define_export(define):
     define.string("output", None, "Directory to write, such as encoder/1; it must not exist.")
+    define.boolean("normalize", False, "Scale each embedding to length 1.")
 
 
 _GROUPS = {

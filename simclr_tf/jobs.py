@@ -517,5 +517,6 @@ def export(options, trained):
     """Writes the encoder of a run as a SavedModel."""
     prepare_process(trained, strategy="one")
     encoder, image_size = encoder_of_run(trained)
-    path = export_encoder(encoder, options.output, (image_size, image_size, 3))
+    shape = image_size, image_size, 3
+    path = export_encoder(encoder, options.output, shape, options.normalize)
     say(f"wrote the encoder to {path}")
