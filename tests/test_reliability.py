@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import resource
 import shutil
 import signal
@@ -53,10 +54,11 @@ def train(directory, epochs=2, every_steps=None, said=None):
 
 
 def test_the_last_two_checkpoints_are_kept_and_named_by_their_step(tmp_path):
-    """Of three epochs of four steps, with one more within each."""
+    """Of three epochs of four steps, with one more within each; TensorFlow finds the newest too."""
     train(tmp_path, 3, every_steps=3)
     assert checkpoints.numbers(tmp_path) == [11, 12]
     assert checkpoints.place_kept(tmp_path) == (3, 0)
+    assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "ckpt-12")
 
 
 def cut(path):
@@ -82,38 +84,54 @@ DAMAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    """The checkpoints of a run of two epochs, and its weights."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    model, _ = train(directory)
+    return directory, model.get_weights()
+
+
+@pytest.fixture
+def copied(two_epochs, tmp_path):
+    """A copy of those checkpoints to spoil."""
+    return pathlib.Path(shutil.copytree(two_epochs[0], tmp_path / "run"))
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path):
-    """With a line that names it; the run then ends as it would have."""
-    whole, _ = train(tmp_path / "whole")
-    train(tmp_path / "run")
-    DAMAGES[damage](tmp_path / "run")
+def test_a_damaged_checkpoint_is_passed_over(damage, copied):
+    """With a line that names it."""
+    DAMAGES[damage](copied)
     said = []
-    again, keeper = train(tmp_path / "run", said=said)
+    keeper = checkpoints.Checkpoints(copied, model_of(), STEPS, say=said.append)
+    assert keeper.restore() == (1, 0)
     assert len(said) == 1 and "ckpt-8 cannot be read" in said[0] and "\n" not in said[0]
-    for ours, theirs in zip(again.get_weights(), whole.get_weights()):
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(two_epochs, copied):
+    """And ends as it would have; what was damaged is written anew."""
+    DAMAGES["data cut off"](copied)
+    again, keeper = train(copied)
+    for ours, theirs in zip(again.get_weights(), two_epochs[1]):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
     assert keeper.restore() == (2, 0)
 
 
 @pytest.mark.parametrize("state", [None, b"", b"model_checkpoint_path: \x00"])
-def test_the_list_of_checkpoints_is_not_needed(state, tmp_path):
+def test_the_list_of_checkpoints_is_not_needed(state, copied):
     """TensorFlow's own, a file named `checkpoint`, is lost, empty or garbled."""
-    train(tmp_path)
-    (tmp_path / "checkpoint").unlink()
+    (copied / "checkpoint").unlink()
     if state is not None:
-        (tmp_path / "checkpoint").write_bytes(state)
-    _, keeper = train(tmp_path)
-    assert int(keeper.epoch) == 2
+        (copied / "checkpoint").write_bytes(state)
+    assert checkpoints.Checkpoints(copied, model_of(), STEPS).restore() == (2, 0)
 
 
-def test_only_damaged_checkpoints_are_an_error_and_no_new_start(tmp_path):
+def test_only_damaged_checkpoints_are_an_error_and_no_new_start(copied):
     """Nothing is trained over them."""
-    train(tmp_path)
-    for path in tmp_path.glob("*.data*"):
+    for path in copied.glob("*.data*"):
         cut(path)
     with pytest.raises(callbacks.TrainingError, match="none of the 2 checkpoints"):
-        train(tmp_path)
+        train(copied)
 
 
 @contextlib.contextmanager
