@@ -12,6 +12,7 @@ import os
 import time
 
 import measure
+import official
 
 from simclr_tf import _quiet
 
@@ -47,6 +48,8 @@ def keras_cv(z_a, z_b):
 
 
 CONTENDERS = {"simclr_tf": ours, "plain": plain, "KerasCV": keras_cv}
+if official.is_at_hand():
+    CONTENDERS["official code"] = official.loss(TEMPERATURE)
 
 
 def with_gradient(loss):

@@ -8,6 +8,7 @@ code; KerasCV's augmenter.
 
 import measure
 import numpy as np
+import official
 
 from simclr_tf import _quiet
 
@@ -82,12 +83,18 @@ def small_contenders(images):
     mapped = tf.data.Dataset.from_tensor_slices(images).repeat()
     mapped = mapped.map(lambda image: tf_image_view(image, 32), tf.data.AUTOTUNE)
     mapped = mapped.batch(len(images)).take(BATCHES[32])
-    return {
+    contenders = {
         "simclr_tf": lambda: [ours(images) for _ in range(BATCHES[32])],
         # A new iterator each time: nothing was made ahead while the others had their turn.
         "tf.image in tf.data": lambda: list(mapped),
         "KerasCV": lambda: [theirs(images) for _ in range(BATCHES[32])],
     }
+    if official.is_at_hand():
+        made = tf.data.Dataset.from_tensor_slices(images).repeat()
+        made = made.map(official.view(32, 0.5), tf.data.AUTOTUNE)
+        made = made.batch(len(images)).take(BATCHES[32])
+        contenders["official code"] = lambda: list(made)
+    return contenders
 
 
 def photo_contenders(files):
@@ -101,12 +108,20 @@ def photo_contenders(files):
         lambda f: [tf_image_view(tf.io.decode_jpeg(f, 3), 224) for _ in range(2)], tf.data.AUTOTUNE
     )
     mapped = mapped.batch(len(files))
-    return {
+    contenders = {
         "simclr_tf": lambda: [ours(images) for images in batched for _ in range(2)],
         "tf.image in tf.data": lambda: list(mapped),
         "KerasCV": lambda: [theirs(images) for images in batched for _ in range(2)],
         "decoding alone": lambda: list(batched),
     }
+    if official.is_at_hand():
+        one = official.view(224, 1.0)
+        made = encoded.map(
+            lambda f: [one(tf.io.decode_jpeg(f, 3)) for _ in range(2)], tf.data.AUTOTUNE
+        )
+        made = made.batch(len(files)).map(lambda *pair: [official.blur(v, 224) for v in pair])
+        contenders["official code"] = lambda: list(made)
+    return contenders
 
 
 def photos(count):

@@ -112,10 +112,21 @@ class Serving(tf.Module):
 
     def __init__(self, encoder, size, normalize=False):
         super().__init__()
-        self.encoder, self.size, self.normalize = encoder, tuple(size), normalize
+        self.size = tuple(size)
+        # Its variables and not itself: TensorFlow would trace every Keras layer once more to save
+        # it, which takes ten times as long and serves nobody.
+        self.encoder_variables = encoder.variables
+
         # Traced once for all signatures.
-        spec = tf.TensorSpec([None, *self.size, 3], tf.float32)
-        self._embed = tf.function(self._embedding, input_signature=[spec])
+        @tf.function(input_signature=[tf.TensorSpec([None, *self.size, 3], tf.float32)])
+        def embed(images):
+            some = tf.debugging.assert_positive(tf.shape(images)[0], "a request needs an image")
+            with tf.control_dependencies([some]):
+                images = tf.identity(images)
+            h = tf.cast(encoder(images, training=False), tf.float32)
+            return {"embedding": tf.math.l2_normalize(h, axis=1) if normalize else h}
+
+        self._embed = embed
 
     @tf.function(input_signature=[_images(tf.uint8)])
     def of_uint8(self, images):
@@ -138,13 +149,6 @@ class Serving(tf.Module):
             return _centre_square(as_float(image[None]), self.size)[0]
 
         return self._embed(tf.map_fn(read, image_bytes, fn_output_signature=tf.float32))
-
-    def _embedding(self, images):
-        some = tf.debugging.assert_positive(tf.shape(images)[0], "a request needs an image")
-        with tf.control_dependencies([some]):
-            images = tf.identity(images)
-        h = tf.cast(self.encoder(images, training=False), tf.float32)
-        return {"embedding": tf.math.l2_normalize(h, axis=1) if self.normalize else h}
 
 
 def _centre_square(images, size):

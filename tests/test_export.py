@@ -1,13 +1,18 @@
 """The exported encoder answers requests as the model does, and survives those it cannot answer."""
 
 import io
+import json
+import pathlib
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
 
 from simclr_tf import ResNet
 from simclr_tf.data.decode import decode
@@ -25,10 +30,15 @@ def encoder():
 
 
 @pytest.fixture(scope="module")
-def served(encoder, tmp_path_factory):
+def served_path(encoder, tmp_path_factory):
+    """Its SavedModel."""
+    return export_encoder(encoder, tmp_path_factory.mktemp("served") / "encoder" / "1")
+
+
+@pytest.fixture(scope="module")
+def served(served_path):
     """The signatures of its SavedModel."""
-    path = export_encoder(encoder, tmp_path_factory.mktemp("served") / "encoder" / "1")
-    return tf.saved_model.load(str(path)).signatures
+    return tf.saved_model.load(str(served_path)).signatures
 
 
 def picture(height, width):
@@ -112,6 +122,57 @@ def test_a_bad_request_is_an_error_of_its_own(encoder, served, kind):
     good = encoded(picture(SIZE, SIZE), "PNG")
     got = served["serving_bytes"](image_bytes=tf.constant([good]))["embedding"]
     np.testing.assert_allclose(got, h_of(encoder, [picture(SIZE, SIZE)]), rtol=1e-5, atol=1e-5)
+
+
+def asked_of_a_server(path, requests, place):
+    """Answers of the C API in a process of its own to (signature, array or list of files) pairs."""
+    saved_model = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    signatures = saved_model.meta_graphs[0].signature_def
+    written = []
+    for number, (name, value) in enumerate(requests):
+        (given,), (got,) = signatures[name].inputs.values(), signatures[name].outputs.values()
+        request = {"input": given.name, "output": got.name}
+        if isinstance(value, list):
+            request["strings"] = [file.hex() for file in value]
+        else:
+            request["file"] = str(place / f"{number}.npy")
+            np.save(request["file"], value)
+        written.append(request)
+    (place / "requests.json").write_text(json.dumps(written))
+    library = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
+    child = pathlib.Path(__file__).with_name("c_api.py")
+    command = [sys.executable, "-I", child, library, path, place / "requests.json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_server_without_keras_answers_alike(encoder, served_path, tmp_path):
+    """Every signature by the C API to 1e-5; errors between the requests are theirs alone."""
+    image = picture(SIZE, SIZE)
+    good = [
+        ("serving_default", image[None]),
+        ("serving_float", np.float32(image[None] / 255.0)),
+        ("serving_bytes", [encoded(image, "PNG"), encoded(image, "BMP")]),
+    ]
+    bad = [
+        ("serving_bytes", [b"no image"]),
+        ("serving_bytes", [bomb()]),
+        ("serving_default", image),  # of rank 3
+        ("serving_default", image[None][:0]),
+    ]
+    order = [*good, *(each for pair in zip(bad, [*good, good[0]]) for each in pair)]
+    answers = asked_of_a_server(served_path, order, tmp_path)
+    assert len(answers) == 11
+    expected = h_of(encoder, [image])[0]
+    for request, answer in zip(order, answers):
+        if any(request is each for each in bad):
+            assert "error" in answer
+            continue
+        _, value = request
+        rows = np.reshape(answer["values"], answer["shape"])
+        assert rows.shape == (len(value), 32)
+        np.testing.assert_allclose(rows, [expected] * len(value), rtol=1e-5, atol=1e-5)
 
 
 def test_an_empty_batch_of_images_is_an_error(served):
