@@ -46,10 +46,12 @@ def five_steps(replicas, optimizer="sgd", batch_norm=True, micro_batch_size=None
         encoder = small_encoder(batch_norm, replicas)
         model = SimCLR(encoder, head, view, 0.2, micro_batch_size, seed=3)
         model.build((None, 8, 8, 3))
-        # LAMB divides a gradient by its own size: with its epsilon of 1e-6 one that is nothing but
-        # rounding counts as much as any.
-        more = {"epsilon": 1.0} if optimizer == "lamb" else {}
-        model.compile(optimizer=optimizers.by_name(optimizer, 0.02, weight_decay=1e-4, **more))
+        rate, more = 0.02, {}
+        if optimizer == "lamb":
+            # Its steps are a share of the weights, ten times those of LARS here, and it divides a
+            # gradient by its own size, so that one of nothing but rounding counts as much as any.
+            rate, more = 0.002, {"epsilon": 0.1}
+        model.compile(optimizer=optimizers.by_name(optimizer, rate, weight_decay=1e-4, **more))
     losses = []
     each = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(logs))
     data = tf.data.Dataset.from_tensor_slices(IMAGES)
