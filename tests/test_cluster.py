@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from runs import weights_of
 
 from simclr_tf import checkpoints, run
 
@@ -49,14 +50,6 @@ def alone(flags, tmp_path_factory):
     command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--run_dir={directory}", *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return directory
-
-
-def weights_of(directory):
-    """Every variable of the newest checkpoint, by name."""
-    number = checkpoints.numbers(directory / "checkpoints")[-1]
-    reader = tf.train.load_checkpoint(str(directory / "checkpoints" / f"ckpt-{number}"))
-    names = reader.get_variable_to_shape_map()
-    return {name: reader.get_tensor(name) for name in names if "OBJECT_GRAPH" not in name}
 
 
 def assert_same(ours, theirs):

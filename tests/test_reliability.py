@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from runs import weights_of
 from tensorflow import keras
 
 from simclr_tf import ProjectionHead, SimCLR, augment, callbacks, checkpoints, cli, jobs, run
@@ -259,18 +260,6 @@ callbacks.StopAtStep.on_train_batch_end = look
 print("after:", cli.main(["pretrain", f"--run_dir={place}/stopped", *flags]))
 print("whole:", cli.main(["pretrain", f"--run_dir={place}/whole", *flags]))
 """
-
-
-def weights_of(directory):
-    """Every variable of the newest checkpoint, by name."""
-    number = checkpoints.numbers(directory / "checkpoints")[-1]
-    reader = tf.train.load_checkpoint(str(directory / "checkpoints" / f"ckpt-{number}"))
-    names = reader.get_variable_to_shape_map()
-    return {
-        n: reader.get_tensor(n)
-        for n in names
-        if "OBJECT_GRAPH" not in n and "save_counter" not in n
-    }
 
 
 def metrics_of(directory):

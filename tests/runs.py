@@ -1,0 +1,17 @@
+"""What a run left, as tests compare it."""
+
+import tensorflow as tf
+
+from simclr_tf import checkpoints
+
+
+def weights_of(directory):
+    """Every variable of the newest checkpoint, by name."""
+    number = checkpoints.numbers(directory / "checkpoints")[-1]
+    reader = tf.train.load_checkpoint(str(directory / "checkpoints" / f"ckpt-{number}"))
+    names = reader.get_variable_to_shape_map()
+    return {
+        n: reader.get_tensor(n)
+        for n in names
+        if "OBJECT_GRAPH" not in n and "save_counter" not in n
+    }
