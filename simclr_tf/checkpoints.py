@@ -213,25 +213,26 @@ def place_kept(directory):
     return _newest_first(directory, read) or (0, 0)
 
 
-def restore_encoder(directory, build, say=print):
-    """The encoder of the newest checkpoint that can be read, and the side of its images.
+def restore_parts(directory, build, say=print):
+    """Parts of the model in the newest checkpoint that can be read, and the side of its images.
 
     Args:
       directory: of the checkpoints.
-      build: side of the images in pixels -> a built encoder of the checkpoint's kind.
+      build: side of the images in pixels -> dict of built parts by their names in `SimCLR`,
+        "encoder" and "projection_head".
       say: called with a line of text where a checkpoint cannot be read.
 
     Returns:
-      (encoder, image_size), or None where there is no checkpoint.
+      (parts, image_size), or None where there is no checkpoint.
     """
 
     def read(prefix):
         reader = tf.train.load_checkpoint(prefix)
         image_size = int(reader.get_tensor("image_size/.ATTRIBUTES/VARIABLE_VALUE"))
-        encoder = build(image_size)
-        whole = tf.train.Checkpoint(model=tf.train.Checkpoint(encoder=encoder))
+        parts = build(image_size)
+        whole = tf.train.Checkpoint(model=tf.train.Checkpoint(**parts))
         whole.read(prefix).expect_partial().assert_existing_objects_matched()
-        return encoder, image_size
+        return parts, image_size
 
     return _newest_first(directory, read, say)
 

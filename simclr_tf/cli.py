@@ -19,7 +19,7 @@ COMMANDS = {
     "pretrain": "learn an encoder from images; given again, it resumes",
     "evaluate": "kNN and linear accuracy of a run's encoder",
     "embed": "embeddings, labels and ids of a data set, as npz",
-    "export": "the encoder of a run as a SavedModel",
+    "export": "the encoder of a run as a SavedModel, or for TensorFlow Lite",
 }
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 # Flags that do not change what is learnt: they may differ when a run is resumed.
@@ -168,8 +168,31 @@ def _define_embed(define):
 
 
 def _define_export(define):
-    define.string("output", None, "Directory to write, such as encoder/1; it must not exist.")
+    define.string(
+        "output", None, "What to write, encoder/1 or encoder.tflite, say; it must not exist."
+    )
+    define.enum(
+        "format",
+        "saved_model",
+        ["saved_model", "tflite"],
+        "saved_model: a directory for TF Serving, tensorflow-hub and Keras; tflite: a file.",
+    )
+    define.enum(
+        "precision",
+        "float32",
+        ["float32", "float16", "int8"],
+        "Of the signatures' weights and arithmetic; int8 is for tflite, with ranges taken from "
+        "training images.",
+    )
+    define.string(
+        "layer",
+        "h",
+        "What is given: h; group1 to group4 or a block such as group3_block2, averaged over the "
+        "image; head1, ..., or z, of the projection head.",
+    )
     define.boolean("normalize", False, "Scale each embedding to length 1.")
+    define.string("data_dir", None, "For int8: where TFDS finds its data sets; the run's.")
+    define.integer("examples", 200, "For int8: training images to take the ranges from.", 1)
 
 
 _GROUPS = {

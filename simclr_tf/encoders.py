@@ -111,9 +111,12 @@ def _keras_cv_encoder(name, image_size, **kwargs):
     # Images are in [0, 1] already: the backbone's own division by 255 stays out.
     arguments = {"include_rescaling": False, **settings, **kwargs}
     backbone = getattr(keras_cv.models, class_name)(**arguments)
-    images = keras.Input(backbone.input_shape[1:])
     # float32, so that h is not rounded under mixed precision
     pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")
+    if all(type(layer).__module__.startswith("keras.") for layer in backbone.layers):
+        # Its layers and not itself as one layer, so that an exported encoder needs no KerasCV.
+        return keras.Model(backbone.input, pool(backbone.output), name=name)
+    images = keras.Input(backbone.input_shape[1:])
     return keras.Model(images, pool(backbone(images)), name=name)
 
 

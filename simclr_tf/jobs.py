@@ -27,7 +27,7 @@ from simclr_tf import (
     run,
 )
 from simclr_tf.augment import RandomView
-from simclr_tf.export import export_encoder
+from simclr_tf.export import export_encoder, export_tflite
 from simclr_tf.model import SimCLR
 from simclr_tf.projection import ProjectionHead
 
@@ -254,6 +254,13 @@ def build_encoder(options, image_size):
     )
 
 
+def build_head(options):
+    """The projection head that the options name; it is built with its first h."""
+    return ProjectionHead(
+        options.projection_hidden_dim, options.projection_dim, options.projection_layers
+    )
+
+
 def build_model(options, image_size):
     """The `SimCLR` that the options name, built for square images of that side."""
     blur = {"auto": "auto", "yes": True, "no": False}[options.blur]
@@ -266,9 +273,7 @@ def build_model(options, image_size):
     )
     model = SimCLR(
         build_encoder(options, image_size),
-        ProjectionHead(
-            options.projection_hidden_dim, options.projection_dim, options.projection_layers
-        ),
+        build_head(options),
         augment=view,
         temperature=options.temperature,
         micro_batch_size=options.micro_batch_size,
@@ -394,18 +399,25 @@ def _probe(options, train, test, steps, twin, chief):
 
 
 def encoder_of_run(options):
-    """The trained encoder of a run and the side of its images.
+    """The trained encoder of a run and the side of its images; raises as `parts_of_run`."""
+    parts, image_size = parts_of_run(
+        options, lambda image_size: {"encoder": build_encoder(options, image_size)}
+    )
+    return parts["encoder"], image_size
+
+
+def parts_of_run(options, build):
+    """Trained parts of a run's model, and the side of its images.
 
     Args:
       options: those of the run's `pretrain`.
+      build: see `checkpoints.restore_parts`.
 
     Raises:
       run.UsageError: there is no run, or it has no checkpoint yet.
     """
     directory = run.RunDirectory(options.run_dir)
-    restored = checkpoints.restore_encoder(
-        directory.checkpoints, lambda image_size: build_encoder(options, image_size), say
-    )
+    restored = checkpoints.restore_parts(directory.checkpoints, build, say)
     if restored is None:
         raise run.UsageError(
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "
@@ -514,9 +526,36 @@ def embed(options, trained):
 
 
 def export(options, trained):
-    """Writes the encoder of a run as a SavedModel."""
+    """Writes the encoder of a run as a SavedModel or a TensorFlow Lite file."""
+    if options.precision == "int8" and options.format != "tflite":
+        raise run.UsageError("--precision=int8 is for --format=tflite; got --format=saved_model.")
     prepare_process(trained, strategy="one")
-    encoder, image_size = encoder_of_run(trained)
-    shape = image_size, image_size, 3
-    path = export_encoder(encoder, options.output, shape, options.normalize)
+    parts, image_size = parts_of_run(trained, lambda side: _encoder_and_head(trained, side))
+    arguments = {
+        "image_shape": (image_size, image_size, 3),
+        "normalize": options.normalize,
+        "layer": options.layer,
+        "head": parts["projection_head"],
+        "precision": options.precision,
+    }
+    if options.format == "tflite":
+        if options.precision == "int8":
+            arguments["examples"] = _examples(trained, image_size, options.examples)
+        path = export_tflite(parts["encoder"], options.output, **arguments)
+    else:
+        path = export_encoder(parts["encoder"], options.output, **arguments)
     say(f"wrote the encoder to {path}")
+
+
+def _encoder_and_head(options, image_size):
+    encoder, head = build_encoder(options, image_size), build_head(options)
+    head.build(encoder.compute_output_shape((None, image_size, image_size, 3)))
+    return {"encoder": encoder, "projection_head": head}
+
+
+def _examples(trained, image_size, count):
+    """Training images for the ranges of int8, uint8 [count, H, W, 3]."""
+    source = _load(trained, trained.train_split, image_size)
+    with _reading(source):
+        batches = [batch["image"].numpy() for batch in source.batches(64, limit=count)]
+    return np.concatenate(batches)

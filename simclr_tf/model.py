@@ -280,14 +280,18 @@ class SimCLR(keras.Model):
     # -- saving ------------------------------------------------------------------------------
 
     def export(self, path, **kwargs):
-        """Writes the encoder alone as a SavedModel for TF Serving; see `export.export_encoder`."""
+        """Writes the encoder alone as a SavedModel for TF Serving; see `export.export_encoder`.
+
+        `layer="head1"` and the like give a layer of the projection head.
+        """
         from simclr_tf.export import export_encoder  # export.py stands below: only on demand
 
         if not self.built:
             raise ValueError(
                 "export needs a built model: call fit or build((None, H, W, 3)) first."
             )
-        return export_encoder(self.encoder, path, image_shape=self._image_shape, **kwargs)
+        kwargs = {"image_shape": self._image_shape, "head": self.projection_head, **kwargs}
+        return export_encoder(self.encoder, path, **kwargs)
 
     def get_config(self):
         """Constructor arguments, the parts serialised."""

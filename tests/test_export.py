@@ -2,7 +2,6 @@
 
 import io
 import json
-import pathlib
 import struct
 import subprocess
 import sys
@@ -12,11 +11,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow import keras
 
-from simclr_tf import ResNet
+from simclr_tf import ProjectionHead, ResNet, data
 from simclr_tf.data.decode import decode
-from simclr_tf.export import MAX_PIXELS, export_encoder
+from simclr_tf.export import (
+    MAX_PIXELS,
+    ExportError,
+    export_encoder,
+    export_tflite,
+    functional,
+    saved_model,
+    tflite,
+)
+from simclr_tf.export.check import ask
 
 SIZE = 16
 
@@ -124,30 +132,7 @@ def test_a_bad_request_is_an_error_of_its_own(encoder, served, kind):
     np.testing.assert_allclose(got, h_of(encoder, [picture(SIZE, SIZE)]), rtol=1e-5, atol=1e-5)
 
 
-def asked_of_a_server(path, requests, place):
-    """Answers of the C API in a process of its own to (signature, array or list of files) pairs."""
-    saved_model = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
-    signatures = saved_model.meta_graphs[0].signature_def
-    written = []
-    for number, (name, value) in enumerate(requests):
-        (given,), (got,) = signatures[name].inputs.values(), signatures[name].outputs.values()
-        request = {"input": given.name, "output": got.name}
-        if isinstance(value, list):
-            request["strings"] = [file.hex() for file in value]
-        else:
-            request["file"] = str(place / f"{number}.npy")
-            np.save(request["file"], value)
-        written.append(request)
-    (place / "requests.json").write_text(json.dumps(written))
-    library = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
-    child = pathlib.Path(__file__).with_name("c_api.py")
-    command = [sys.executable, "-I", child, library, path, place / "requests.json"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert not done.returncode, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_a_server_without_keras_answers_alike(encoder, served_path, tmp_path):
+def test_a_server_without_keras_answers_alike(encoder, served_path):
     """Every signature by the C API to 1e-5; errors between the requests are theirs alone."""
     image = picture(SIZE, SIZE)
     good = [
@@ -162,17 +147,16 @@ def test_a_server_without_keras_answers_alike(encoder, served_path, tmp_path):
         ("serving_default", image[None][:0]),
     ]
     order = [*good, *(each for pair in zip(bad, [*good, good[0]]) for each in pair)]
-    answers = asked_of_a_server(served_path, order, tmp_path)
+    answers = ask(served_path, order)
     assert len(answers) == 11
     expected = h_of(encoder, [image])[0]
     for request, answer in zip(order, answers):
         if any(request is each for each in bad):
-            assert "error" in answer
+            assert isinstance(answer, str)
             continue
         _, value = request
-        rows = np.reshape(answer["values"], answer["shape"])
-        assert rows.shape == (len(value), 32)
-        np.testing.assert_allclose(rows, [expected] * len(value), rtol=1e-5, atol=1e-5)
+        assert answer.shape == (len(value), 32)
+        np.testing.assert_allclose(answer, [expected] * len(value), rtol=1e-5, atol=1e-5)
 
 
 def test_an_empty_batch_of_images_is_an_error(served):
@@ -182,13 +166,196 @@ def test_an_empty_batch_of_images_is_an_error(served):
             served[name](images=tf.zeros([0, SIZE, SIZE, 3], dtype))
 
 
-def test_embeddings_of_length_one(encoder, tmp_path):
-    """Where they are asked for."""
-    path = export_encoder(encoder, tmp_path / "1", normalize=True)
-    images = tf.constant(picture(SIZE, SIZE)[None])
-    got = tf.saved_model.load(str(path)).signatures["serving_default"](images=images)["embedding"]
-    expected = h_of(encoder, [picture(SIZE, SIZE)])
-    np.testing.assert_allclose(got, expected / np.linalg.norm(expected), rtol=1e-5, atol=1e-6)
+@pytest.fixture
+def small():
+    """A small functional encoder with batch normalisation, for 12 pixels; traced quickly."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((12, 12, 3)),
+            layers.Conv2D(8, 3, use_bias=False),
+            layers.BatchNormalization(moving_variance_initializer=keras.initializers.Constant(2)),
+            layers.ReLU(),
+            layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+def test_embeddings_of_a_head_layer_of_length_one(small, tmp_path):
+    """Where they are asked for, in every signature and in the call."""
+    head = ProjectionHead(output_dim=5)
+    head.build((None, 8))
+    path = export_encoder(small, tmp_path / "1", normalize=True, layer="head1", head=head)
+    image = picture(12, 12)[None]
+    expected = head.hidden_outputs(small(image / np.float32(255)))[1]
+    expected = expected / np.linalg.norm(expected)
+    loaded = tf.saved_model.load(str(path))
+    got = loaded.signatures["serving_default"](images=tf.constant(image))["embedding"]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loaded(tf.constant(image / np.float32(255))), expected, atol=1e-6)
+    about = json.loads((path / "encoder.json").read_text())
+    assert about == {"image_size": [12, 12], "layer": "head1", "normalize": True}
+
+
+def test_signatures_in_float16(small, tmp_path):
+    """They keep half-precision weights; what is trained elsewhere keeps float32."""
+    path = export_encoder(small, tmp_path / "1", precision="float16")
+    loaded = tf.saved_model.load(str(path))
+    assert {variable.dtype for variable in loaded.served_variables} == {tf.float16}
+    assert {variable.dtype for variable in loaded.variables} == {tf.float32}
+    image = picture(12, 12)[None]
+    got = loaded.signatures["serving_default"](images=tf.constant(image))["embedding"]
+    assert got.dtype == tf.float32
+    np.testing.assert_allclose(got, small(image / np.float32(255)), rtol=1e-2, atol=1e-3)
+    with pytest.raises(ValueError, match="must be float32 or float16; got 'int8'"):
+        export_encoder(small, tmp_path / "2", precision="int8")
+
+
+def test_a_subclass_is_exported_as_it_is(tmp_path):
+    """Without folding and encoder.keras; the check holds."""
+
+    class Mean(keras.Model):
+        def call(self, images, training=None):
+            h = tf.reduce_mean(images, [1, 2])
+            if tf.reduce_max(h) < 0:  # AutoGraph's to convert
+                h = -h
+            return h
+
+    encoder = Mean()
+    encoder(np.zeros([1, 12, 12, 3], np.float32))
+    path = export_encoder(encoder, tmp_path / "1", image_shape=(12, 12, 3))
+    assert not (path / "encoder.keras").exists()
+    got = tf.saved_model.load(str(path))(np.full([1, 12, 12, 3], 0.5, np.float32))
+    np.testing.assert_allclose(got, [[0.5] * 3])
+
+
+def test_a_wrong_export_is_refused(small, tmp_path, monkeypatch):
+    """Signatures with other weights than the encoder: an error, and nothing is left."""
+
+    def wrongly_folded(model, dtype):
+        twin = functional.folded(model, dtype)
+        twin.set_weights([1.001 * weight for weight in twin.get_weights()])
+        return twin
+
+    monkeypatch.setattr(saved_model, "folded", wrongly_folded)
+    with pytest.raises(ExportError, match=r"differs from the encoder by .*e-0\d"):
+        export_encoder(small, tmp_path / "1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_server_cannot_load_is_refused(tmp_path):
+    """The C API's words in one line."""
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ExportError, match="could not load the exported encoder: "):
+        ask(tmp_path, [])
+
+
+# -- the encoder to train on elsewhere -------------------------------------------------------
+
+
+STRANGER = """
+import sys
+sys.modules["simclr_tf"] = None  # importing it is an error
+import numpy as np
+from tensorflow import keras
+path, place = sys.argv[1:]
+given = np.load(f"{place}/given.npz")
+images, labels = given["images"], given["labels"]
+model = keras.models.load_model(f"{path}/encoder.keras")
+results = {"h": model.predict(images, verbose=0), "trainable": len(model.trainable_weights)}
+
+import tensorflow_hub as hub
+import tf_keras
+layer = hub.KerasLayer(path, trainable=True)
+model = tf_keras.Sequential([layer, tf_keras.layers.Dense(10)])
+loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+# Eagerly, since AutoGraph takes half a minute to convert tf_keras.
+model.compile(tf_keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"], run_eagerly=True)
+model.build((None, *images.shape[1:]))
+before = layer.get_weights()
+results["chance"] = model.evaluate(images, labels, verbose=0)[1]
+model.fit(images, labels, epochs=5, batch_size=20, verbose=0)
+results["accuracy"] = model.evaluate(images, labels, verbose=0)[1]
+results["weights"] = len(layer.trainable_weights), len(layer.non_trainable_weights)
+results["moved"] = [np.any(old != new) for old, new in zip(before, layer.get_weights())]
+np.savez(f"{place}/results.npz", **results)
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(served_path, tmp_path_factory):
+    """What a process makes of the export that cannot import this package; and what it was given."""
+    batch = next(iter(data.load("shapes", "train[:200]", image_size=SIZE).batches(200)))
+    images, labels = batch["image"].numpy() / np.float32(255), batch["label"].numpy()
+    place = tmp_path_factory.mktemp("elsewhere")
+    np.savez(place / "given.npz", images=images, labels=labels)
+    command = [sys.executable, "-c", STRANGER, str(served_path), str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[-2000:]
+    return images, np.load(place / "results.npz")
+
+
+def test_plain_keras_loads_the_encoder(encoder, elsewhere):
+    """`encoder.keras`, with all that can be trained."""
+    images, results = elsewhere
+    np.testing.assert_allclose(results["h"], encoder(images), rtol=1e-5, atol=1e-5)
+    assert results["trainable"] == len(encoder.trainable_weights) == 63
+
+
+def test_tensorflow_hub_trains_all_of_it(elsewhere):
+    """Every weight moves, and the moving statistics; drawn shapes are told apart better."""
+    _, results = elsewhere
+    assert results["weights"].tolist() == [63, 42] and results["moved"].all()
+    assert results["accuracy"] > results["chance"] + 0.2, (results["chance"], results["accuracy"])
+
+
+# -- TensorFlow Lite -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "least"), [("float32", 1 - 1e-6), ("float16", 1 - 1e-4)])
+def test_tensorflow_lite_gives_the_same(small, tmp_path, precision, least):
+    """Float images in, batches of any size, the direction of h."""
+    path = export_tflite(small, tmp_path / "encoder.tflite", precision=precision)
+    images = np.random.default_rng(1).random((5, 12, 12, 3), dtype=np.float32)
+    got = tflite.run(path.read_bytes(), images)
+    assert got.dtype == np.float32 and cosine(got, small(images)).min() > least
+
+
+def test_tensorflow_lite_in_whole_numbers(small, tmp_path):
+    """Pixels in as they are; every operator between computes in int8."""
+    examples = np.stack([picture(12, 12)] * 20)
+    examples = np.random.default_rng(0).permuted(examples, axis=3)
+    path = export_tflite(small, tmp_path / "encoder.tflite", precision="int8", examples=examples)
+    interpreter = tf.lite.Interpreter(str(path))
+    (given,) = interpreter.get_input_details()
+    np.testing.assert_allclose(given["quantization"], (1 / 255, 0), rtol=1e-6)
+    types = {detail["dtype"] for detail in interpreter.get_tensor_details()}
+    assert np.int8 in types
+    got = tflite.run(path.read_bytes(), examples)
+    assert cosine(got, small(examples / np.float32(255))).min() > 0.99
+    assert path.stat().st_size < 6000
+
+
+def cosine(a, b):
+    """Of each row with the other's."""
+    a, b = (np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    return np.sum(a * b, axis=1)
+
+
+def test_what_tensorflow_lite_cannot_have(small, tmp_path, monkeypatch):
+    """Nothing is left behind."""
+    path = tmp_path / "encoder.tflite"
+    with pytest.raises(ValueError, match="examples are needed for int8"):
+        export_tflite(small, path, precision="int8")
+    with pytest.raises(ValueError, match="must be one of float32, float16, int8; got 'int4'"):
+        export_tflite(small, path, precision="int4")
+    monkeypatch.setitem(tflite.SIMILARITY, "float32", 1.1)
+    with pytest.raises(ExportError, match="point elsewhere than the encoder's"):
+        export_tflite(small, path)
+    assert not list(tmp_path.iterdir())
+    path.touch()
+    with pytest.raises(ValueError, match=r"encoder.tflite exists. Remove it"):
+        export_tflite(small, path)
 
 
 def test_an_encoder_of_unknown_size_asks_for_it(tmp_path):

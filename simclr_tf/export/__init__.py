@@ -1,9 +1,20 @@
-"""The encoder leaves the house: an encoder-only SavedModel for TF Serving.
+"""The encoder leaves the house: as a SavedModel for servers and other models, or for a phone.
 
-`export_encoder` writes it (`saved_model`); `serving` has its signatures.
+`saved_model` and `tflite` write it, out of the parts `functional` (stock layers, folded
+normalisation), `serving` (the signatures) and `check` (answers as a server would see them).
 """
 
+from simclr_tf.export.check import ExportError
+from simclr_tf.export.functional import folded, functional_twin
 from simclr_tf.export.saved_model import export_encoder
 from simclr_tf.export.serving import MAX_PIXELS
+from simclr_tf.export.tflite import export_tflite
 
-__all__ = ["MAX_PIXELS", "export_encoder"]
+__all__ = [
+    "MAX_PIXELS",
+    "ExportError",
+    "export_encoder",
+    "export_tflite",
+    "folded",
+    "functional_twin",
+]

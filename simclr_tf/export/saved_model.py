@@ -14,9 +14,13 @@ import tempfile
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf.export.check import check_export
+from simclr_tf.export.functional import folded, functional_twin
 from simclr_tf.export.serving import Serving
 
 ABOUT = "encoder.json"  # beside saved_model.pb: what it takes and gives, for `load_exported`
+# How far answers may lie from the encoder's, as a share of the largest number among them.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
 
 
 def in_float32(encoder, image_shape):
@@ -41,7 +45,9 @@ def in_float32(encoder, image_shape):
     return twin
 
 
-def export_encoder(encoder, path, image_shape=None, normalize=False):
+def export_encoder(
+    encoder, path, image_shape=None, normalize=False, layer="h", head=None, precision="float32"
+):
     """Writes the encoder as a SavedModel that answers requests for embeddings of images.
 
     Every signature gives `embedding`, float32 [batch, D], and prepares images as evaluation does:
@@ -52,40 +58,54 @@ def export_encoder(encoder, path, image_shape=None, normalize=False):
     - `serving_bytes` takes `image_bytes`, [batch] strings of JPEG, PNG, BMP or GIF files (its first
       frame), each of at most `MAX_PIXELS` pixels. EXIF orientation is not looked at.
 
-    What cannot be answered, an empty batch too, is an error of that request alone.
+    What cannot be answered, an empty batch too, is an error of that request alone. In the
+    signatures, batch normalisation is folded into the convolutions before it, where there are any.
+
+    The same directory is a reusable SavedModel, called with float32 images and `training`: for
+    `hub.KerasLayer(path, trainable=True)`. Beside it lies `encoder.keras` for plain Keras, where
+    the encoder has a functional form. Before the directory takes its name, TensorFlow's C API runs
+    its signatures in a process without Keras, and their answers are compared with the encoder's.
 
     Args:
       encoder: a built `keras.Model` from [B, H, W, 3] in [0, 1] to [B, D].
       path: a directory that does not exist yet, such as "encoder/1"; it is written beside and
         renamed, so that nobody sees half of it.
       image_shape: (H, W, 3) that the encoder was trained on; None takes the encoder's input shape.
-      normalize: scale each embedding to length 1.
+      normalize: scale each embedding to length 1 (not in encoder.keras).
+      layer: what is given, "h" or another layer; see `functional_twin`.
+      head: a built `ProjectionHead`, where `layer` is one of its.
+      precision: "float32", or "float16" for weights and arithmetic of the signatures on devices
+        that are faster in it; what is trained elsewhere stays in float32.
 
     Returns:
       The path, as `pathlib.Path`.
 
     Raises:
-      ValueError: the path exists, or the image size is not known.
+      ValueError: the path exists, or the image size is not known, or there is no such layer.
+      ExportError: the signatures do not answer as the encoder does; nothing is left.
     """
     path = pathlib.Path(path)
     if path.exists():
         raise ValueError(f"{path} exists. Remove it, or export to the next version beside it.")
-    if image_shape is None:
-        image_shape = _image_shape(encoder)
-    if None in image_shape:
-        raise ValueError(f"export needs the image size; got {image_shape}. Pass image_shape.")
-    module = Serving(in_float32(encoder, image_shape), image_shape[:2], normalize)
+    if precision not in TOLERANCES:
+        raise ValueError(f"precision must be float32 or float16; got {precision!r}.")
+    image_shape = known_shape(encoder, image_shape)
+    twin = functional_twin(encoder, image_shape, layer, head)
+    if twin is None:
+        model = served = in_float32(encoder, image_shape)
+    else:
+        twin.trainable = True
+        model, served = twin, folded(twin, precision)
+    module = Serving(model, image_shape[:2], normalize, served)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=path.parent))
     try:
-        signatures = {
-            "serving_default": module.of_uint8.get_concrete_function(),
-            "serving_float": module.of_float.get_concrete_function(),
-            "serving_bytes": module.of_bytes.get_concrete_function(),
-        }
-        tf.saved_model.save(module, str(beside), signatures)
-        about = {"image_size": list(image_shape[:2]), "normalize": normalize}
+        tf.saved_model.save(module, str(beside), _signatures(module))
+        if twin is not None:
+            twin.save(beside / "encoder.keras")
+        about = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
         (beside / ABOUT).write_text(json.dumps(about) + "\n")
+        check_export(beside, module, TOLERANCES[precision])
         beside.chmod(0o755)
         os.replace(beside, path)
     finally:
@@ -93,8 +113,20 @@ def export_encoder(encoder, path, image_shape=None, normalize=False):
     return path
 
 
-def _image_shape(encoder):
-    """(H, W, 3) as far as the encoder knows it."""
-    # One that was built and never called has no input shape yet; a ResNet remembers.
-    built = getattr(encoder, "built_shape", None) or (None,) * 4
-    return tuple((getattr(encoder, "input_shape", None) or built)[1:])
+def _signatures(module):
+    return {
+        "serving_default": module.of_uint8.get_concrete_function(),
+        "serving_float": module.of_float.get_concrete_function(),
+        "serving_bytes": module.of_bytes.get_concrete_function(),
+    }
+
+
+def known_shape(encoder, image_shape):
+    """(H, W, 3): that given, or the encoder's own; raises ValueError where neither says it."""
+    if image_shape is None:
+        # One that was built and never called has no input shape yet; a ResNet remembers.
+        built = getattr(encoder, "built_shape", None) or (None,) * 4
+        image_shape = tuple((getattr(encoder, "input_shape", None) or built)[1:])
+    if None in image_shape:
+        raise ValueError(f"export needs the image size; got {image_shape}. Pass image_shape.")
+    return tuple(image_shape)

@@ -19,31 +19,59 @@ def _images(dtype):
 
 
 class Serving(tf.Module):
-    """What a server runs: the signatures of `export_encoder` as functions.
+    """What is saved: the signatures of `export_encoder`, and the encoder to train on elsewhere.
+
+    As a reusable SavedModel (the interface of tensorflow-hub) it is called with images and
+    `training`, and has `variables` and `trainable_variables`.
 
     Args:
-      encoder: see there, in float32.
-      size: (H, W) that it takes.
-      normalize: see there.
+      encoder: a `keras.Model` in float32 from [B, H, W, 3] in [0, 1] to [B, D].
+      size: (H, W) of the images in the signatures.
+      normalize: scale each embedding to length 1.
+      served: the same function for the signatures, made for inference; None takes the encoder.
     """
 
-    def __init__(self, encoder, size, normalize=False):
+    # In place of tf.Module's properties, which would hold those of `served` too.
+    variables = trainable_variables = None
+
+    def __init__(self, encoder, size, normalize=False, served=None):
         super().__init__()
         self.size = tuple(size)
-        # Its variables and not itself: TensorFlow would trace every Keras layer once more to save
-        # it, which takes ten times as long and serves nobody.
-        self.encoder_variables = encoder.variables
+        # Variables and not the models: TensorFlow would trace every Keras layer once more to save
+        # them, which takes ten times as long and serves nobody.
+        self.variables = list(encoder.variables)
+        self.trainable_variables = list(encoder.trainable_variables)
+        served = served or encoder
+        self.served_variables = list(served.variables)
 
-        # Traced once for all signatures.
-        @tf.function(input_signature=[tf.TensorSpec([None, *self.size, 3], tf.float32)])
+        self._normalize = normalize
+        # A function, which is not saved, in place of the model, which would be.
+        self._encode = _quickly_traced(encoder)
+        serve = _quickly_traced(served)
+
+        @tf.function
         def embed(images):
             some = tf.debugging.assert_positive(tf.shape(images)[0], "a request needs an image")
             with tf.control_dependencies([some]):
                 images = tf.identity(images)
-            h = tf.cast(encoder(images, training=False), tf.float32)
-            return {"embedding": tf.math.l2_normalize(h, axis=1) if normalize else h}
+            return {"embedding": self._finish(serve(images, False))}
 
-        self._embed = embed
+        # Traced once for all signatures.
+        images = tf.TensorSpec([None, *self.size, 3], tf.float32)
+        self._embed = embed.get_concrete_function(images)
+        sides = (encoder.input_shape if hasattr(encoder, "input_shape") else (None, *size))[1:3]
+        for training in (True, False):
+            images = tf.TensorSpec([None, *sides, 3], tf.float32, name="images")
+            self.__call__.get_concrete_function(images, training=training)
+
+    def _finish(self, h):
+        h = tf.cast(h, tf.float32)
+        return tf.math.l2_normalize(h, axis=1) if self._normalize else h
+
+    @tf.function
+    def __call__(self, images, training=False):
+        """[batch, H, W, 3] in [0, 1] to [batch, D], as the encoder itself."""
+        return self._finish(self._encode(images, training))
 
     @tf.function(input_signature=[_images(tf.uint8)])
     def of_uint8(self, images):
@@ -66,6 +94,19 @@ class Serving(tf.Module):
             return _centre_square(as_float(image[None]), self.size)[0]
 
         return self._embed(tf.map_fn(read, image_bytes, fn_output_signature=tf.float32))
+
+
+def _quickly_traced(encoder):
+    """The encoder as a function of images and training.
+
+    AutoGraph has nothing to convert in a functional model, and takes twice as long to find out.
+    """
+
+    def encode(images, training):
+        return encoder(images, training=training)
+
+    functional = hasattr(encoder, "input_shape") and encoder.inputs
+    return tf.autograph.experimental.do_not_convert(encode) if functional else encode
 
 
 def _centre_square(images, size):

@@ -1,0 +1,126 @@
+"""Whether an exported SavedModel answers as the encoder does, seen from outside Keras.
+
+`ask` runs its signatures by TensorFlow's C API in a process of its own (`c_api`), with the loader
+that TF Serving has too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+SECONDS = 600  # for loading and answering
+
+
+class ExportError(RuntimeError):
+    """What was exported does not answer as it should, and was removed."""
+
+
+def check_export(path, module, tolerance):
+    """Asks every signature for embeddings, with requests between that cannot be answered.
+
+    Args:
+      path: of the SavedModel.
+      module: `serving.Serving` that it was written from; its call is what is expected.
+      tolerance: how far answers may lie from it, as a share of the largest number expected.
+
+    Raises:
+      ExportError: an answer is wrong or missing, or a bad request was answered.
+    """
+    images = np.random.default_rng(0).integers(0, 256, [2, *module.size, 3], np.uint8)
+    with tf.device("/CPU:0"):  # where the signatures are run too
+        expected = module(tf.constant(images / np.float32(255)), training=False).numpy()
+    requests = [
+        ("serving_bytes", [b"not an image"]),
+        ("serving_bytes", [tf.io.encode_png(image).numpy() for image in images]),
+        ("serving_default", images[0]),  # of rank 3
+        ("serving_default", images),
+        ("serving_float", np.zeros([0, *module.size, 3], np.float32)),
+        ("serving_float", images / np.float32(255)),
+    ]
+    answers = ask(path, requests)
+    for (signature, _), refused, answer in zip(requests[1::2], answers[::2], answers[1::2]):
+        if not isinstance(refused, str):
+            raise ExportError(f"{signature} answered a request that it should refuse.")
+        if isinstance(answer, str):
+            raise ExportError(f"{signature} of the exported encoder fails: {answer}")
+        error = np.abs(answer - expected).max() / np.abs(expected).max()
+        if not error <= tolerance:  # NaN is wrong too
+            raise ExportError(
+                f"{signature} of the exported encoder differs from the encoder by {error:.1e} of "
+                f"the largest number, where {tolerance:.0e} is allowed. Nothing was kept."
+            )
+
+
+def ask(path, requests):
+    """Answers of a SavedModel's signatures, by the C API in a process without Keras.
+
+    Args:
+      path: of the SavedModel.
+      requests: (signature, value) pairs; a value is a uint8 or float32 array, or a list of bytes.
+
+    Returns:
+      For each request the output, a float32 array, or the error's text; in order, of one session.
+
+    Raises:
+      ExportError: the SavedModel cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        written = pathlib.Path(place) / "requests.json"
+        written.write_text(json.dumps(_written(path, requests, place)))
+        child = pathlib.Path(__file__).with_name("c_api.py")
+        done = subprocess.run(
+            [sys.executable, "-I", str(child), str(_library()), str(path), str(written)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+            # Beside a training process the accelerator has no memory left.
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ExportError(f"a server could not load the exported encoder: {reason}")
+    return [
+        answer["error"]
+        if "error" in answer
+        else np.reshape(answer["values"], answer["shape"]).astype(np.float32)
+        for answer in json.loads(done.stdout.splitlines()[-1])
+    ]
+
+
+def _library():
+    """TensorFlow's library with the C API, as the wheel has it."""
+    found = sorted(pathlib.Path(tf.sysconfig.get_lib()).glob("libtensorflow_cc.*"))
+    if not found:
+        raise ExportError(
+            f"the exported encoder is checked by libtensorflow_cc; {tf.sysconfig.get_lib()} has "
+            "none. Take TensorFlow from its wheel."
+        )
+    return found[0]
+
+
+def _written(path, requests, place):
+    """The requests as `c_api` reads them; arrays as files in `place`."""
+    saved_model = (pathlib.Path(path) / "saved_model.pb").read_bytes()
+    graphs = saved_model_pb2.SavedModel.FromString(saved_model).meta_graphs
+    rows = []
+    for number, (name, value) in enumerate(requests):
+        signature = graphs[0].signature_def[name]
+        (given,), (got,) = signature.inputs.values(), signature.outputs.values()
+        row = {"input": given.name, "output": got.name}
+        if isinstance(value, list):
+            row["strings"] = [file.hex() for file in value]
+        else:
+            row["file"] = str(pathlib.Path(place) / f"{number}.npy")
+            np.save(row["file"], value)
+        rows.append(row)
+    return rows

@@ -1,0 +1,186 @@
+"""An encoder as a functional model of stock Keras layers, in float32: what leaves the house.
+
+Plain Keras can load such a model, cut it at a layer and fold its batch normalisation, which is what
+this module does. Writing it is in `saved_model` and `tflite`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+_FOLDS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+
+
+def functional_twin(encoder, image_shape, layer="h", head=None):
+    """A copy of the encoder as a functional model in float32, with weights of its own.
+
+    Args:
+      encoder: a built `keras.Model`.
+      image_shape: (H, W, 3) of its images.
+      layer: what it gives: "h"; "group1" to "group4" or a block such as "group3_block2" of a
+        ResNet, or any other layer by its name, averaged over the image where it is a feature map;
+        "head1", "head2", ... for the outputs of the head's layers, the last of which is "z".
+      head: a built `ProjectionHead`, for its layers.
+
+    Returns:
+      A `keras.Model` from float32 images [batch, H, W, 3] (any H and W for a `ResNet`) to
+      [batch, D]; None where the encoder is neither functional nor makes a functional model.
+
+    Raises:
+      ValueError: there is no such layer, or the encoder can only be taken as a whole.
+    """
+    twin = _copy(encoder, image_shape)
+    if layer == "h":
+        return twin
+    if twin is None:
+        raise ValueError(
+            f"layer={layer!r} needs an encoder made of Keras layers in the functional way, or a "
+            f"ResNet; got a {type(encoder).__name__}. Export h."
+        )
+    if layer == "z" or re.fullmatch(r"head\d+", layer):
+        return keras.Model(twin.input, _head_output(twin.output, layer, head), name=twin.name)
+    output = twin.get_layer(_layer_name(twin, layer)).output
+    if len(output.shape) == 4:
+        output = keras.layers.GlobalAveragePooling2D(name="embedding")(output)
+    if len(output.shape) != 2:
+        raise ValueError(
+            f"layer must give [batch, D] or a feature map [batch, H, W, D]; {layer!r} gives "
+            f"{tuple(output.shape)}. Take another."
+        )
+    return keras.Model(twin.input, output, name=twin.name)
+
+
+def _copy(encoder, image_shape):
+    """In float32 whatever the encoder computes in; None where it has no functional form."""
+    if hasattr(encoder, "to_functional"):
+        before = keras.mixed_precision.global_policy()
+        keras.mixed_precision.set_global_policy("float32")
+        try:
+            twin = type(encoder).from_config({**encoder.get_config(), "dtype": "float32"})
+            twin.build((None, *image_shape))
+            twin.set_weights(encoder.get_weights())
+            return twin.to_functional((None, None, image_shape[-1]))
+        finally:
+            keras.mixed_precision.set_global_policy(before)
+    try:
+        twin = keras.models.clone_model(encoder, clone_function=_in_float32)
+    except ValueError:  # a subclass: its layers are known, and not how they are joined
+        return None
+    twin.set_weights(encoder.get_weights())
+    return twin
+
+
+def _in_float32(layer):
+    if isinstance(layer, keras.Model):
+        return keras.models.clone_model(layer, clone_function=_in_float32)
+    return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+
+def _layer_name(model, name):
+    """The layer that a person means: by its own name, a block's, or a group's."""
+    names = [layer.name for layer in model.layers]
+    if name in names:
+        return name
+    ends = [end for end in names if re.fullmatch(rf"{re.escape(name)}(_block\d+)?_relu", end)]
+    if ends:
+        return ends[-1]
+    blocks = [end[: -len("_relu")] for end in names if re.fullmatch(r"group\d_block\d+_relu", end)]
+    known = ["h", *sorted({block.split("_")[0] for block in blocks}), *blocks, "head1", "z"]
+    near = difflib.get_close_matches(name, [*known, *names], n=4, cutoff=0.4)
+    raise ValueError(
+        f"layer must be h, a block, a layer of the head or another layer of the encoder; got "
+        f"{name!r}. Near matches: {', '.join(near or known)}."
+    )
+
+
+def _head_output(h, layer, head):
+    if head is None:
+        raise ValueError(f"layer={layer!r} needs the projection head; none was given. Export h.")
+    count = head.layers
+    index = count if layer == "z" else int(layer[len("head") :])
+    if not 1 <= index <= count:
+        raise ValueError(f"layer must be head1 to head{count}, or z; got {layer!r}.")
+    twin = type(head).from_config({**head.get_config(), "dtype": "float32"})
+    twin.build((None, h.shape[-1]))
+    twin.set_weights(head.get_weights())
+    return twin.hidden_outputs(h)[index]
+
+
+# -- batch normalisation folded into the layer before it ------------------------------------------
+
+
+def folded(model, dtype="float32"):
+    """The same function with batch normalisation inside the convolutions before it.
+
+    y = gamma (conv(x) - mean) / sqrt(variance + epsilon) + beta is a convolution with another
+    kernel and a bias, in inference mode. Exact but for rounding. Normalisation that does not
+    directly follow a convolution or dense layer of its own stays.
+
+    Args:
+      model: a functional `keras.Model` whose layers are each used once, as `functional_twin` gives.
+      dtype: in which the copy keeps its weights and computes.
+
+    Returns:
+      A functional `keras.Model` with weights of its own; it is for inference alone.
+    """
+    pairs = _foldable(model)
+    norms = {norm: layer for layer, norm in pairs.items()}
+
+    def clone(layer):
+        if isinstance(layer, keras.Model):
+            return folded(layer, dtype)
+        if layer in norms:
+            return keras.layers.Activation("linear", name=layer.name, dtype=dtype)
+        config = {**layer.get_config(), "dtype": dtype}
+        if layer in pairs:
+            config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    twin = keras.models.clone_model(model, clone_function=clone)
+    for layer in model.layers:
+        if layer in pairs:
+            twin.get_layer(layer.name).set_weights(_fold(layer, pairs[layer]))
+        elif layer not in norms and layer.weights and not isinstance(layer, keras.Model):
+            twin.get_layer(layer.name).set_weights(layer.get_weights())
+    return twin
+
+
+def _foldable(model):
+    """{layer: the batch normalisation that alone follows it}."""
+    consumers = {}
+    for layer in model.layers:
+        for tensor in tf.nest.flatten(layer.input):
+            consumers.setdefault(id(tensor), []).append(layer)
+    outputs = {id(tensor) for tensor in tf.nest.flatten(model.output)}
+    pairs = {}
+    for layer in model.layers:
+        after = consumers.get(id(layer.output), [])
+        if (
+            isinstance(layer, _FOLDS)
+            and layer.activation is keras.activations.linear
+            and id(layer.output) not in outputs
+            and len(after) == 1
+            and isinstance(after[0], keras.layers.BatchNormalization)
+            and list(tf.nest.flatten(after[0].axis)) in ([-1], [len(layer.output.shape) - 1])
+        ):
+            pairs[layer] = after[0]
+    return pairs
+
+
+def _fold(layer, norm):
+    """[kernel, bias] of the layer with the normalisation inside; computed in float64."""
+    kernel, *bias = [np.asarray(weight, np.float64) for weight in layer.get_weights()]
+    mean, variance = (np.asarray(w, np.float64) for w in (norm.moving_mean, norm.moving_variance))
+    scale = 1.0 / np.sqrt(variance + norm.epsilon)
+    if norm.scale:
+        scale = scale * np.asarray(norm.gamma, np.float64)
+    shift = (bias[0] if bias else 0.0) - mean
+    shift = shift * scale + (np.asarray(norm.beta, np.float64) if norm.center else 0.0)
+    if isinstance(layer, keras.layers.DepthwiseConv2D):  # its kernel is [k, k, C, multiplier]
+        return [kernel * scale.reshape(kernel.shape[2:]), shift]
+    return [kernel * scale, shift]

@@ -1,0 +1,145 @@
+"""The encoder for a phone or a microcontroller: a TensorFlow Lite file.
+
+What it computes is the folded encoder of `functional`; the SavedModel for servers is in
+`saved_model`.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_tf.export.check import ExportError
+from simclr_tf.export.functional import folded, functional_twin
+from simclr_tf.export.saved_model import known_shape
+
+# Least cosine similarity to the encoder's embeddings; int8 is a matter of the data.
+SIMILARITY = {"float32": 0.9999, "float16": 0.999, "int8": 0.9}
+
+
+def export_tflite(
+    encoder,
+    path,
+    image_shape=None,
+    precision="float32",
+    examples=None,
+    normalize=False,
+    layer="h",
+    head=None,
+):
+    """Writes the encoder as a TensorFlow Lite file.
+
+    Its signature `serving_default` takes `images` [batch, H, W, 3] of the encoder's own size and
+    gives `embedding`, float32 [batch, D]. Cutting and resizing is left to the caller.
+
+    Args:
+      encoder, image_shape, normalize, layer, head: as for `export_encoder`; the encoder is a
+        `ResNet` or functional.
+      path: the file to write, such as "encoder.tflite"; it must not exist.
+      precision: "float32"; "float16", weights of half the size; "int8", a quarter, weights and
+        activations are whole numbers. Images are float32 in [0, 1], and for "int8" uint8.
+      examples: for "int8": images [n, H, W, 3], uint8 or float in [0, 1], like those that it will
+        see; some hundred. The range of every activation is taken from them.
+
+    Returns:
+      The path, as `pathlib.Path`.
+
+    Raises:
+      ValueError: the path exists; a precision that there is not; int8 without examples.
+      ExportError: the file's embeddings point elsewhere than the encoder's; nothing is left.
+    """
+    path = pathlib.Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists. Remove it, or give another name.")
+    if precision not in SIMILARITY:
+        raise ValueError(f"precision must be one of {', '.join(SIMILARITY)}; got {precision!r}.")
+    if (precision == "int8") != (examples is not None):
+        raise ValueError("examples are needed for int8, and for nothing else.")
+    image_shape = known_shape(encoder, image_shape)
+    twin = functional_twin(encoder, image_shape, layer, head)
+    if twin is None:
+        raise ValueError(
+            f"TensorFlow Lite needs a ResNet or a functional encoder; got a "
+            f"{type(encoder).__name__}. Export a SavedModel."
+        )
+    module = _Lite(folded(twin), image_shape, normalize)
+    content = _convert(module, precision, None if examples is None else as_unit(examples))
+    _check(content, module, precision, examples, image_shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.chmod(beside, 0o644)
+    os.replace(beside, path)
+    return path
+
+
+class _Lite(tf.Module):
+    """The function that is converted."""
+
+    def __init__(self, encoder, image_shape, normalize):
+        super().__init__()
+        self.kept = list(encoder.variables)
+
+        @tf.function(autograph=False)
+        def embed(images):
+            h = encoder(images, training=False)
+            return {"embedding": tf.math.l2_normalize(h, axis=1) if normalize else h}
+
+        spec = tf.TensorSpec([None, *image_shape], tf.float32, name="images")
+        self.embed = embed.get_concrete_function(spec)
+
+
+def as_unit(images):
+    """Images, uint8 or float in [0, 1], as float32 in [0, 1]."""
+    images = np.asarray(images)
+    return images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
+
+
+def _convert(module, precision, examples):
+    """The file's bytes; examples: float32 [n, H, W, 3] in [0, 1], or None."""
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.embed], module)
+    if precision != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if precision == "int8":
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        # Some pixel is black and some is white, so that the uint8 of an image are its pixels.
+        examples = np.array(examples)
+        examples[0, 0, 0], examples[0, -1, -1] = 0.0, 1.0
+        converter.representative_dataset = lambda: ([image[None]] for image in examples)
+        converter.inference_input_type = tf.uint8
+    return converter.convert()
+
+
+def run(content, images):
+    """Embeddings of a TensorFlow Lite file, float32 [n, D].
+
+    Args:
+      content: the file's bytes.
+      images: [n, H, W, 3] in the file's own dtype.
+    """
+    interpreter = tf.lite.Interpreter(model_content=content)
+    return interpreter.get_signature_runner("serving_default")(images=images)["embedding"]
+
+
+def _check(content, module, precision, examples, image_shape):
+    if examples is None:
+        examples = np.random.default_rng(0).random((4, *image_shape), dtype=np.float32)
+    images = as_unit(examples[:16])
+    expected = module.embed(tf.constant(images))["embedding"].numpy()
+    got = run(content, np.uint8(np.round(255 * images)) if precision == "int8" else images)
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+    some = np.any(expected, axis=1)  # an h of zeros has no direction
+    least = np.min(np.sum(got * expected, 1)[some] / lengths[some], initial=1.0)
+    if not least >= SIMILARITY[precision]:  # NaN is wrong too
+        raise ExportError(
+            f"in {precision}, embeddings point elsewhere than the encoder's: cosine similarity "
+            f"{least:.4f}, where {SIMILARITY[precision]} is wanted. Nothing was kept; take "
+            "float16, or more examples."
+        )

@@ -1,0 +1,183 @@
+"""Encoders as functional models: folded batch normalisation, layers by name."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from simclr_tf import ProjectionHead, ResNet, encoders
+from simclr_tf.export import folded, functional_twin
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((3, 20, 20, 3), dtype=np.float32)
+
+
+def scrambled(model):
+    """Its weights as after training: no statistic is 0 or 1; variances above 0."""
+    values = []
+    for weight in model.weights:
+        value = RNG.normal(0, 0.3, weight.shape)
+        positive = "variance" in weight.name or "gamma" in weight.name
+        values.append(np.abs(value) + 0.3 if positive else value)
+    model.set_weights(values)
+    return model
+
+
+def norms(model):
+    """Layers of batch normalisation in it."""
+    return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+
+
+def assert_close(got, expected, share):
+    """Up to a share of the largest number expected."""
+    np.testing.assert_allclose(got, expected, atol=share * np.abs(expected).max(), rtol=0)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """Built for 20 pixels, scrambled."""
+    encoder = ResNet(18, width=1 / 16)
+    encoder.build((None, 20, 20, 3))
+    return scrambled(encoder)
+
+
+@pytest.fixture(scope="module")
+def twin(resnet):
+    """Its functional twin."""
+    return functional_twin(resnet, (20, 20, 3))
+
+
+def test_the_twin_of_a_resnet_is_itself_in_stock_layers(resnet, twin):
+    """Weights of its own; any height and width."""
+    np.testing.assert_array_equal(twin(IMAGES), resnet(IMAGES))
+    np.testing.assert_array_equal(twin(IMAGES[:, :9, :13]), resnet(IMAGES[:, :9, :13]))
+    assert not {id(w) for w in twin.weights} & {id(w) for w in resnet.weights}
+    assert {type(x).__module__.split(".")[0] for x in twin.layers} == {"keras"}
+
+
+def test_all_of_a_resnet_folds(resnet, twin):
+    """To 1e-4 of the largest number, with no normalisation left."""
+    small = folded(twin)
+    assert not norms(small) and len(norms(twin)) == 21
+    assert_close(small(IMAGES), resnet(IMAGES), 1e-4)
+
+
+def test_every_kind_of_layer_folds_and_the_rest_stays():
+    """Convolutions with bias and without, depthwise, dense; not where others see the output."""
+    layers = keras.layers
+    images = keras.Input((20, 20, 3))
+    x = layers.Conv2D(4, 3, use_bias=False)(images)
+    x = layers.BatchNormalization(scale=False, epsilon=0.1)(x)
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2)(x)
+    x = layers.BatchNormalization(center=False)(x)
+    x = layers.Conv2D(5, 1, activation="relu")(x)
+    x = layers.BatchNormalization(name="after_relu")(x)
+    x = seen_twice = layers.Conv2D(5, 1)(x)
+    x = layers.Add()([layers.BatchNormalization(name="beside")(x), seen_twice])
+    x = layers.Dense(6)(layers.GlobalAveragePooling2D()(x))
+    x = layers.BatchNormalization()(x)
+    last = layers.Dense(2)(x)
+    model = scrambled(keras.Model(images, layers.Concatenate()([last, layers.ReLU()(last)])))
+    small = folded(model)
+    assert [layer.name for layer in norms(small)] == ["after_relu", "beside"]
+    assert_close(small(IMAGES), model(IMAGES), 1e-5)
+    # The output of the model is seen by whoever calls it.
+    conv = layers.Conv2D(4, 3)(images)
+    both = scrambled(keras.Model(images, [conv, layers.BatchNormalization()(conv)]))
+    assert len(norms(folded(both))) == 1
+
+
+def test_models_inside_a_model_fold_too():
+    """A backbone that is one layer of the encoder; and one of KerasCV, whose layers are its own."""
+    layers = keras.layers
+    images = keras.Input((20, 20, 3))
+    backbone = keras.Sequential([images, layers.Conv2D(4, 3), layers.BatchNormalization()])
+    pool = layers.GlobalAveragePooling2D()
+    nested = scrambled(keras.Model(images, pool(backbone(images))))
+    small = folded(functional_twin(nested, (20, 20, 3)))
+    assert len(small.weights) == 2
+    assert_close(small(IMAGES), nested(IMAGES), 1e-5)
+    of_keras_cv = encoders.by_name("keras_cv/resnet18_v2", 20)
+    small = folded(functional_twin(of_keras_cv, (20, 20, 3)))
+    assert len(norms(small)) == 9
+    assert_close(small(IMAGES), of_keras_cv(IMAGES), 1e-4)
+
+
+def test_in_float16(resnet, twin):
+    """Weights and arithmetic; a hundredth of the largest number."""
+    small = folded(twin, "float16")
+    assert {weight.dtype for weight in small.weights} == {tf.float16}
+    assert_close(tf.cast(small(IMAGES), tf.float32), resnet(IMAGES), 1e-2)
+
+
+def test_a_bfloat16_encoder_comes_out_in_float32():
+    """A ResNet and a functional model: the same numbers as with the same weights in float32."""
+    for build in (
+        lambda: ResNet(18, width=1 / 16),
+        lambda: keras.Sequential(
+            [
+                keras.Input((20, 20, 3)),
+                keras.layers.Conv2D(4, 3),
+                keras.layers.GlobalAveragePooling2D(),
+            ]
+        ),
+    ):
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+        half = build()
+        half.build((None, 20, 20, 3))
+        keras.mixed_precision.set_global_policy("float32")
+        whole = build()
+        whole.build((None, 20, 20, 3))
+        whole.set_weights(scrambled(half).get_weights())
+        copy = functional_twin(half, (20, 20, 3))
+        assert {layer.compute_dtype for layer in copy.layers} == {"float32"}
+        np.testing.assert_array_equal(copy(IMAGES), whole(IMAGES))
+
+
+def test_blocks_and_groups_by_name(resnet):
+    """The pooled output of a block as the encoder computes it."""
+    x = resnet.stem_layers(IMAGES)
+    expected = {}
+    for block in resnet.blocks:
+        x = block(x)
+        expected[block.name] = tf.reduce_mean(x, [1, 2])
+    for name, block in (("group2_block1",) * 2, ("group3", "group3_block2")):
+        got = functional_twin(resnet, (20, 20, 3), name)(IMAGES)
+        np.testing.assert_allclose(got, expected[block], rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_the_head_by_name():
+    """head1 is after its ReLU; the last is z."""
+    images = keras.Input((20, 20, 3))
+    encoder = keras.Model(images, keras.layers.GlobalAveragePooling2D()(images))
+    head = ProjectionHead(hidden_dim=5, output_dim=7, layers=3)
+    head.build((None, 3))
+    scrambled(head)
+    outputs = head.hidden_outputs(encoder(IMAGES))
+    for name, index in (("head1", 1), ("head2", 2), ("head3", 3), ("z", 3)):
+        got = functional_twin(encoder, (20, 20, 3), name, head)(IMAGES)
+        np.testing.assert_allclose(got, outputs[index], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"must be head1 to head3, or z; got 'head4'"):
+        functional_twin(encoder, (20, 20, 3), "head4", head)
+    with pytest.raises(ValueError, match=r"'z' needs the projection head"):
+        functional_twin(encoder, (20, 20, 3), "z")
+
+
+def test_a_layer_that_there_is_not(resnet):
+    """Those close to it are named."""
+    with pytest.raises(ValueError, match=r"got 'gruop3'. Near matches: group3"):
+        functional_twin(resnet, (20, 20, 3), "gruop3")
+
+
+def test_a_subclass_has_no_twin():
+    """It is exported as it is, and whole."""
+
+    class Mean(keras.Model):
+        def call(self, images, training=None):
+            return tf.reduce_mean(images, [1, 2])
+
+    encoder = Mean()
+    encoder.build((None, 20, 20, 3))
+    assert functional_twin(encoder, (20, 20, 3)) is None
+    with pytest.raises(ValueError, match=r"'group1' needs an encoder .* got a Mean"):
+        functional_twin(encoder, (20, 20, 3), "group1")
