@@ -17,6 +17,7 @@ from tensorflow import keras
 from simclr_tf.export.check import check_export
 from simclr_tf.export.functional import folded, functional_twin
 from simclr_tf.export.serving import Serving
+from simclr_tf.export.warmup import write_warmup
 
 ABOUT = "encoder.json"  # beside saved_model.pb: what it takes and gives, for `load_exported`
 # How far answers may lie from the encoder's, as a share of the largest number among them.
@@ -105,6 +106,7 @@ def export_encoder(
             twin.save(beside / "encoder.keras")
         about = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
         (beside / ABOUT).write_text(json.dumps(about) + "\n")
+        write_warmup(beside, image_shape[:2])
         check_export(beside, module, TOLERANCES[precision])
         beside.chmod(0o755)
         os.replace(beside, path)
