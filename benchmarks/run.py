@@ -12,6 +12,7 @@ import pathlib
 import convolution
 import loss
 import measure
+import serving
 import step
 import views
 from absl import app, flags
@@ -47,6 +48,7 @@ TABLES = {
         step.STEP_COLUMNS,
         lambda repeats: in_best_precision(step.run_step, repeats, 1),
     ),
+    "serving": ("Requests to the exported encoder", serving.COLUMNS, serving.run),
     "cache": ("Gradient caching", step.CACHE_COLUMNS, lambda repeats: step.run_cache(1)),
 }
 

@@ -111,13 +111,20 @@ def _quickly_traced(encoder):
 
 def _centre_square(images, size):
     """Cut and resized as `data.decode` does; [B, H, W, 3] float in [0, 1] to [B, *size, 3]."""
-    height, width = tf.shape(images)[1], tf.shape(images)[2]
-    if size[0] == size[1]:
-        side = tf.minimum(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        images = images[:, top : top + side, left : left + side]
-    images = tf.image.resize(images, size, tf.image.ResizeMethod.BICUBIC, antialias=True)
-    return tf.clip_by_value(images, 0.0, 1.0)
+
+    def resized():
+        height, width = tf.shape(images)[1], tf.shape(images)[2]
+        cut = images
+        if size[0] == size[1]:
+            side = tf.minimum(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            cut = images[:, top : top + side, left : left + side]
+        out = tf.image.resize(cut, size, tf.image.ResizeMethod.BICUBIC, antialias=True)
+        return tf.clip_by_value(out, 0.0, 1.0)
+
+    same = tf.reduce_all(tf.shape(images)[1:3] == size)
+    images = tf.cond(same, lambda: images, resized)  # resizing costs something at any size
+    return tf.ensure_shape(images, [None, *size, 3])
 
 
 def _check_pixels(file):
