@@ -16,7 +16,7 @@ import numpy as np
 
 from simclr_tf import run
 
-_GROUP_BYTES = 2**24  # a row group of a Parquet file, in embeddings
+_GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
 
 
 class Writer:
@@ -222,7 +222,7 @@ class _Parquet:
             use_dictionary=False,
             use_byte_stream_split=["embedding.list.element"],
         )
-        self._group_rows = max(1, _GROUP_BYTES // (4 * dim))
+        self._group_rows = min(_GROUP_ROWS, max(1, _GROUP_BYTES // (4 * dim)))
         self._batches, self._num_rows = [], 0
 
     def add(self, columns):
