@@ -24,6 +24,7 @@ _PUBLIC = {
 # From the bottom up: each may import only those before it.
 _MODULES = (
     "devices",
+    "progress",
     "augment",
     "blocks",
     "losses",
@@ -45,6 +46,7 @@ _MODULES = (
     "checkpoints",
     "report",
     "run",
+    "embeddings",
     "jobs",
     "cli",
 )

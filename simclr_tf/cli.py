@@ -18,7 +18,7 @@ from simclr_tf import run
 COMMANDS = {
     "pretrain": "learn an encoder from images; given again, it resumes",
     "evaluate": "kNN and linear accuracy of a run's encoder",
-    "embed": "embeddings, labels and ids of a data set, as npz",
+    "embed": "embeddings, labels and ids of a data set, as npz, Parquet or TFRecord",
     "export": "the encoder of a run as a SavedModel, or for TensorFlow Lite",
 }
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
@@ -160,10 +160,23 @@ def _define_evaluate(define):
 
 
 def _define_embed(define):
-    define.string("output", None, "The npz to write.")
-    define.string("dataset", None, "By default the run's.")
+    define.string("output", None, "File to write: .npz, .parquet or .tfrecord.")
+    define.string(
+        "saved_model",
+        None,
+        "Instead of --run_dir: an exported SavedModel, or a directory of numbered ones.",
+    )
+    define.string("dataset", None, "As for pretrain; by default the run's.")
     define.string("data_dir", None, "By default the run's.")
-    define.string("split", None, "By default the run's --train_split.")
+    define.string("split", None, "By default the run's --train_split, or train.")
+    define.integer("image_size", None, "Side of the images in pixels; by default the encoder's.", 1)
+    define.float(
+        "max_corrupt_share",
+        None,
+        "Share of unreadable images at which it stops; by default the run's, or 0.01.",
+        0.0,
+        1.0,
+    )
     define.integer("batch_size", 256, "Images at a time.", 1)
 
 
@@ -204,7 +217,7 @@ _GROUPS = {
 _REQUIRED = {
     "pretrain": ["run_dir"],
     "evaluate": ["run_dir"],
-    "embed": ["run_dir", "output"],
+    "embed": ["output"],
     "export": ["run_dir", "output"],
 }
 
@@ -266,7 +279,20 @@ def parse(argv):
     for name in _REQUIRED[command]:
         if not values[name].value:
             raise run.UsageError(f"{command} needs --{name}.")
+    if command == "embed":
+        _check_embed(values)
     return command, values
+
+
+def _check_embed(values):
+    if bool(values.run_dir) == bool(values.saved_model):
+        given = "both" if values.run_dir else "neither"
+        raise run.UsageError(f"embed needs either --run_dir or --saved_model; got {given}.")
+    if values.saved_model and not values.dataset:
+        raise run.UsageError("embed needs --dataset where it has no --run_dir to take it from.")
+    from simclr_tf import embeddings  # NumPy comes with it
+
+    embeddings.check_path(values.output)
 
 
 def options_of(values):
@@ -312,7 +338,8 @@ def _options_of_run(run_dir):
 
 def _execute(command, values):
     options = options_of(values)
-    trained = None if command == "pretrain" else _options_of_run(options.run_dir)
+    of_run = command != "pretrain" and options.run_dir  # embed can do without
+    trained = _options_of_run(options.run_dir) if of_run else None
     if getattr(options, "data_dir", None) and trained:
         trained.data_dir = options.data_dir
     from simclr_tf import _quiet
@@ -332,7 +359,6 @@ def _run_job(command, values, options, trained):
     elif command == "evaluate":
         jobs.evaluate_run(options, trained)
     elif command == "embed":
-        trained.dataset = options.dataset or trained.dataset
         jobs.embed(options, trained)
     else:
         jobs.export(options, trained)

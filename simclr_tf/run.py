@@ -160,17 +160,3 @@ def write_whole(path, text):
     finally:
         if os.path.exists(beside):
             os.unlink(beside)
-
-
-def write_npz(path, arrays):
-    """Writes a compressed npz beside its place and renames it; arrays is a dict by name."""
-    import numpy as np  # only here: the run directory itself needs no numpy
-
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part.npz")
-    try:
-        np.savez_compressed(beside, **arrays)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

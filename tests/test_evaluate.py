@@ -18,6 +18,7 @@ from simclr_tf.evaluate import (
     knn_predict,
     linear_probe,
     pixel_features,
+    stream_features,
 )
 
 
@@ -103,6 +104,25 @@ def test_a_partial_batch_is_not_traced_again():
 
     assert extract_features(Spy(), dict_dataset(8)).h.shape == (21, 3)
     assert shapes == [(8, 8, 8, 3)]
+
+
+def test_a_stream_gives_a_batch_before_it_asks_for_the_next():
+    """So that memory stays bounded; together they are what extract_features gives."""
+    asked = []
+
+    def watched():
+        for batch in dict_dataset(8):
+            asked.append(len(batch["image"]))
+            yield batch
+
+    net, parts = encoder(), []
+    for features in stream_features(net, watched()):
+        parts.append(features)
+        assert asked == [len(part.h) for part in parts]
+    assert asked == [8, 8, 5]
+    expected = extract_features(net, dict_dataset(8))
+    for column, whole in zip(zip(*parts), expected):
+        np.testing.assert_array_equal(np.concatenate(column), whole)
 
 
 def test_tuples_bare_images_and_floats_give_the_same_h():

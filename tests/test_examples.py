@@ -6,8 +6,9 @@ import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from simclr_tf import cli, data, evaluate
+from simclr_tf import cli, data, embeddings, evaluate
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
@@ -42,6 +43,49 @@ def test_own_images_finds_like_ones(sources):
     assert len(found) == 4 and features.ids[3] not in [name for name, _ in found]
     assert sorted((s for _, s in found), reverse=True) == [s for _, s in found]
     assert np.isfinite([s for _, s in found]).all()
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet", "tfrecord"])
+def test_neighbours_are_the_most_alike_of_a_file(kind, tmp_path):
+    """As by a full sort of all cosines, without the query itself, though two embeddings are one."""
+    example = load("neighbours")
+    rng = np.random.default_rng(0)
+    h, labels = rng.normal(size=[40, 6]).astype(np.float32), np.arange(40) % 3
+    h[[5, 6, 7]] = h[4]
+    with embeddings.Writer(tmp_path / f"h.{kind}") as file:
+        file.write(evaluate.Features(h, labels, np.array([f"é/{i}.png" for i in range(40)])))
+    features = embeddings.read(tmp_path / f"h.{kind}")
+    found, similarity = example.neighbours(example.index_of(features.h), features.h, range(40), 2)
+    unit = h / np.linalg.norm(h, axis=1, keepdims=True)
+    cosines = unit @ unit.T - 9 * np.eye(40)
+    np.testing.assert_allclose(similarity, -np.sort(-cosines)[:, :2], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(cosines, found, 1), similarity, atol=1e-5)
+    share = np.mean([labels[i] == labels[j] for i in range(40) for j in found[i]])
+    assert example.precision_at(example.index_of(h), h, labels, 2) == pytest.approx(share)
+    assert example.rows_of(features, ["é/7.png"], 5).tolist() == [7]
+    with pytest.raises(ValueError, match="'x' is no id of the file"):
+        example.rows_of(features, ["x"], 5)
+
+
+def test_neighbours_of_a_folder_and_of_an_npz_are_drawn(tmp_path):
+    """A picture of a row for each query."""
+    example = load("neighbours")
+    images = np.random.default_rng(0).integers(0, 256, [32, 8, 8, 3], np.uint8)
+    labels = np.arange(32) % 3
+    np.savez(tmp_path / "set.npz", x_test=images, y_test=labels)
+    (tmp_path / "test").mkdir()
+    names = [f"test/{row:05d}" for row in range(len(images))]
+    for name, image in zip(names, images):
+        Image.fromarray(image).save(tmp_path / name, "PNG")
+    features = evaluate.Features(images.reshape(32, -1) / 255.0, labels, np.array(names))
+    rows = example.rows_of(features, [], 3)
+    found, _ = example.neighbours(example.index_of(features.h), features.h, rows, 4)
+    for place in (tmp_path, tmp_path / "set.npz"):
+        image_of = example.image_reader(place, "test")
+        np.testing.assert_array_equal(np.asarray(image_of(names[9])), images[9])
+        example.draw(tmp_path / "n.png", features, rows, found, image_of)
+        width, height = Image.open(tmp_path / "n.png").size
+        assert width > height > 300
 
 
 def test_the_demo_ends_with_the_table(tmp_path, capsys):

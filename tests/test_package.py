@@ -106,8 +106,9 @@ def test_only_the_command_line_reads_flags():
 
 
 def test_optional_stacks_are_imported_where_they_are_used():
-    """Addons, KerasCV, TFDS, scikit-learn and matplotlib are imported inside functions only."""
+    """Addons, KerasCV, TFDS, scikit-learn, matplotlib, pyarrow: inside functions only."""
     heavy = ("tensorflow_addons", "keras_cv", "tensorflow_datasets", "sklearn", "matplotlib")
+    heavy += ("pyarrow", "tqdm")
     wrong = [
         f"{path.relative_to(PACKAGE)}:{line} imports {name}"
         for path in SOURCES

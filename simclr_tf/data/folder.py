@@ -38,32 +38,38 @@ class Folder:
     def __init__(self, root: Path, split: str):
         if not root.is_dir():
             raise ValueError(f"folder:PATH needs an existing folder; got {str(root)!r}.")
-        self._root = root
         folder, split_folders = _split_folder(root, split)
-        self._paths = sorted(_image_files(folder))
+        self._root = root
+        # As text: a million `Path`s would take 400 MB.
+        paths = (path.relative_to(root).as_posix() for path in _image_files(folder))
+        self._paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
         if not self._paths:
             raise ValueError(
                 f"a folder needs at least one image ({', '.join(EXTENSIONS)}); "
                 f"there is none under {str(folder)!r}."
             )
-        first_levels = [path.relative_to(folder).parts[:-1][:1] for path in self._paths]
+        depth = len(folder.relative_to(root).parts)
+
+        def first_level(path):
+            return next(iter(path.split("/")[depth:-1]), None)
+
         names = _class_names(split_folders)
-        self.labelled = all(first_levels) and len(names) > 1
+        self.labelled = len(names) > 1 and all(map(first_level, self._paths))
         self.class_names = names if self.labelled else None
         if self.labelled:
             index = {name: label for label, name in enumerate(names)}
-            self._labels = [index[level[0]] for level in first_levels]
+            self._labels = [index[first_level(path)] for path in self._paths]
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def id(self, index: int) -> str:
         """The path below the root."""
-        return self._paths[index].relative_to(self._root).as_posix()
+        return self._paths[index]
 
     def __getitem__(self, index: int) -> Example:
         try:
-            data = self._paths[index].read_bytes()
+            data = (self._root / self._paths[index]).read_bytes()
         except OSError as error:
             raise CorruptImageError(f"cannot be read: {error.strerror}") from error
         label = self._labels[index] if self.labelled else UNLABELLED

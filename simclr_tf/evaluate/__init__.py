@@ -3,7 +3,12 @@
 features: h of every last example. knn: nearest neighbours. linear: logistic regression.
 """
 
-from simclr_tf.evaluate.features import Features, extract_features, pixel_features
+from simclr_tf.evaluate.features import (
+    Features,
+    extract_features,
+    pixel_features,
+    stream_features,
+)
 from simclr_tf.evaluate.knn import knn_accuracy, knn_predict
 from simclr_tf.evaluate.linear import LinearProbe, linear_probe
 
@@ -15,4 +20,5 @@ __all__ = [
     "knn_predict",
     "linear_probe",
     "pixel_features",
+    "stream_features",
 ]

@@ -28,6 +28,31 @@ class Features(NamedTuple):
 def extract_features(encoder, dataset, image_size=None, verbose=0):
     """Runs `encoder` in inference mode over every last example of `dataset`, once, in order.
 
+    All of it in memory; `stream_features` gives the same a batch at a time.
+
+    Args:
+      encoder, dataset, image_size: see `stream_features`.
+      verbose: 1 shows a progress bar, 0 nothing.
+
+    Returns:
+      `Features`.
+
+    Raises:
+      ValueError: as `stream_features`.
+    """
+    bar = keras.utils.Progbar(_num_batches(dataset), unit_name="batch", verbose=verbose)
+    parts = []
+    for features in stream_features(encoder, dataset, image_size):
+        parts.append(features)
+        bar.add(1)
+    return Features(
+        *(None if column[0] is None else np.concatenate(column) for column in zip(*parts))
+    )
+
+
+def stream_features(encoder, dataset, image_size=None):
+    """The same a batch at a time, in bounded memory.
+
     No variable changes: batch normalisation uses its moving statistics. A partial batch is padded
     to the size of the largest batch so far, so that nothing is traced or planned twice, and the
     padding is dropped.
@@ -40,24 +65,18 @@ def extract_features(encoder, dataset, image_size=None, verbose=0):
         alone. Images are [B, H, W, 3], uint8 or floating in [0, 1].
       image_size: int, pixels; images of another size are resized to this square (bilinear,
         antialiased). None leaves them as they are.
-      verbose: 1 shows a progress bar, 0 nothing.
 
-    Returns:
-      `Features`.
+    Yields:
+      `Features` of each batch of `dataset`, all with the same columns.
 
     Raises:
       ValueError: an endless or empty dataset, images of a wrong shape, dtype or range, labels or
         ids in some batches only, an encoder that does not map images to vectors.
     """
-    if (
-        getattr(dataset, "cardinality", None)
-        and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    ):
-        raise ValueError("dataset must end; got an endless one. Leave out .repeat().")
+    _check_finite(dataset)
     encode = _inference(encoder)
-    bar = keras.utils.Progbar(_num_batches(dataset), unit_name="batch", verbose=verbose)
-    columns = ([], [], [])
-    padded_size = 0
+    num_images = num_batches = padded_size = 0
+    first = None
     for batch in dataset:
         images, labels, ids = _unpack(batch)
         images = _to_float(images, image_size)
@@ -68,12 +87,13 @@ def extract_features(encoder, dataset, image_size=None, verbose=0):
                 f"encoder must map images to vectors [{padded_size}, D]; got shape {h.shape}. "
                 "Pool its feature map, for instance with GlobalAveragePooling2D."
             )
-        for column, value in zip(columns, (h[: len(images)].astype(np.float32), labels, ids)):
-            column.append(value)
-        bar.add(1)
-    if not sum(map(len, columns[0])):
+        features = Features(h[: len(images)].astype(np.float32), labels, ids)
+        first = first or features
+        num_images, num_batches = num_images + len(images), num_batches + 1
+        _check_columns(features, first, num_batches)
+        yield features
+    if not num_images:
         raise ValueError("dataset must hold at least one image; got none.")
-    return Features(*(_join(column, name) for column, name in zip(columns, ("h", "label", "id"))))
 
 
 def pixel_features(images):
@@ -162,9 +182,19 @@ def _takes_training(function):
 
 
 def _check_finite(dataset):
-    if isinstance(dataset, tf.data.Dataset):
-        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError("dataset must end; got an endless one. Leave out .repeat().")
+    cardinality = getattr(dataset, "cardinality", None)
+    if cardinality and cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("dataset must end; got an endless one. Leave out .repeat().")
+
+
+def _check_columns(features, first, num_batches):
+    """Raises ValueError where the newest of so many batches has other columns than the first."""
+    for name, value, wanted in zip(("label", "id"), features[1:], first[1:]):
+        if (value is None) != (wanted is None):
+            having = num_batches - 1 if value is None else 1
+            raise ValueError(
+                f'"{name}" must be in every batch or in none; got it in {having} of {num_batches}.'
+            )
 
 
 def _num_batches(dataset):
@@ -246,16 +276,3 @@ def _pad(images, size):
     """`images` [B, ...] with black ones added to make `size` of them."""
     missing = size - len(images)
     return tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]) if missing else images
-
-
-def _join(column, name):
-    """The batches of one column in one array; None where no batch has it."""
-    present = [value for value in column if value is not None]
-    if not present:
-        return None
-    if len(present) != len(column):
-        raise ValueError(
-            f'"{name}" must be in every batch or in none; '
-            f"got it in {len(present)} of {len(column)}."
-        )
-    return np.concatenate(present)

@@ -1,0 +1,352 @@
+"""Files of embeddings: npz, Parquet and TFRecord, written a batch at a time and read back.
+
+What makes the embeddings is in `evaluate`. TensorFlow and pyarrow are imported by the formats that
+need them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+
+from simclr_tf import run
+
+_GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
+
+
+class Writer:
+    """Writes embeddings to a file, in the format that its suffix names; a context manager.
+
+    One batch, or one row group, is held in memory. The file is written beside its place and renamed
+    at the end, over one that is there; an exception in the block leaves nothing.
+
+    - `.npz`: arrays `embeddings`, float32 [n, D]; `labels`, int64 [n]; `ids`, str [n]. While it is
+      written it takes its room twice.
+    - `.parquet`: columns `embedding`, fixed_size_list<float>[D]; `label`, int64; `id`, string.
+    - `.tfrecord`, uncompressed: a `tf.train.Example` each of `embedding`, D floats; `label`, int64;
+      `id`, bytes.
+
+    Labels or ids that the features lack are left out; ids that are numbers become text.
+
+    Args:
+      path: of the file; directories above it are made.
+
+    Raises:
+      run.UsageError: another suffix, or the path is a directory.
+    """
+
+    def __init__(self, path):
+        check_path(path)
+        self._path = pathlib.Path(path)
+        self._make, self._file = _format(path)[0], None
+
+    def __enter__(self):
+        folder = self._path.parent
+        self._made = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix=f".{self._path.name}-", dir=folder)
+        self._beside = pathlib.Path(self._scratch.name) / self._path.name
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                if self._file is None:
+                    raise ValueError("a file of embeddings needs at least one; got none.")
+                self._file.finish()
+                os.replace(self._beside, self._path)
+                self._made = []
+        finally:
+            with contextlib.suppress(OSError):  # of a full disk, for the second time
+                if self._file is not None:
+                    self._file.close()
+            self._scratch.cleanup()
+            for each in self._made:
+                with contextlib.suppress(OSError):  # somebody else put something there
+                    each.rmdir()
+
+    def write(self, features):
+        """Adds the `evaluate.Features` of a batch.
+
+        Raises:
+          ValueError: other columns, or another D, than those of the first batch.
+          OSError: the disk is full, and the like.
+        """
+        columns = {"embedding": np.asarray(features.h, "<f4")}  # [b, D]
+        if features.labels is not None:
+            columns["label"] = np.asarray(features.labels, np.int64)
+        if features.ids is not None:
+            columns["id"] = np.asarray(features.ids).astype(np.str_)
+        kind = [(name, column.shape[1:]) for name, column in columns.items()]
+        if self._file is None:
+            self._kind = kind
+            self._file = self._make(self._beside, list(columns), columns["embedding"].shape[1])
+        if kind != self._kind:
+            raise ValueError(
+                f"all batches of a file must have the columns of the first, {self._kind}; "
+                f"got {kind}."
+            )
+        self._file.add(columns)
+
+
+def check_path(path):
+    """Raises run.UsageError where `Writer` would, before there is anything to write."""
+    _format(path)
+    if os.path.isdir(path):
+        raise run.UsageError(f"embeddings are written to a file; {path} is a directory.")
+
+
+def read(path):
+    """The whole of a file that `Writer` wrote, in memory: 4 n D bytes, and the ids.
+
+    Returns:
+      `evaluate.Features`.
+
+    Raises:
+      run.UsageError: another suffix.
+      ValueError: no such file, or none of embeddings.
+    """
+    from simclr_tf.evaluate import Features
+
+    columns_of = _format(path)[1]
+    if not os.path.isfile(path):
+        raise ValueError(f"embeddings are read from a file; there is none at {path}.")
+    try:
+        columns = columns_of(str(path))
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} must be a file of embeddings as `simclr-tf embed` writes them; it is not "
+            f"({' '.join(str(error).split())})."
+        ) from error
+    return Features(columns["embedding"], columns.get("label"), columns.get("id"))
+
+
+def _format(path):
+    """The class that writes, and the function that reads, files of this suffix."""
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        raise run.UsageError(
+            f"a file of embeddings must end in {', '.join(_FORMATS)}; got {str(path)!r}."
+        )
+    return _FORMATS[suffix]
+
+
+# -- npz -------------------------------------------------------------------------------------
+
+_PLURALS = {"embedding": "embeddings", "label": "labels", "id": "ids"}
+
+
+class _Npz:
+    """Each column goes to a file of its own, batch by batch, and from these into the archive.
+
+    An array begins with its length, and a text array with that of its longest text: both are known
+    at the end only.
+    """
+
+    def __init__(self, path, names, dim):
+        self._path, self._num_rows = path, 0
+        self._spools = {name: path.with_name(name).open("w+b") for name in names}
+        self._row_shapes = {"embedding": (dim,)}
+        self._dtypes = {}
+
+    def add(self, columns):
+        self._num_rows += len(columns["embedding"])
+        for name, column in columns.items():
+            np.lib.format.write_array(self._spools[name], column, allow_pickle=False)
+            before = self._dtypes.get(name, column.dtype)
+            self._dtypes[name] = np.promote_types(before, column.dtype)
+
+    def finish(self):
+        with zipfile.ZipFile(self._path, "w") as archive:
+            for name, spool in self._spools.items():
+                member = zipfile.ZipInfo(f"{_PLURALS[name]}.npy")
+                if name != "embedding":  # it would shrink by a tenth, in ten times the time
+                    member.compress_type = zipfile.ZIP_DEFLATED
+                with archive.open(member, "w", force_zip64=True) as file:
+                    self._copy(name, spool, file)
+                spool.truncate(0)  # its room is wanted
+
+    def _copy(self, name, spool, file):
+        dtype = self._dtypes[name]
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (self._num_rows, *self._row_shapes.get(name, ())),
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        end = spool.tell()
+        spool.seek(0)
+        while spool.tell() < end:
+            batch = np.lib.format.read_array(spool, allow_pickle=False)
+            file.write(batch.astype(dtype, copy=False).tobytes())
+
+    def close(self):
+        for spool in self._spools.values():
+            spool.close()
+
+
+def _read_npz(path):
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {name: arrays[key] for name, key in _PLURALS.items() if key in arrays}
+    if "embedding" not in found:
+        raise LookupError("no array `embeddings`")
+    return found
+
+
+# -- Parquet ---------------------------------------------------------------------------------
+
+
+class _Parquet:
+    """Batches are gathered to row groups: of a few rows they would be slow to read."""
+
+    def __init__(self, path, names, dim):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        kinds = {
+            "embedding": pa.list_(pa.float32(), dim),
+            "label": pa.int64(),
+            "id": pa.string(),
+        }
+        self._schema = pa.schema([(name, kinds[name]) for name in names])
+        # Whole floats hardly compress; all their first bytes together, then all second, do.
+        self._file = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            use_byte_stream_split=["embedding.list.element"],
+        )
+        self._group_rows = min(_GROUP_ROWS, max(1, _GROUP_BYTES // (4 * dim)))
+        self._batches, self._num_rows = [], 0
+
+    def add(self, columns):
+        self._batches.append(columns)
+        self._num_rows += len(columns["embedding"])
+        if self._num_rows >= self._group_rows:
+            self._write_group()
+
+    def _write_group(self):
+        import pyarrow as pa
+
+        if not self._batches:
+            return
+        arrays = []
+        for field in self._schema:
+            column = np.concatenate([batch[field.name] for batch in self._batches])
+            if field.name == "embedding":
+                flat = pa.array(column.reshape(-1))
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, column.shape[1]))
+            else:
+                arrays.append(pa.array(column, field.type))
+        self._batches, self._num_rows = [], 0
+        self._file.write_table(pa.table(arrays, schema=self._schema), self._group_rows)
+
+    def finish(self):
+        self._write_group()
+        self._file.close()
+
+    def close(self):
+        self._file.close()
+
+
+def _read_parquet(path):
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        dim = getattr(file.schema_arrow.field("embedding").type, "list_size", None)
+        if dim is None:
+            raise LookupError("no column `embedding` of lists of one length")
+        h, start = np.empty([file.metadata.num_rows, dim], np.float32), 0
+        for batch in file.iter_batches(4096, columns=["embedding"]):
+            h[start : start + len(batch)] = batch["embedding"].flatten().to_numpy().reshape(-1, dim)
+            start += len(batch)
+        found = {"embedding": h}
+        if "label" in names:
+            found["label"] = file.read(["label"])["label"].to_numpy()
+        if "id" in names:
+            found["id"] = np.array(file.read(["id"])["id"].to_pylist(), np.str_)
+    return found
+
+
+# -- TFRecord --------------------------------------------------------------------------------
+
+
+class _TFRecord:
+    """An uncompressed file, as `--dataset=tfrecord:` and others read it."""
+
+    def __init__(self, path, names, dim):
+        import tensorflow as tf
+
+        self._example, self._error = tf.train.Example, tf.errors.OpError
+        # Packed floats are a head of constant length and their bytes: put together so, an example
+        # takes a thirtieth of the time that it takes float by float.
+        whole = tf.train.FloatList(value=[0.0] * dim).SerializeToString()
+        self._head = whole[: len(whole) - 4 * dim]
+        with self._plain_errors():
+            self._file = tf.io.TFRecordWriter(str(path))
+
+    def add(self, columns):
+        with self._plain_errors():
+            for row, h in enumerate(columns["embedding"]):
+                example = self._example()
+                feature = example.features.feature
+                feature["embedding"].float_list.MergeFromString(self._head + h.tobytes())
+                if "label" in columns:
+                    feature["label"].int64_list.value.append(int(columns["label"][row]))
+                if "id" in columns:
+                    feature["id"].bytes_list.value.append(columns["id"][row].encode())
+                self._file.write(example.SerializeToString())
+
+    def finish(self):
+        with self._plain_errors():
+            self._file.close()
+
+    def close(self):
+        with self._plain_errors():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _plain_errors(self):
+        try:
+            yield
+        except self._error as error:
+            raise OSError(error.message) from error
+
+
+def _read_tfrecord(path):
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    records = tf.data.TFRecordDataset(path)
+    try:
+        first = tf.train.Example.FromString(next(iter(records)).numpy()).features.feature
+        dim = len(first["embedding"].float_list.value)
+        if not dim:
+            raise LookupError("no floats under `embedding`")
+        spec = {"embedding": tf.io.FixedLenFeature([dim], tf.float32)}
+        if first["label"].int64_list.value:
+            spec["label"] = tf.io.FixedLenFeature([], tf.int64)
+        if first["id"].bytes_list.value:
+            spec["id"] = tf.io.FixedLenFeature([], tf.string)
+        batches = records.batch(1024).map(lambda batch: tf.io.parse_example(batch, spec))
+        parts = list(batches.as_numpy_iterator())
+    except (tf.errors.OpError, StopIteration, DecodeError) as error:
+        raise LookupError(getattr(error, "message", "") or "no tf.train.Example") from error
+    found = {name: np.concatenate([part[name] for part in parts]) for name in spec}
+    if "id" in found:
+        found["id"] = np.array([each.decode() for each in found["id"]], np.str_)
+    return found
+
+
+_FORMATS = {
+    ".npz": (_Npz, _read_npz),
+    ".parquet": (_Parquet, _read_parquet),
+    ".tfrecord": (_TFRecord, _read_tfrecord),
+}

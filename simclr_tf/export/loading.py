@@ -1,0 +1,143 @@
+"""An exported SavedModel back in Python: images in, embeddings out, without the code of its model.
+
+Only its signatures are used, as a server does. Writing it is in `saved_model`.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import tensorflow as tf
+
+from simclr_tf.augment import as_float
+from simclr_tf.export.saved_model import ABOUT
+
+_SIGNATURES = ("serving_default", "serving_float")
+
+
+def load_exported(path):
+    """The encoder of an exported SavedModel, as a callable.
+
+    Args:
+      path: the directory that holds saved_model.pb, such as "encoder/1", or the one above it with
+        a directory for each version, of which the highest counts, as in TF Serving. Any SavedModel
+        will do with a signature `serving_default` or `serving_float` from one batch of images,
+        uint8 or float32 in [0, 1], to vectors.
+
+    Returns:
+      `Exported`.
+
+    Raises:
+      ValueError: there is no SavedModel, it cannot be read, or it has no such signature.
+    """
+    path = _version(pathlib.Path(path))
+    try:
+        loaded = tf.saved_model.load(str(path))
+        about = path / ABOUT
+        about = json.loads(about.read_text()) if about.exists() else {}
+    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path} must be a SavedModel that can be read; it cannot ({reason}). Export it again."
+        ) from error
+    return Exported(path, loaded, about)
+
+
+class Exported:
+    """A SavedModel's signatures as one function of images; `load_exported` makes it.
+
+    Attributes:
+      path: the SavedModel's directory, `pathlib.Path`.
+      image_size: side in pixels of the square images that it was made for; None where it does not
+        say, or where they are no squares.
+      embedding_dim: D, or None where it does not say.
+    """
+
+    def __init__(self, path, loaded, about):
+        self.path = path
+        self._loaded = loaded  # the signatures do not keep its variables alive
+        self._signatures = _image_signatures(loaded.signatures, path)
+        first = next(iter(self._signatures.values()))
+        sizes = about.get("image_size") or _input(first).shape[1:3]
+        self.image_size = sizes[0] if sizes[0] == sizes[1] else None
+        self.embedding_dim = _output(first).shape[-1]
+
+    def __call__(self, images):
+        """Embeds a batch.
+
+        Args:
+          images: [B, H, W, 3], uint8, or floating in [0, 1].
+
+        Returns:
+          float32 [B, D].
+
+        Raises:
+          ValueError: no such images, or the SavedModel takes others only.
+        """
+        images = tf.convert_to_tensor(images)
+        if images.dtype != tf.uint8 or tf.uint8 not in self._signatures:
+            images = as_float(images)
+        if images.dtype not in self._signatures:
+            images = tf.cast(tf.round(images * 255.0), tf.uint8)
+        signature = self._signatures[images.dtype]
+        wanted, output = _input(signature), _output(signature)
+        if not wanted.shape.is_compatible_with(images.shape):
+            raise ValueError(
+                f"{self.path} takes images of shape {wanted.shape}; got {images.shape}. "
+                "Resize them."
+            )
+        return tf.cast(signature(**{wanted.name: images})[output.name], tf.float32)
+
+
+def _version(path):
+    """The SavedModel's own directory."""
+    if (path / "saved_model.pb").is_file():
+        return path
+    numbers = [each.name for each in path.glob("*/") if each.name.isdigit()]
+    newest = path / max(numbers, key=int, default="")
+    if not (newest / "saved_model.pb").is_file():
+        raise ValueError(
+            f"{newest} must be an exported SavedModel, such as RUN_DIR/export/1; "
+            "it has no saved_model.pb. Make one with `simclr-tf export`."
+        )
+    return newest
+
+
+def _image_signatures(signatures, path):
+    """Signature by the dtype of the images it takes, uint8 or float32."""
+    found = {}
+    for name in _SIGNATURES:
+        if name in signatures and _takes_images(signatures[name]):
+            found.setdefault(_input(signatures[name]).dtype, signatures[name])
+    if not found:
+        raise ValueError(
+            f"{path} must have a signature {' or '.join(_SIGNATURES)} from images "
+            "[B, H, W, 3], uint8 or float32, to vectors [B, D]; it has "
+            f"{', '.join(sorted(signatures)) or 'none'}. Make one with `simclr-tf export`."
+        )
+    return found
+
+
+def _takes_images(signature):
+    if len(signature.structured_input_signature[1]) != 1 or _output(signature) is None:
+        return False
+    spec = _input(signature)
+    of_images = spec.shape.is_compatible_with([None, None, None, 3])
+    return of_images and spec.dtype in (tf.uint8, tf.float32)
+
+
+def _input(signature):
+    """The `tf.TensorSpec` of its one input, named as it is called by."""
+    ((name, spec),) = signature.structured_input_signature[1].items()
+    return tf.TensorSpec(spec.shape, spec.dtype, name)
+
+
+def _output(signature):
+    """The `tf.TensorSpec` of the embedding: the output called so, or the only one; or None."""
+    outputs = signature.structured_outputs
+    names = ["embedding"] if "embedding" in outputs else list(outputs)
+    if len(names) != 1 or not outputs[names[0]].shape.is_compatible_with([None, None]):
+        return None
+    spec = outputs[names[0]]
+    return tf.TensorSpec(spec.shape, spec.dtype, names[0])
