@@ -1,6 +1,6 @@
 """What watches a run during `fit`: probes, logs, alarms, the schedule of view sizes.
 
-Each works with any `SimCLR.fit`; the command line puts them together in `jobs.py`. What a run
+Each works with any `SimCLR.fit`; the command line puts them together in `jobs`. What a run
 resumes from is in `checkpoints.py`.
 """
 

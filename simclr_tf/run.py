@@ -1,6 +1,6 @@
 """The run directory: what a run leaves behind, and whether the same command may resume it.
 
-Files and their names only; what is trained or evaluated lives in `jobs.py`.
+Files and their names only; what is trained or evaluated lives in `jobs`.
 """
 
 from __future__ import annotations

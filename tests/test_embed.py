@@ -16,8 +16,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import checkpoints, cli, data, embeddings, evaluate, export, jobs, progress, run
+from simclr_tf import checkpoints, cli, data, embeddings, evaluate, export, progress, run
 from simclr_tf.evaluate import Features
+from simclr_tf.jobs import parts
 
 FORMATS = ("npz", "parquet", "tfrecord")
 ROWS, SIZE, DIM = 20, 8, 32
@@ -39,7 +40,7 @@ def run_dir(images, tmp_path_factory):
     directory = run.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
     flags = ["--width=0.0625", "--precision=float32", f"--run_dir={directory.path}"]
     _, values = cli.parse(["pretrain", f"--dataset=npz:{images}", *flags])
-    model = jobs.build_model(cli.options_of(values), SIZE)
+    model = parts.build_model(cli.options_of(values), SIZE)
     model.compile(optimizer="sgd")
     directory.path.mkdir()
     directory.create(cli.flag_texts(values))
@@ -53,7 +54,7 @@ def run_dir(images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(run_dir, images):
     """What the encoder of the run gives for all images, seven at a time."""
-    encoder, _ = jobs.encoder_of_run(cli._options_of_run(run_dir))
+    encoder, _ = parts.encoder_of_run(cli._options_of_run(run_dir))
     return evaluate.extract_features(encoder, data.load(f"npz:{images}").batches(7))
 
 

@@ -15,7 +15,8 @@ import tensorflow as tf
 from runs import weights_of
 from tensorflow import keras
 
-from simclr_tf import ProjectionHead, SimCLR, augment, callbacks, checkpoints, cli, jobs, run
+from simclr_tf import ProjectionHead, SimCLR, augment, callbacks, checkpoints, cli, run
+from simclr_tf.jobs import pretraining
 
 IMAGES = np.random.default_rng(5).integers(0, 256, [32, 8, 8, 3], np.uint8)
 STEPS = 4
@@ -229,7 +230,7 @@ def test_what_can_no_longer_be_written_is_one_line_that_says_what_is_kept(tmp_pa
     with pytest.raises(
         callbacks.TrainingError, match=r"cannot be written.*keeps 1 whole epochs"
     ) as caught:
-        with jobs._writing(directory), files_up_to(0):
+        with pretraining._writing(directory), files_up_to(0):
             directory.metrics.write_text("{}")
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,93 @@
+"""`simclr-tf evaluate`: accuracies of a run's encoder, beside what takes no training."""
+
+from __future__ import annotations
+
+import json
+
+from tensorflow import keras
+
+from simclr_tf import evaluate, run
+from simclr_tf.jobs.parts import build_encoder, encoder_of_run, load, prepare_process, reading
+
+
+def evaluate_run(options, trained):
+    """Prints a table of accuracies and one JSON line; returns its dict.
+
+    Args:
+      options: attributes named as the flags of `simclr-tf evaluate`.
+      trained: the options of the run's `pretrain`.
+    """
+    prepare_process(trained, strategy="one")
+    encoder, image_size = encoder_of_run(trained)
+    train = _labelled(load(trained, options.train_split or trained.train_split, image_size))
+    test = _labelled(load(trained, options.test_split or trained.test_split, image_size))
+    protocols = ["knn", "linear"] if options.protocol == "all" else [options.protocol]
+    rows = []
+    for name, features_of in _contenders(options, trained, encoder, image_size):
+        rows.append({"features": name, **_scores(options, protocols, features_of, train, test)})
+        _print_row(rows[-1], protocols, header=len(rows) == 1)
+    result = _summary(options, protocols, rows, train, test)
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def _labelled(source):
+    if not source.labelled:
+        raise run.UsageError(
+            f"evaluation needs labels; {source.name} ({source.split}) has none. "
+            "Put the images into class folders, or use `simclr-tf embed`."
+        )
+    return source
+
+
+def _contenders(options, trained, encoder, image_size):
+    if options.baselines:
+        yield "raw pixels", evaluate.pixel_features
+        keras.utils.set_random_seed(trained.seed)
+        yield "random encoder", build_encoder(trained, image_size)
+    yield "trained encoder", encoder
+
+
+def _scores(options, protocols, features_of, train, test):
+    """Accuracies of one encoder: {"knn": ..., "knn_10": ..., "linear": ...}."""
+    with reading(train, test):
+        train_h = evaluate.extract_features(features_of, train.batches(options.batch_size))
+        test_h = evaluate.extract_features(features_of, test.batches(options.batch_size))
+    pair = (train_h.h, train_h.labels, test_h.h, test_h.labels)
+    scores = {}
+    if "knn" in protocols:
+        scores["knn"] = evaluate.knn_accuracy(
+            *pair, k=options.knn_k, temperature=options.knn_temperature
+        )
+        scores["knn_10"] = evaluate.knn_accuracy(*pair, k=10, weighted=False)
+    if "linear" in protocols:
+        scores["linear"] = evaluate.linear_probe(*pair, seed=0).accuracy
+    return scores
+
+
+_HEADINGS = {"knn": "kNN weighted", "knn_10": "kNN k=10", "linear": "linear"}
+
+
+def _print_row(row, protocols, header):
+    keys = [key for key in _HEADINGS if key in row]
+    if header:
+        print(f"{'features':<18}" + "".join(f"{_HEADINGS[key]:>14}" for key in keys))
+    cells = "".join(f"{100 * row[key]:>12.2f} %" for key in keys)
+    print(f"{row['features']:<18}{cells}", flush=True)
+
+
+def _summary(options, protocols, rows, train, test):
+    trained = rows[-1]
+    result = {
+        "protocol": options.protocol,
+        "accuracy": trained[protocols[-1]],
+        **{key: trained[key] for key in _HEADINGS if key in trained},
+        "train_examples": train.num_examples,
+        "test_examples": test.num_examples,
+        "test_split": test.split,
+    }
+    if "knn" in protocols:
+        result.update(k=options.knn_k, temperature=options.knn_temperature)
+    for row in rows[:-1]:
+        result[row["features"].replace(" ", "_")] = {k: row[k] for k in _HEADINGS if k in row}
+    return result
