@@ -229,6 +229,28 @@ def test_a_subclass_is_exported_as_it_is(tmp_path):
     np.testing.assert_allclose(got, [[0.5] * 3])
 
 
+def test_what_keras_cannot_write_is_left_out(tmp_path):
+    """A layer without a config of its own: no copy, no encoder.keras, but the signatures."""
+
+    class Odd(keras.layers.Layer):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def call(self, x):
+            return self.factor * x
+
+    images = keras.Input((12, 12, 3))
+    unknown = Odd(2.0)(keras.layers.GlobalAveragePooling2D()(images))
+    # Keras writes an operator as a layer, but no Ellipsis.
+    sliced = keras.layers.GlobalAveragePooling2D()(images[..., ::2, :, :])
+    for number, h in enumerate((unknown, sliced)):
+        path = export_encoder(keras.Model(images, h), tmp_path / str(number))
+        assert not (path / "encoder.keras").exists()
+        got = tf.saved_model.load(str(path))(np.full([1, 12, 12, 3], 0.5, np.float32))
+        np.testing.assert_allclose(got, [[1.0] * 3] if number == 0 else [[0.5] * 3])
+
+
 def test_a_wrong_export_is_refused(small, tmp_path, monkeypatch):
     """Signatures with other weights than the encoder: an error, and nothing is left."""
 

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+# What Keras raises at a subclass of its model, and at a layer without a sound config of its own.
+NOT_TO_COPY = (ValueError, TypeError, NotImplementedError)
 _FOLDS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
@@ -69,7 +71,7 @@ def _copy(encoder, image_shape):
             keras.mixed_precision.set_global_policy(before)
     try:
         twin = keras.models.clone_model(encoder, clone_function=_in_float32)
-    except ValueError:  # a subclass: its layers are known, and not how they are joined
+    except NOT_TO_COPY:  # a subclass: its layers are known, and not how they are joined
         return None
     twin.set_weights(encoder.get_weights())
     return twin

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf.export.check import check_export
-from simclr_tf.export.functional import folded, functional_twin
+from simclr_tf.export.functional import NOT_TO_COPY, folded, functional_twin
 from simclr_tf.export.serving import Serving
 from simclr_tf.export.warmup import write_warmup
 
@@ -38,7 +38,7 @@ def in_float32(encoder, image_shape):
     try:
         twin = type(encoder).from_config(encoder.get_config())
         twin.build((None, *image_shape))
-    except (NotImplementedError, TypeError, ValueError):  # a class without a config of its own
+    except NOT_TO_COPY:  # a class without a config of its own
         return encoder
     finally:
         keras.mixed_precision.set_global_policy(before)
@@ -103,7 +103,7 @@ def export_encoder(
     try:
         tf.saved_model.save(module, str(beside), _signatures(module))
         if twin is not None:
-            twin.save(beside / "encoder.keras")
+            _save_keras(twin, beside / "encoder.keras")
         about = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
         (beside / ABOUT).write_text(json.dumps(about) + "\n")
         write_warmup(beside, image_shape[:2])
@@ -113,6 +113,14 @@ def export_encoder(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return path
+
+
+def _save_keras(model, path):
+    """Leaves it out where a layer in it cannot be written, as in some backbones of KerasCV."""
+    try:
+        model.save(path)
+    except NOT_TO_COPY:
+        path.unlink(missing_ok=True)
 
 
 def _signatures(module):
