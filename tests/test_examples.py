@@ -9,6 +9,7 @@ import pytest
 
 from simclr_tf import cli, data, evaluate
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
 

@@ -49,6 +49,7 @@ def hlo_of(model, batch):
 FORBIDDEN = r"\b(custom-call|infeed|outfeed|send|recv|host-transfer|rng-get-and-update-state)\("
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("kind", ["squares", "photographs", "blocks", "pieces"])
 def test_the_step_is_static_and_needs_no_host(kind, off_the_processor, monkeypatch):
     """No dynamic dimension, no call of the host, no 64-bit floats."""
