@@ -51,17 +51,19 @@ def shallow():
 
 @pytest.fixture(scope="module")
 def quick_runs():
-    """Runs of the command line with few blocks, whose views are not compiled.
+    """Runs with few blocks on few shapes, whose views are not compiled.
 
     Compiling them takes longer than training here; test_augment.py compiles them, test_resnet.py
     has whole networks.
     """
     from simclr_tf import augment
+    from simclr_tf.data import by_name
 
     defaults = augment.RandomView.__init__.__defaults__
     assert defaults[-1] is True, "jit_compile is the last argument"
     with few_blocks(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(augment.RandomView.__init__, "__defaults__", (*defaults[:-1], False))
+        patch.setattr(by_name, "SHAPES_SPLITS", {"train": (600, 1), "test": (60, 2)})
         yield
 
 

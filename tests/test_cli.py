@@ -15,7 +15,6 @@ import tensorflow as tf
 from PIL import Image
 
 from simclr_tf import callbacks, cli, run
-from simclr_tf.data import by_name
 
 SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
 SMALL += ["--learning_rate=0.1", "--optimizer=sgd", "--projection_dim=8"]
@@ -309,7 +308,6 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
 ):
     """Exit code 2 for usage, 1 for the rest; no traceback; no run directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(by_name, "SHAPES_SPLITS", {"train": (600, 1), "test": (20, 2)})
     assert cli.main(arguments) == code
     error = capsys.readouterr().err
     assert message in error and error.count("\n") <= 1

@@ -102,6 +102,7 @@ def test_many_steps_in_one_call_are_the_same_steps(replicas):
             model = SimCLR(encoder, head, augment.RandomFlip(), 0.5, seed=5)
             model.build((None, 20, 20, 3))
             model.compile(optimizer=LARS(0.1), steps_per_execution=steps)
+            model.optimizer.build(model.trainable_variables)
         data = tf.data.Dataset.from_tensors(IMAGES).repeat(6)
         results.append((model.fit(data, verbose=0).history["loss"], model.get_weights()))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
