@@ -1,23 +1,90 @@
-"""What every test starts from: four logical CPUs, one seed, float32."""
+"""What every test starts from: four logical CPUs, one seed, float32; and how tests get quick."""
+
+import contextlib
 
 import pytest
 
 from simclr_tf import _quiet
 
-tf = _quiet.import_tensorflow()
 
-# Before TensorFlow is first used: afterwards the number of devices is fixed.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
-)
+def pytest_configure(config):
+    """Four logical CPUs; a process that has others run the tests does not wait for TensorFlow."""
+    if getattr(config.option, "numprocesses", None):
+        return
+    tf = _quiet.import_tensorflow()
+    # Before TensorFlow is first used: afterwards the number of devices is fixed.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+    )
 
 
 @pytest.fixture(autouse=True)
 def same_start():
     """Seeds Python, NumPy and TensorFlow, and undoes a precision policy that a test set."""
+    import tensorflow as tf
+
     tf.keras.utils.set_random_seed(0)
     # Every strategy of a process counts its collectives from the same number, so that one with two
     # replicas would meet those of an earlier one with four. TensorFlow's own tests do likewise.
     tf.distribute.MirroredStrategy._collective_key_base += 1000
     yield
     tf.keras.mixed_precision.set_global_policy("float32")
+
+
+@contextlib.contextmanager
+def few_blocks():
+    """The same kinds of blocks, fewer of each: most of a test's time is Keras' own, per layer."""
+    from simclr_tf import resnet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.BASIC_BLOCKS, 18, (2, 1, 1, 1))
+        patch.setitem(resnet.BOTTLENECK_BLOCKS, 50, (2, 1, 1, 1))
+        yield
+
+
+@pytest.fixture
+def shallow():
+    """For one test."""
+    with few_blocks():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_runs():
+    """Runs with few blocks on few shapes, whose views are not compiled.
+
+    Compiling them takes longer than training here; test_augment.py compiles them, test_resnet.py
+    has whole networks.
+    """
+    from simclr_tf import augment
+    from simclr_tf.data import by_name
+
+    defaults = augment.RandomView.__init__.__defaults__
+    assert defaults[-1] is True, "jit_compile is the last argument"
+    with few_blocks(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augment.RandomView.__init__, "__defaults__", (*defaults[:-1], False))
+        patch.setattr(by_name, "SHAPES_SPLITS", {"train": (600, 1), "test": (60, 2)})
+        yield
+
+
+@pytest.fixture
+def no_export(monkeypatch):
+    """Runs end with an empty directory in place of the encoder's SavedModel."""
+    from simclr_tf import jobs
+
+    monkeypatch.setattr(jobs, "export_encoder", lambda encoder, path, *_: path.mkdir(parents=True))
+
+
+@pytest.fixture
+def one_layer(monkeypatch, no_export):
+    """Runs of one convolution to 32 channels, for claims that no encoder has a part in."""
+    from tensorflow import keras
+
+    from simclr_tf import jobs
+
+    def build_encoder(options, image_size):
+        layers = keras.layers
+        parts = [layers.Conv2D(32, 3), layers.BatchNormalization(), layers.GlobalAveragePooling2D()]
+        return keras.Sequential([keras.Input((None, None, 3)), *parts])
+
+    monkeypatch.setattr(jobs, "build_encoder", build_encoder)

@@ -1,5 +1,7 @@
 """The command line end to end on small images: runs, resumes, refuses, explains."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,30 +14,24 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import augment, cli, run
+from simclr_tf import callbacks, cli, run
 
 SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
 SMALL += ["--learning_rate=0.1", "--optimizer=sgd", "--projection_dim=8"]
 SMALL += ["--probe_every_epochs=3"]  # the last epoch is enough
 
 
-WITHOUT_XLA = """
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
+# The same in a process of its own.
+QUICK = """
 import sys
-from simclr_tf import augment, cli
+from simclr_tf import augment, cli, resnet
 make = augment.RandomView.__init__
 make.__defaults__ = (*make.__defaults__[:-1], False)
+resnet.BASIC_BLOCKS[18] = (2, 1, 1, 1)
 sys.exit(cli.main(sys.argv[1:]))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def views_without_xla():
-    """Compiling the views takes longer than training here; test_augment.py compiles them."""
-    with pytest.MonkeyPatch.context() as patch:
-        defaults = augment.RandomView.__init__.__defaults__
-        assert defaults[-1] is True, "jit_compile is the last argument"
-        patch.setattr(augment.RandomView.__init__, "__defaults__", (*defaults[:-1], False))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +60,7 @@ def pretrain(images, run_dir, *flags):
 
 
 @pytest.fixture(scope="module")
-def finished(images, tmp_path_factory):
+def finished(images, tmp_path_factory, quick_runs):
     """A run of three epochs."""
     run_dir = tmp_path_factory.mktemp("runs") / "finished"
     assert pretrain(images, run_dir) == 0
@@ -99,21 +95,12 @@ def test_the_export_takes_images(finished):
         assert h.shape == [2, 32] and h.dtype == tf.float32
 
 
-def test_the_flag_file_runs_it_again(finished, tmp_path, images, capsys):
+@pytest.mark.usefixtures("no_export")
+def test_the_flag_file_runs_it_again(finished, tmp_path):
     """The same metrics in another directory: a seed makes a run repeatable."""
     again = tmp_path / "again"
     assert cli.main(["pretrain", f"--flagfile={finished}/flags.cfg", f"--run_dir={again}"]) == 0
     assert metrics_of(again) == metrics_of(finished)
-    assert pretrain(images, tmp_path / "other", "--seed=1") == 0
-    assert metrics_of(tmp_path / "other") != metrics_of(finished)
-
-
-def test_steps_between_callbacks_change_nothing(finished, images, tmp_path):
-    """Four steps at a time: the same metrics, and a run that ends within an epoch ends there."""
-    assert pretrain(images, tmp_path / "run", "--steps_per_execution=4") == 0
-    assert metrics_of(tmp_path / "run") == [
-        pytest.approx(row, rel=1e-5) for row in metrics_of(finished)
-    ]
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(finished, images, capsys):
@@ -132,11 +119,11 @@ def test_a_changed_flag_is_refused_by_name(finished, images, capsys):
     assert pretrain(images, finished, "--probe_examples=7") == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_left_alone(images, finished, tmp_path):
     """SIGKILL after the first epoch, the same command again: the same metrics."""
     run_dir = tmp_path / "killed"
-    # Views as in `finished`, to which it is compared.
-    command = [sys.executable, "-c", WITHOUT_XLA, "pretrain", f"--dataset=npz:{images}"]
+    command = [sys.executable, "-c", QUICK, "pretrain", f"--dataset=npz:{images}"]
     command += [f"--run_dir={run_dir}", "--epochs=3", *SMALL]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
@@ -151,7 +138,37 @@ def test_a_killed_run_ends_as_one_left_alone(images, finished, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-def test_ctrl_c_leaves_a_resumable_run(images, tmp_path):
+@pytest.fixture(scope="module")
+def stopped(images, tmp_path_factory, quick_runs):
+    """A run with another seed that got Ctrl-C in its last epoch: exit code, stderr, directory."""
+    run_dir, end_step = tmp_path_factory.mktemp("runs") / "stopped", callbacks.StopAtStep
+
+    def end_step_and_interrupt(self, batch, logs=None, after=end_step.on_train_batch_end):
+        after(self, batch, logs)
+        if int(self.model.optimizer.iterations) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as error:
+        patch.setattr(end_step, "on_train_batch_end", end_step_and_interrupt)
+        code = pretrain(images, run_dir, "--seed=1")
+    return code, error.getvalue(), run_dir
+
+
+def test_ctrl_c_leaves_a_resumable_run(stopped):
+    """Exit code 130, a line that says what is kept, no traceback."""
+    code, error, run_dir = stopped
+    assert code == 130 and len(metrics_of(run_dir)) == 2
+    assert "keeps 2 whole epochs. The same command resumes" in error and "Traceback" not in error
+
+
+def test_another_seed_is_another_run(stopped, finished):
+    """Of each epoch the metrics differ."""
+    for ours, theirs in zip(metrics_of(stopped[2]), metrics_of(finished)):
+        assert ours["step"] == theirs["step"] and ours["loss"] != theirs["loss"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_process(images, tmp_path):
     """Exit code 130, a line that says what is kept, no traceback."""
     run_dir = tmp_path / "stopped"
     command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--dataset=npz:{images}"]
@@ -206,19 +223,35 @@ def test_export_writes_the_encoder(finished, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_smaller_views_first(images, tmp_path):
     """--view_sizes: the run ends at the full size and says nothing is wrong."""
     assert pretrain(images, tmp_path / "sizes", "--view_sizes=4:0.5,8:1") == 0
     assert len(metrics_of(tmp_path / "sizes")) == 3
 
 
-def test_train_steps_override_epochs(images, tmp_path):
-    """Six steps are one epoch and a half; with LAMB, whose rate is a schedule object."""
-    assert pretrain(images, tmp_path / "steps", "--train_steps=6", "--optimizer=lamb") == 0
+@pytest.mark.usefixtures("one_layer")
+def test_train_steps_override_epochs(images, tmp_path, monkeypatch):
+    """Six steps are one epoch and a half; with LAMB, whose rate is a schedule object.
+
+    Two steps between callbacks, which is what `--steps_per_execution` says; that they are the same
+    steps is in test_whole_step.py.
+    """
+    heard, look = [], callbacks.StopAtStep.on_train_batch_end
+
+    def look_and_note(self, batch, logs=None):
+        heard.append(batch)
+        look(self, batch, logs)
+
+    monkeypatch.setattr(callbacks.StopAtStep, "on_train_batch_end", look_and_note)
+    flags = ["--train_steps=6", "--optimizer=lamb", "--steps_per_execution=2"]
+    assert pretrain(images, tmp_path / "steps", *flags) == 0
     rows = metrics_of(tmp_path / "steps")
     assert [row["step"] for row in rows] == [4, 6]
+    assert heard == [1, 3, 1]
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_a_test_split_without_labels_means_no_probe(images, tmp_path, capsys):
     """The run goes on and says why there is none."""
     with np.load(images) as arrays:
@@ -229,6 +262,7 @@ def test_a_test_split_without_labels_means_no_probe(images, tmp_path, capsys):
     assert "knn_accuracy" not in metrics_of(tmp_path / "run")[0]
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_unlabelled_images_train_and_cannot_be_evaluated(tmp_path, capsys):
     """A folder of files without classes; the corrupt one is listed in the run directory."""
     folder = tmp_path / "mine"
@@ -280,6 +314,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_photographs_of_several_sizes(tmp_path, capsys):
     """Trained on whole, embedded by their centres; nothing on stderr."""
     rng = np.random.default_rng(0)
@@ -297,6 +332,7 @@ def test_photographs_of_several_sizes(tmp_path, capsys):
     assert "WARNING" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_a_loss_that_turns_nan_stops_the_run(images, tmp_path, capsys):
     """With what to do; as nothing was kept, the directory takes other flags."""
     flags = ["--learning_rate=1e30", "--learning_rate_scaling=none", "--epochs=1"]

@@ -52,6 +52,8 @@ def five_steps(replicas, optimizer="sgd", batch_norm=True, micro_batch_size=None
             # gradient by its own size, so that one of nothing but rounding counts as much as any.
             rate, more = 0.002, {"epsilon": 0.1}
         model.compile(optimizer=optimizers.by_name(optimizer, rate, weight_decay=1e-4, **more))
+        if hasattr(model.optimizer, "build"):  # then `fit` traces a step once; LAMB has none
+            model.optimizer.build(model.trainable_variables)
     losses = []
     each = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(logs))
     data = tf.data.Dataset.from_tensor_slices(IMAGES)

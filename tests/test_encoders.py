@@ -41,7 +41,7 @@ def test_keras_cv_backbones_have_the_size_that_keras_cv_states(class_name, prese
     "class_name, name",
     [
         ("MobileNetV3Small", "mobilenet_v3_small"),
-        ("MobileNetV3Large", "mobilenet_v3_large"),
+        pytest.param("MobileNetV3Large", "mobilenet_v3_large", marks=pytest.mark.slow),
         ("DenseNet121", "densenet121"),
         ("EfficientNetB0", "efficientnetv1_b0"),
     ],

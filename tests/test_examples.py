@@ -10,6 +10,7 @@ from PIL import Image
 
 from simclr_tf import cli, data, embeddings, evaluate
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
 

@@ -32,13 +32,6 @@ OFFICIAL_NAMES = {
 }
 
 
-@pytest.fixture
-def shallow(monkeypatch):
-    """The same kinds of blocks, fewer of each: most of a test's time is Keras' own, per layer."""
-    monkeypatch.setitem(resnet.BASIC_BLOCKS, 18, (2, 1, 1, 1))
-    monkeypatch.setitem(resnet.BOTTLENECK_BLOCKS, 50, (2, 1, 1, 1))
-
-
 # ---- files of the official form ------------------------------------------------------------------
 
 
@@ -228,7 +221,7 @@ def test_every_weight_comes_back(config, size, stem, kind, tmp_path):
     assert_same_weights(read.linear_head, linear)
 
 
-@pytest.mark.parametrize("depth", [34, 101])
+@pytest.mark.parametrize("depth", [34, pytest.param(101, marks=pytest.mark.slow)])
 def test_depth_is_read_off_the_blocks(depth, tmp_path):
     encoder = an_encoder(8, depth=depth, width=1 / 64)
     path = Official(encoder).save_checkpoint(tmp_path)

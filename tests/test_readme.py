@@ -44,6 +44,7 @@ def one_short_epoch(monkeypatch):
     monkeypatch.setattr(tf.keras.Model, "fit", short_fit)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_python_blocks_run(tmp_path, monkeypatch, one_short_epoch):
     """README's Python blocks run from top to bottom as one program, given a reader's images."""
     images = np.random.default_rng(0).integers(0, 256, [16, 32, 32, 3], dtype=np.uint8)

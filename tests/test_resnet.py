@@ -22,13 +22,6 @@ OFFICIAL_PARAMETERS = {
 }
 
 
-@pytest.fixture
-def shallow(monkeypatch):
-    """The same kinds of blocks, fewer of each: most of a test's time is Keras' own, per layer."""
-    monkeypatch.setitem(resnet.BASIC_BLOCKS, 18, (2, 1, 1, 1))
-    monkeypatch.setitem(resnet.BOTTLENECK_BLOCKS, 50, (2, 1, 1, 1))
-
-
 def rand_images(*shape, seed=0):
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
 
