@@ -70,9 +70,11 @@ def quick_runs():
 @pytest.fixture
 def no_export(monkeypatch):
     """Runs end with an empty directory in place of the encoder's SavedModel."""
-    from simclr_tf import jobs
+    from simclr_tf.jobs import pretraining
 
-    monkeypatch.setattr(jobs, "export_encoder", lambda encoder, path, *_: path.mkdir(parents=True))
+    monkeypatch.setattr(
+        pretraining, "export_encoder", lambda encoder, path, *_: path.mkdir(parents=True)
+    )
 
 
 @pytest.fixture
@@ -80,11 +82,12 @@ def one_layer(monkeypatch, no_export):
     """Runs of one convolution to 32 channels, for claims that no encoder has a part in."""
     from tensorflow import keras
 
-    from simclr_tf import jobs
+    from simclr_tf.jobs import delivery, evaluation, parts, pretraining
 
     def build_encoder(options, image_size):
         layers = keras.layers
         parts = [layers.Conv2D(32, 3), layers.BatchNormalization(), layers.GlobalAveragePooling2D()]
         return keras.Sequential([keras.Input((None, None, 3)), *parts])
 
-    monkeypatch.setattr(jobs, "build_encoder", build_encoder)
+    for module in (delivery, evaluation, parts, pretraining):
+        monkeypatch.setattr(module, "build_encoder", build_encoder)

@@ -215,12 +215,28 @@ def test_embed_writes_embeddings_labels_and_ids(finished, tmp_path):
 
 
 def test_export_writes_the_encoder(finished, tmp_path, capsys):
-    """And does not write over what is there."""
+    """A layer of the head, of length 1; and does not write over what is there."""
     path = tmp_path / "encoder" / "1"
-    assert cli.main(["export", f"--run_dir={finished}", f"--output={path}"]) == 0
-    assert (path / "saved_model.pb").exists()
-    assert cli.main(["export", f"--run_dir={finished}", f"--output={path}"]) == 1
+    command = ["export", f"--run_dir={finished}", f"--output={path}", "--layer=z", "--normalize"]
+    assert cli.main(command) == 0
+    served = tf.saved_model.load(str(path)).signatures["serving_default"]
+    z = served(images=tf.zeros([2, 8, 8, 3], tf.uint8))["embedding"]
+    assert z.shape == [2, 8]
+    np.testing.assert_allclose(tf.norm(z, axis=1), 1.0, rtol=1e-5)
+    assert cli.main(command) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_export_for_tensorflow_lite(finished, tmp_path, capsys):
+    """Whole numbers with ranges from the run's images; a quiet converter; usage is exit code 2."""
+    path = tmp_path / "encoder.tflite"
+    command = ["export", f"--run_dir={finished}", f"--output={path}", "--precision=int8"]
+    assert cli.main(command) == 2
+    assert "--precision=int8 is for --format=tflite" in capsys.readouterr().err
+    assert cli.main([*command, "--format=tflite", "--examples=20"]) == 0
+    assert capsys.readouterr().err == f"wrote the encoder to {path}\n"
+    runner = tf.lite.Interpreter(str(path)).get_signature_runner("serving_default")
+    assert runner(images=np.zeros([2, 8, 8, 3], np.uint8))["embedding"].shape == (2, 32)
 
 
 @pytest.mark.usefixtures("one_layer")
