@@ -29,6 +29,13 @@ _NOISE = re.compile(
     rb"|SetPriority unimplemented for this stream"
 )
 
+# What the TensorFlow Lite converter says of every model.
+CONVERTER_NOISE = re.compile(
+    rb"^\s*$|^-+$|Summary on the non-converted ops|Accepted dialects:|Non-Converted Ops:"
+    rb"|^ \* \d+ ARITH ops|^- arith\.constant|^\s*\([a-z]+\d+: \d+\)|^fully_quantize: "
+    rb"|Created TensorFlow Lite XNNPACK delegate|tf_tfl_flatbuffer_helpers|reader\.cc|loader\.cc"
+)
+
 _PYTHON_NOISE = (
     r"\s*TensorFlow Addons \(TFA\) has ended development",
     r"\s*You are currently using a nightly version of TensorFlow",
@@ -62,8 +69,8 @@ def import_keras_cv():
 
 
 @contextlib.contextmanager
-def native_noise_hidden():
-    """Drops the known noise that libraries write to file descriptor 2 meanwhile.
+def native_noise_hidden(noise=_NOISE):
+    """Drops the known noise, lines that match, that libraries write to file descriptor 2 meanwhile.
 
     Every other line passes as it comes. The filter is a process of its own, so that the last words
     of a library that aborts (a CPU without AVX, say) pass too.
@@ -77,7 +84,7 @@ def native_noise_hidden():
     child = os.fork()
     if child == 0:
         os.close(writer)
-        _filter_and_exit(reader, terminal)
+        _filter_and_exit(reader, terminal, noise)
     os.close(reader)
     os.dup2(writer, 2)
     os.close(writer)
@@ -90,13 +97,13 @@ def native_noise_hidden():
         os.waitpid(child, 0)
 
 
-def _filter_and_exit(reader, terminal):
+def _filter_and_exit(reader, terminal, noise):
     """Copies lines from `reader` to `terminal`, less the noise, until the end; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's to answer
     try:
         with os.fdopen(reader, "rb") as lines, os.fdopen(terminal, "wb", buffering=0) as out:
             for line in lines:
-                if not _NOISE.search(line):
+                if not noise.search(line):
                     out.write(line)
     finally:
         os._exit(0)  # without the parent's exit handlers

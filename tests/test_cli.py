@@ -227,14 +227,14 @@ def test_export_writes_the_encoder(finished, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
-def test_export_for_tensorflow_lite(finished, tmp_path, capsys):
+def test_export_for_tensorflow_lite(finished, tmp_path, capfd):
     """Whole numbers with ranges from the run's images; a quiet converter; usage is exit code 2."""
     path = tmp_path / "encoder.tflite"
     command = ["export", f"--run_dir={finished}", f"--output={path}", "--precision=int8"]
     assert cli.main(command) == 2
-    assert "--precision=int8 is for --format=tflite" in capsys.readouterr().err
+    assert "--precision=int8 is for --format=tflite" in capfd.readouterr().err
     assert cli.main([*command, "--format=tflite", "--examples=20"]) == 0
-    assert capsys.readouterr().err == f"wrote the encoder to {path}\n"
+    assert capfd.readouterr().err == f"wrote the encoder to {path}\n"
     runner = tf.lite.Interpreter(str(path)).get_signature_runner("serving_default")
     assert runner(images=np.zeros([2, 8, 8, 3], np.uint8))["embedding"].shape == (2, 32)
 

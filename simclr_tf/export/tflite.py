@@ -13,6 +13,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from simclr_tf import _quiet
 from simclr_tf.export.check import ExportError
 from simclr_tf.export.functional import folded, functional_twin
 from simclr_tf.export.saved_model import known_shape
@@ -67,8 +68,9 @@ def export_tflite(
             f"{type(encoder).__name__}. Export a SavedModel."
         )
     module = _Lite(folded(twin), image_shape, normalize)
-    content = _convert(module, precision, None if examples is None else as_unit(examples))
-    _check(content, module, precision, examples, image_shape)
+    with _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
+        content = _convert(module, precision, None if examples is None else as_unit(examples))
+        _check(content, module, precision, examples, image_shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     with os.fdopen(handle, "wb") as file:

@@ -132,6 +132,7 @@ def _encoder_and_head(options, image_size):
 
 def _examples(trained, image_size, count):
     """Training images for the ranges of int8, uint8 [count, H, W, 3]."""
+    trained.cache_gigabytes = 0.0  # for these few
     source = load(trained, trained.train_split, image_size)
     with reading(source):
         batches = [batch["image"].numpy() for batch in source.batches(64, limit=count)]
