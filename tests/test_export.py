@@ -251,18 +251,25 @@ def test_what_keras_cannot_write_is_left_out(tmp_path):
         np.testing.assert_allclose(got, [[1.0] * 3] if number == 0 else [[0.5] * 3])
 
 
-def test_a_wrong_export_is_refused(small, tmp_path, monkeypatch):
-    """Signatures with other weights than the encoder: an error, and nothing is left."""
+@pytest.mark.parametrize("part", ["folded", "functional_twin"])
+def test_a_wrong_export_is_refused(small, tmp_path, monkeypatch, part):
+    """Signatures, or all of it, with other weights: an error, and nothing is left."""
 
-    def wrongly_folded(model, dtype):
-        twin = functional.folded(model, dtype)
+    def wrong(*arguments):
+        twin = getattr(functional, part)(*arguments)
         twin.set_weights([1.001 * weight for weight in twin.get_weights()])
         return twin
 
-    monkeypatch.setattr(saved_model, "folded", wrongly_folded)
+    monkeypatch.setattr(saved_model, part, wrong)
     with pytest.raises(ExportError, match=r"differs from the encoder by .*e-0\d"):
         export_encoder(small, tmp_path / "1")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_of_zeros_is_exported(small, tmp_path):
+    """A dead ReLU is the encoder's own affair."""
+    small.set_weights([0.0 * weight for weight in small.get_weights()])
+    assert (export_encoder(small, tmp_path / "1") / "saved_model.pb").exists()
 
 
 def test_what_a_server_cannot_load_is_refused(tmp_path):

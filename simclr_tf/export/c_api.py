@@ -2,17 +2,16 @@
 
     python -I c_api.py LIBRARY EXPORT_DIR REQUESTS.json
 
-The process has neither Keras nor this package nor TensorFlow's Python in it: only the library from
-the wheel, whose loader TF Serving shares. REQUESTS.json is a list of {"input": "name:0", "output":
-"name:0", "file": of an .npy, or "strings": [hex, ...]}; prints a JSON list of {"shape", "values"}
-or {"error"} for each, in order.
+The process has neither Keras nor this package nor TensorFlow's Python in it: only Python's own
+library and the one from the wheel, whose loader TF Serving shares. REQUESTS.json is a list of
+{"input": "name:0", "output": "name:0"} with "file" (the array's bytes), "dtype" and "shape", or
+with "strings": [hex, ...]; prints a JSON list of {"shape", "values"} or {"error"}, in order.
 """
 
+import array
 import ctypes
 import json
 import sys
-
-import numpy as np
 
 TYPES = {"float32": 1, "uint8": 4}  # TF_DataType
 STRING, STRING_BYTES = 7, 24  # and the size of a TF_TString
@@ -79,11 +78,12 @@ def tensor_of(tf, request):
             tf.TF_StringInit(start + place * STRING_BYTES)
             tf.TF_StringCopy(start + place * STRING_BYTES, string, len(string))
         return tensor
-    array = np.ascontiguousarray(np.load(request["file"]))
-    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
-    tensor = tf.TF_AllocateTensor(TYPES[array.dtype.name], shape, array.ndim, array.nbytes)
-    if array.nbytes:
-        ctypes.memmove(tf.TF_TensorData(tensor), array.ctypes.data, array.nbytes)
+    with open(request["file"], "rb") as file:
+        content = file.read()
+    shape = (ctypes.c_int64 * len(request["shape"]))(*request["shape"])
+    tensor = tf.TF_AllocateTensor(TYPES[request["dtype"]], shape, len(shape), len(content))
+    if content:
+        ctypes.memmove(tf.TF_TensorData(tensor), content, len(content))
     return tensor
 
 
@@ -104,7 +104,7 @@ def answer(tf, session, graph, request, status):
         return {"error": tf.TF_Message(status).decode()}
     shape = [tf.TF_Dim(got[0], axis) for axis in range(tf.TF_NumDims(got[0]))]
     data = ctypes.string_at(tf.TF_TensorData(got[0]), tf.TF_TensorByteSize(got[0]))
-    return {"shape": shape, "values": np.frombuffer(data, np.float32).tolist()}
+    return {"shape": shape, "values": array.array("f", data).tolist()}
 
 
 def main(library, path, requests):

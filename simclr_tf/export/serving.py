@@ -68,6 +68,10 @@ class Serving(tf.Module):
         h = tf.cast(h, tf.float32)
         return tf.math.l2_normalize(h, axis=1) if self._normalize else h
 
+    def finished(self, encoder):
+        """Another encoder's function of images, with the same end as this one's."""
+        return lambda images: self._finish(encoder(images, training=False))
+
     @tf.function
     def __call__(self, images, training=False):
         """[batch, H, W, 3] in [0, 1] to [batch, D], as the encoder itself."""
