@@ -13,6 +13,7 @@ import time
 
 import measure
 import official
+import torch_lightly
 
 from simclr_tf import _quiet
 
@@ -24,6 +25,7 @@ DIM = 128
 TEMPERATURE = 0.1
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 ALONE = 16384  # beyond it a contender is called once, in its own process
+LIGHTLY_UP_TO = 8192  # images; it takes the whole matrix several times
 MOST_MEMORY = 0.6  # of the machine's: contenders that would need more are left out
 
 
@@ -142,6 +144,8 @@ def _in_turns(names, images, repeats):
     calls = {name: functools.partial(with_gradient(CONTENDERS[name]), *z) for name in names}
     if images >= 512:
         calls["three products"] = functools.partial(three_products, *z)
+    if torch_lightly.is_at_hand() and images <= LIGHTLY_UP_TO:
+        calls["lightly"] = torch_lightly.Worker("loss", images)
     return measure.seconds(calls, repeats)
 
 

@@ -6,9 +6,12 @@ Contenders: ours; the usual per-image `tf.image` map in tf.data with the operato
 code; KerasCV's augmenter.
 """
 
+import tempfile
+
 import measure
 import numpy as np
 import official
+import torch_lightly
 
 from simclr_tf import _quiet
 
@@ -94,6 +97,8 @@ def small_contenders(images):
         made = made.map(official.view(32, 0.5), tf.data.AUTOTUNE)
         made = made.batch(len(images)).take(BATCHES[32])
         contenders["official code"] = lambda: list(made)
+    if torch_lightly.is_at_hand():
+        contenders["lightly"] = torch_lightly.Worker("views", 32)
     return contenders
 
 
@@ -121,6 +126,11 @@ def photo_contenders(files):
         )
         made = made.batch(len(files)).map(lambda *pair: [official.blur(v, 224) for v in pair])
         contenders["official code"] = lambda: list(made)
+    if torch_lightly.is_at_hand():
+        with tempfile.NamedTemporaryFile(suffix=".npz") as place:
+            np.savez(place, files=np.array(files.numpy().tolist()))  # bytes, none ends in a zero
+            place.flush()
+            contenders["lightly"] = torch_lightly.Worker("views", 224, place.name)
     return contenders
 
 

@@ -35,7 +35,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_dir(images, tmp_path_factory):
+def run_dir(images, tmp_path_factory, quick_runs):
     """What a run leaves of an encoder, random and untrained: flags, checkpoint, export."""
     directory = run.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
     flags = ["--width=0.0625", "--precision=float32", f"--run_dir={directory.path}"]

@@ -245,13 +245,14 @@ TINY += ["--probe_every_epochs=-1", "--learning_rate=0.1", "--deterministic"]
 # Few blocks and shapes, no XLA, no export: as the fixtures of conftest.py have it.
 STOPPED = """
 import os, signal, sys
-from simclr_tf import augment, cli, jobs, resnet
+from simclr_tf import augment, cli, resnet
 from simclr_tf.data import by_name
+from simclr_tf.jobs import pretraining
 make = augment.RandomView.__init__
 make.__defaults__ = (*make.__defaults__[:-1], False)
 resnet.BASIC_BLOCKS[18] = (2, 1, 1, 1)
 by_name.SHAPES_SPLITS["train"] = (200, 1)
-jobs.export_encoder = lambda encoder, path, *_: path.mkdir(parents=True)
+pretraining.export_encoder = lambda encoder, path, *_: path.mkdir(parents=True)
 place, flags = sys.argv[1], sys.argv[2:]
 from simclr_tf import callbacks
 look = callbacks.StopAtStep.on_train_batch_end

@@ -31,7 +31,7 @@ SIZE = 16
 
 
 @pytest.fixture(scope="module")
-def encoder():
+def encoder(quick_runs):
     encoder = ResNet(18, width=1 / 16)
     encoder.build((None, SIZE, SIZE, 3))
     return encoder

@@ -16,12 +16,11 @@ HEIGHT, WIDTH = 16, 24
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory):
-    """A SavedModel with its warm-up file."""
+def export(tmp_path_factory, quick_runs):
+    """A SavedModel with its warm-up file, as every export has it."""
     encoder = ResNet(18, width=1 / 16)
     encoder.build((None, HEIGHT, WIDTH, 3))
     path = export_encoder(encoder, tmp_path_factory.mktemp("warmup") / "simclr" / "1")
-    write_warmup(path, (HEIGHT, WIDTH))
     return path
 
 
