@@ -223,8 +223,8 @@ def test_export_writes_the_encoder(finished, tmp_path, capsys):
     z = served(images=tf.zeros([2, 8, 8, 3], tf.uint8))["embedding"]
     assert z.shape == [2, 8]
     np.testing.assert_allclose(tf.norm(z, axis=1), 1.0, rtol=1e-5)
-    assert cli.main(command) == 1
-    assert "exists" in capsys.readouterr().err
+    assert cli.main(command) == 2
+    assert "must not exist" in capsys.readouterr().err
 
 
 def test_export_for_tensorflow_lite(finished, tmp_path, capfd):

@@ -225,6 +225,8 @@ def test_a_subclass_is_exported_as_it_is(tmp_path):
     encoder(np.zeros([1, 12, 12, 3], np.float32))
     path = export_encoder(encoder, tmp_path / "1", image_shape=(12, 12, 3))
     assert not (path / "encoder.keras").exists()
+    with pytest.raises(ValueError, match="needs a ResNet or a functional encoder; got a Mean"):
+        export_encoder(encoder, tmp_path / "2", image_shape=(12, 12, 3), precision="float16")
     got = tf.saved_model.load(str(path))(np.full([1, 12, 12, 3], 0.5, np.float32))
     np.testing.assert_allclose(got, [[0.5] * 3])
 
@@ -251,19 +253,33 @@ def test_what_keras_cannot_write_is_left_out(tmp_path):
         np.testing.assert_allclose(got, [[1.0] * 3] if number == 0 else [[0.5] * 3])
 
 
-@pytest.mark.parametrize("part", ["folded", "functional_twin"])
-def test_a_wrong_export_is_refused(small, tmp_path, monkeypatch, part):
-    """Signatures, or all of it, with other weights: an error, and nothing is left."""
+def test_a_wrong_export_is_refused(small, tmp_path, monkeypatch):
+    """Signatures with other weights: an error, and nothing is left, no directory either."""
 
     def wrong(*arguments):
-        twin = getattr(functional, part)(*arguments)
+        twin = functional.folded(*arguments[:1])
         twin.set_weights([1.001 * weight for weight in twin.get_weights()])
         return twin
 
-    monkeypatch.setattr(saved_model, part, wrong)
+    monkeypatch.setattr(saved_model, "folded_where_exact", wrong)
     with pytest.raises(ExportError, match=r"differs from the encoder by .*e-0\d"):
-        export_encoder(small, tmp_path / "1")
+        export_encoder(small, tmp_path / "models" / "simclr" / "1")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_copy_is_not_taken(small, tmp_path, monkeypatch):
+    """The encoder is exported as it is."""
+
+    def wrong(*arguments):
+        twin = functional.functional_twin(*arguments)
+        twin.set_weights([1.001 * weight for weight in twin.get_weights()])
+        return twin
+
+    monkeypatch.setattr(saved_model, "functional_twin", wrong)
+    path = export_encoder(small, tmp_path / "1")
+    assert not (path / "encoder.keras").exists()
+    image = np.float32(picture(12, 12)[None] / 255.0)
+    np.testing.assert_allclose(tf.saved_model.load(str(path))(image), small(image), rtol=1e-6)
 
 
 def test_an_encoder_of_zeros_is_exported(small, tmp_path):
@@ -379,6 +395,9 @@ def test_what_tensorflow_lite_cannot_have(small, tmp_path, monkeypatch):
         export_tflite(small, path, precision="int8")
     with pytest.raises(ValueError, match="must be one of float32, float16, int8; got 'int4'"):
         export_tflite(small, path, precision="int4")
+    for examples in (np.full([2, 12, 12, 3], 255.0), np.zeros([0, 12, 12, 3]), np.zeros([2, 9])):
+        with pytest.raises(ValueError, match=r"must be images \[n, 12, 12, 3\], uint8 or float in"):
+            export_tflite(small, path, precision="int8", examples=examples)
     monkeypatch.setitem(tflite.SIMILARITY, "float32", 1.1)
     with pytest.raises(ExportError, match="point elsewhere than the encoder's"):
         export_tflite(small, path)

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import ProjectionHead, ResNet, encoders
-from simclr_tf.export import folded, functional_twin
+from simclr_tf.export import folded, functional, functional_twin
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((3, 20, 20, 3), dtype=np.float32)
@@ -85,6 +85,64 @@ def test_every_kind_of_layer_folds_and_the_rest_stays():
     conv = layers.Conv2D(4, 3)(images)
     both = scrambled(keras.Model(images, [conv, layers.BatchNormalization()(conv)]))
     assert len(norms(folded(both))) == 1
+
+
+@pytest.mark.parametrize("kind", ["second argument", "twice", "shared norm", "training", "kin"])
+def test_what_only_looks_like_a_convolution_and_its_norm(kind):
+    """Outputs used elsewhere, layers used twice, batch statistics, subclasses: nothing folds."""
+    layers = keras.layers
+    images = keras.Input((20, 20, 3))
+    conv, norm = layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization()
+    if kind == "second argument":
+        x = conv(images)
+        h = layers.ReLU()(norm(x)) + x
+    elif kind == "twice":
+        h = conv(norm(conv(images)))
+    elif kind == "shared norm":
+        h = layers.Add()([norm(conv(images)), norm(layers.Conv2D(3, 1)(images))])
+    elif kind == "training":
+        h = norm(conv(images), training=True)
+    else:
+        h = norm(layers.Conv2DTranspose(5, 3)(images))
+    model = scrambled(keras.Model(images, layers.GlobalAveragePooling2D()(h)))
+    small = folded(model)
+    assert len(norms(small)) == 1
+    assert_close(small(IMAGES, training=False), model(IMAGES, training=False), 1e-5)
+
+
+def test_where_folding_is_not_exact_the_model_stays(monkeypatch):
+    """To 1e-4 of the largest number."""
+    images = keras.Input((20, 20, 3))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(images))
+    model = scrambled(keras.Model(images, keras.layers.GlobalAveragePooling2D()(x)))
+    assert not norms(functional.folded_where_exact(model, (20, 20, 3)))
+    fold = functional._fold
+    monkeypatch.setattr(functional, "_fold", lambda *pair: [1.01 * w for w in fold(*pair)])
+    assert functional.folded_where_exact(model, (20, 20, 3)) is model
+
+
+def test_a_frozen_encoder_has_a_twin(resnet):
+    """Whole, or its normalisation alone; what is frozen in it stays so."""
+    encoder = ResNet(18, width=1 / 16)
+    encoder.build((None, 20, 20, 3))
+    encoder.set_weights(resnet.get_weights())
+    expected = resnet(IMAGES)
+    some = [x for x in encoder.submodules if isinstance(x, keras.layers.BatchNormalization)]
+    for layer in some:
+        layer.trainable = False
+    np.testing.assert_array_equal(functional_twin(encoder, (20, 20, 3))(IMAGES), expected)
+    assert encoder.trainable and not any(layer.trainable for layer in some)
+    encoder.trainable = False
+    np.testing.assert_array_equal(functional_twin(encoder, (20, 20, 3))(IMAGES), expected)
+
+
+def test_a_layer_of_a_half_precision_encoder_is_float32():
+    """The pooling of a block too, whatever policy holds."""
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    encoder = ResNet(18, width=1 / 16)
+    encoder.build((None, 20, 20, 3))
+    twin = functional_twin(encoder, (20, 20, 3), "group1")
+    assert {layer.compute_dtype for layer in twin.layers} == {"float32"}
 
 
 def test_models_inside_a_model_fold_too():

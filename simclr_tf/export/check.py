@@ -78,15 +78,20 @@ def ask(path, requests):
         written = pathlib.Path(place) / "requests.json"
         written.write_text(json.dumps(_written(path, requests, place)))
         child = pathlib.Path(__file__).with_name("c_api.py")
-        done = subprocess.run(
-            [sys.executable, "-I", str(child), str(_library()), str(path), str(written)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-            # Beside a training process the accelerator has no memory left.
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", str(child), str(_library()), str(path), str(written)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=SECONDS,
+                # Beside a training process the accelerator has no memory left.
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(
+                f"the exported encoder did not answer within {SECONDS} s; nothing was kept."
+            ) from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ExportError(f"a server could not load the exported encoder: {reason}")

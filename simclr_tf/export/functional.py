@@ -6,6 +6,7 @@ this module does. Writing it is in `saved_model` and `tflite`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 
@@ -48,7 +49,7 @@ def functional_twin(encoder, image_shape, layer="h", head=None):
         return keras.Model(twin.input, _head_output(twin.output, layer, head), name=twin.name)
     output = twin.get_layer(_layer_name(twin, layer)).output
     if len(output.shape) == 4:
-        output = keras.layers.GlobalAveragePooling2D(name="embedding")(output)
+        output = keras.layers.GlobalAveragePooling2D(name="embedding", dtype="float32")(output)
     if len(output.shape) != 2:
         raise ValueError(
             f"layer must give [batch, D] or a feature map [batch, H, W, D]; {layer!r} gives "
@@ -59,22 +60,41 @@ def functional_twin(encoder, image_shape, layer="h", head=None):
 
 def _copy(encoder, image_shape):
     """In float32 whatever the encoder computes in; None where it has no functional form."""
-    if hasattr(encoder, "to_functional"):
-        before = keras.mixed_precision.global_policy()
-        keras.mixed_precision.set_global_policy("float32")
-        try:
-            twin = type(encoder).from_config({**encoder.get_config(), "dtype": "float32"})
-            twin.build((None, *image_shape))
-            twin.set_weights(encoder.get_weights())
-            return twin.to_functional((None, None, image_shape[-1]))
-        finally:
-            keras.mixed_precision.set_global_policy(before)
     try:
-        twin = keras.models.clone_model(encoder, clone_function=_in_float32)
+        with _policy("float32"):
+            if hasattr(encoder, "to_functional"):
+                own = type(encoder).from_config({**encoder.get_config(), "dtype": "float32"})
+                own.build((None, *image_shape))
+                _copy_weights(encoder, own)
+                return own.to_functional((None, None, image_shape[-1]))
+            twin = keras.models.clone_model(encoder, clone_function=_in_float32)
+            _copy_weights(encoder, twin)
+            return twin
     except NOT_TO_COPY:  # a subclass: its layers are known, and not how they are joined
         return None
-    twin.set_weights(encoder.get_weights())
-    return twin
+
+
+@contextlib.contextmanager
+def _policy(name):
+    """For layers within layers, whose config does not say what they compute in."""
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(name)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+
+
+def _copy_weights(source, target):
+    """Whatever is frozen: Keras lists what is trained first."""
+    inner = [part for part in source.submodules if isinstance(part, keras.layers.Layer)]
+    flags = [(part, part.trainable) for part in (source, *inner)]
+    source.trainable = target.trainable = True
+    try:
+        target.set_weights(source.get_weights())
+    finally:
+        for part, flag in flags:  # a layer before those within it
+            part.trainable = flag
 
 
 def _in_float32(layer):
@@ -107,10 +127,11 @@ def _head_output(h, layer, head):
     index = count if layer == "z" else int(layer[len("head") :])
     if not 1 <= index <= count:
         raise ValueError(f"layer must be head1 to head{count}, or z; got {layer!r}.")
-    twin = type(head).from_config({**head.get_config(), "dtype": "float32"})
-    twin.build((None, h.shape[-1]))
-    twin.set_weights(head.get_weights())
-    return twin.hidden_outputs(h)[index]
+    with _policy("float32"):
+        twin = type(head).from_config({**head.get_config(), "dtype": "float32"})
+        twin.build((None, h.shape[-1]))
+        _copy_weights(head, twin)
+        return twin.hidden_outputs(h)[index]
 
 
 # -- batch normalisation folded into the layer before it ------------------------------------------
@@ -121,10 +142,10 @@ def folded(model, dtype="float32"):
 
     y = gamma (conv(x) - mean) / sqrt(variance + epsilon) + beta is a convolution with another
     kernel and a bias, in inference mode. Exact but for rounding. Normalisation that does not
-    directly follow a convolution or dense layer of its own stays.
+    directly follow a convolution or dense layer of its own, each used once, stays.
 
     Args:
-      model: a functional `keras.Model` whose layers are each used once, as `functional_twin` gives.
+      model: a functional `keras.Model`, as `functional_twin` gives.
       dtype: in which the copy keeps its weights and computes.
 
     Returns:
@@ -143,7 +164,8 @@ def folded(model, dtype="float32"):
             config["use_bias"] = True
         return type(layer).from_config(config)
 
-    twin = keras.models.clone_model(model, clone_function=clone)
+    with _policy(dtype):
+        twin = keras.models.clone_model(model, clone_function=clone)
     for layer in model.layers:
         if layer in pairs:
             twin.get_layer(layer.name).set_weights(_fold(layer, pairs[layer]))
@@ -152,26 +174,60 @@ def folded(model, dtype="float32"):
     return twin
 
 
+def folded_where_exact(model, image_shape):
+    """`folded`, or the model itself where that differs by more than 1e-4 of the largest number."""
+    try:
+        small = folded(model)
+    except NOT_TO_COPY:
+        return model
+    return small if agree(small, model, image_shape) else model
+
+
+def agree(a, b, image_shape, tolerance=1e-4):
+    """Whether two encoders give the same of random images, in inference mode.
+
+    tolerance: the largest difference, as a share of the largest number.
+    """
+    images = np.random.default_rng(1).random((2, *image_shape), dtype=np.float32)
+    a, b = (np.asarray(encoder(images, training=False), np.float32) for encoder in (a, b))
+    return a.shape == b.shape and bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
+
+
 def _foldable(model):
     """{layer: the batch normalisation that alone follows it}."""
-    consumers = {}
-    for layer in model.layers:
-        for tensor in tf.nest.flatten(layer.input):
-            consumers.setdefault(id(tensor), []).append(layer)
-    outputs = {id(tensor) for tensor in tf.nest.flatten(model.output)}
+    config = keras.Model(model.inputs, model.outputs).get_config()
+    nodes = {entry["config"]["name"]: entry["inbound_nodes"] for entry in config["layers"]}
+    consumers = {name: [] for name in nodes}
+    for name, calls in [*nodes.items(), (None, config["output_layers"])]:
+        for used in _references(calls, nodes):
+            consumers[used].append(name)
     pairs = {}
     for layer in model.layers:
-        after = consumers.get(id(layer.output), [])
+        after = consumers.get(layer.name, [])
+        if type(layer) not in _FOLDS or len(after) != 1 or after[0] is None:
+            continue
+        norm = model.get_layer(after[0])
         if (
-            isinstance(layer, _FOLDS)
-            and layer.activation is keras.activations.linear
-            and id(layer.output) not in outputs
-            and len(after) == 1
-            and isinstance(after[0], keras.layers.BatchNormalization)
-            and list(tf.nest.flatten(after[0].axis)) in ([-1], [len(layer.output.shape) - 1])
+            layer.activation is keras.activations.linear
+            and type(norm) is keras.layers.BatchNormalization
+            and len(nodes[layer.name]) == len(nodes[norm.name]) == 1
+            and "'training': True" not in str(nodes[norm.name])
+            and list(tf.nest.flatten(norm.axis)) in ([-1], [len(layer.output.shape) - 1])
         ):
-            pairs[layer] = after[0]
+            pairs[layer] = norm
     return pairs
+
+
+def _references(calls, names):
+    """Names of the layers whose outputs the calls take, in whatever argument."""
+    if isinstance(calls, dict):
+        calls = list(calls.values())
+    if not isinstance(calls, (list, tuple)):
+        return []
+    found = []
+    if len(calls) >= 3 and isinstance(calls[0], str) and calls[0] in names:
+        found.append(calls[0])  # [layer, call, output, ...]
+    return found + [name for part in calls for name in _references(part, names)]
 
 
 def _fold(layer, norm):

@@ -94,7 +94,7 @@ def _version(path):
     """The SavedModel's own directory."""
     if (path / "saved_model.pb").is_file():
         return path
-    numbers = [each.name for each in path.glob("*/") if each.name.isdigit()]
+    numbers = [each.name for each in path.glob("*/") if each.name.isdecimal()]
     newest = path / max(numbers, key=int, default="")
     if not (newest / "saved_model.pb").is_file():
         raise ValueError(

@@ -5,6 +5,7 @@ No head, no optimizer, no views. What its signatures compute is in `serving`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,7 +16,13 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf.export.check import check_export
-from simclr_tf.export.functional import NOT_TO_COPY, folded, functional_twin
+from simclr_tf.export.functional import (
+    NOT_TO_COPY,
+    agree,
+    folded,
+    folded_where_exact,
+    functional_twin,
+)
 from simclr_tf.export.serving import Serving
 from simclr_tf.export.warmup import write_warmup
 
@@ -97,13 +104,10 @@ def export_encoder(
     if precision not in TOLERANCES:
         raise ValueError(f"precision must be float32 or float16; got {precision!r}.")
     image_shape = known_shape(encoder, image_shape)
-    twin = functional_twin(encoder, image_shape, layer, head)
-    if twin is None:
-        model = served = in_float32(encoder, image_shape)
-    else:
-        twin.trainable = True
-        model, served = twin, folded(twin, precision)
-    module = Serving(model, image_shape[:2], normalize, served)
+    twin, served = _forms(encoder, image_shape, layer, head, precision)
+    model = in_float32(encoder, image_shape) if twin is None else twin
+    module = Serving(model, image_shape[:2], normalize, served or model)
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=path.parent))
     try:
@@ -117,9 +121,31 @@ def export_encoder(
         check_export(beside, module, expect, TOLERANCES[precision])
         beside.chmod(0o755)
         os.replace(beside, path)
+        made = []
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # somebody else put something there
+                folder.rmdir()
     return path
+
+
+def _forms(encoder, image_shape, layer, head, precision):
+    """The encoder to train on elsewhere and the one for signatures; None where there is none."""
+    twin = functional_twin(encoder, image_shape, layer, head)
+    if twin is not None and layer == "h" and not in_half(encoder):
+        twin = twin if agree(twin, encoder, image_shape) else None
+    if twin is None:
+        if precision != "float32":
+            raise ValueError(
+                f"precision={precision!r} needs a ResNet or a functional encoder; got a "
+                f"{type(encoder).__name__}. Take float32."
+            )
+        return None, None
+    twin.trainable = True
+    if precision == "float32":
+        return twin, folded_where_exact(twin, image_shape)
+    return twin, folded(twin, precision)
 
 
 def _save_keras(model, path):
@@ -144,6 +170,9 @@ def known_shape(encoder, image_shape):
         # One that was built and never called has no input shape yet; a ResNet remembers.
         built = getattr(encoder, "built_shape", None) or (None,) * 4
         image_shape = tuple((getattr(encoder, "input_shape", None) or built)[1:])
-    if None in image_shape:
-        raise ValueError(f"export needs the image size; got {image_shape}. Pass image_shape.")
+    if len(image_shape) != 3 or not all(isinstance(side, int) for side in image_shape):
+        raise ValueError(
+            f"export needs the image size of one batch [B, H, W, 3]; got {image_shape}. Pass "
+            "image_shape."
+        )
     return tuple(image_shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import signal
 import types
 
@@ -106,6 +107,8 @@ def export(options, trained):
     """Writes the encoder of a run as a SavedModel or a TensorFlow Lite file."""
     if options.precision == "int8" and options.format != "tflite":
         raise run.UsageError("--precision=int8 is for --format=tflite; got --format=saved_model.")
+    if pathlib.Path(options.output).exists():
+        raise run.UsageError(f"--output must not exist; {options.output} does. Take another.")
     prepare_process(trained, strategy="one")
     parts, image_size = parts_of_run(trained, lambda side: _encoder_and_head(trained, side))
     arguments = {
@@ -115,12 +118,11 @@ def export(options, trained):
         "head": parts["projection_head"],
         "precision": options.precision,
     }
-    if options.format == "tflite":
-        if options.precision == "int8":
-            arguments["examples"] = _examples(trained, image_size, options.examples)
-        path = export_tflite(parts["encoder"], options.output, **arguments)
-    else:
-        path = export_encoder(parts["encoder"], options.output, **arguments)
+    if options.precision == "int8":
+        arguments["examples"] = _examples(trained, image_size, options.examples)
+    write = export_tflite if options.format == "tflite" else export_encoder
+    with _ended_by_sigterm():
+        path = write(parts["encoder"], options.output, **arguments)
     say(f"wrote the encoder to {path}")
 
 
