@@ -103,7 +103,8 @@ def test_a_killed_worker_costs_no_more_than_the_time(
     monkeypatch.setattr(cluster, "start", start_and_keep)
     killer = threading.Thread(target=kill)
     killer.start()
-    assert cluster.run(2, [f"--run_dir={tmp_path}", *flags]) == 0
+    # The other notices in half a minute; where the tests share the machine, later.
+    assert cluster.run(2, [f"--run_dir={tmp_path}", *flags], grace_seconds=300) == 0
     killer.join()
     codes = [process.returncode for process in attempts[0]]
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == cluster.TRY_AGAIN
