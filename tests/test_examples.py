@@ -10,7 +10,7 @@ from PIL import Image
 
 from simclr_tf import cli, data, embeddings, evaluate
 
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("quick_runs", "no_export")
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
 
