@@ -23,6 +23,7 @@ _PUBLIC = {
 
 # From the bottom up: each may import only those before it.
 _MODULES = (
+    "files",
     "devices",
     "progress",
     "augment",

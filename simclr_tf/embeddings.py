@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import tempfile
 import zipfile
 
 import numpy as np
 
-from simclr_tf import run
+from simclr_tf import files, run
 
 _GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
 
@@ -46,29 +45,24 @@ class Writer:
         self._make, self._file = _format(path)[0], None
 
     def __enter__(self):
-        folder = self._path.parent
-        self._made = [each for each in (folder, *folder.parents) if not each.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        self._scratch = tempfile.TemporaryDirectory(prefix=f".{self._path.name}-", dir=folder)
-        self._beside = pathlib.Path(self._scratch.name) / self._path.name
+        self._place = files.beside(self._path)
+        self._beside = self._place.__enter__()
         return self
 
     def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                if self._file is None:
-                    raise ValueError("a file of embeddings needs at least one; got none.")
-                self._file.finish()
-                os.replace(self._beside, self._path)
-                self._made = []
-        finally:
-            with contextlib.suppress(OSError):  # of a full disk, for the second time
-                if self._file is not None:
-                    self._file.close()
-            self._scratch.cleanup()
-            for each in self._made:
-                with contextlib.suppress(OSError):  # somebody else put something there
-                    each.rmdir()
+        with contextlib.ExitStack() as stack:
+            stack.push(self._place)
+            stack.callback(self._close)
+            if error is not None:
+                raise error
+            if self._file is None:
+                raise ValueError("a file of embeddings needs at least one; got none.")
+            self._file.finish()
+
+    def _close(self):
+        with contextlib.suppress(OSError):  # of a full disk, for the second time
+            if self._file is not None:
+                self._file.close()
 
     def write(self, features):
         """Adds the `evaluate.Features` of a batch.

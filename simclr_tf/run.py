@@ -11,7 +11,8 @@ import json
 import os
 import pathlib
 import socket
-import tempfile
+
+from simclr_tf import files
 
 
 class UsageError(ValueError):
@@ -150,13 +151,5 @@ def read_metrics(path):
 
 def write_whole(path, text):
     """Writes a file beside its place and renames it, so that nobody reads half of it."""
-    path = pathlib.Path(path)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    finally:
-        if os.path.exists(beside):
-            os.unlink(beside)
+    with files.beside(path, parents=False) as place:
+        place.write_text(text)

@@ -42,9 +42,8 @@ def predict(stub, files, options):
 
 def refusal(error, options):
     """A BadRequestError for INVALID_ARGUMENT; the end for others."""
-    line = (
-        error.details().strip().partition("\n")[0]
-    )  # those below name nodes of TensorFlow's graph
+    # The lines below the first name nodes of TensorFlow's graph.
+    line = error.details().strip().partition("\n")[0]
     if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
         return BadRequestError(line)
     if error.code() == grpc.StatusCode.NOT_FOUND:

@@ -74,6 +74,31 @@ def _copy(encoder, image_shape):
         return None
 
 
+def in_half(encoder):
+    """Whether a part of it computes in half precision."""
+    return any(
+        getattr(part, "compute_dtype", "float32") != "float32" for part in encoder.submodules
+    )
+
+
+def in_float32(encoder, image_shape):
+    """An encoder without a functional form, computing in float32.
+
+    encoder: a built `keras.Model`; image_shape: (H, W, 3). One that cannot be made anew from its
+    config, or whose layers carry their own precision in it, comes back as it computes now.
+    """
+    if not in_half(encoder):
+        return encoder
+    try:
+        with _policy("float32"):
+            twin = type(encoder).from_config(encoder.get_config())
+            twin.build((None, *image_shape))
+            _copy_weights(encoder, twin)
+            return twin
+    except NOT_TO_COPY:  # a class without a config of its own
+        return encoder
+
+
 @contextlib.contextmanager
 def _policy(name):
     """For layers within layers, whose config does not say what they compute in."""

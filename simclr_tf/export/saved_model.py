@@ -5,16 +5,12 @@ No head, no optimizer, no views. What its signatures compute is in `serving`.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 
 import tensorflow as tf
-from tensorflow import keras
 
+from simclr_tf import files
 from simclr_tf.export.check import check_export
 from simclr_tf.export.functional import (
     NOT_TO_COPY,
@@ -22,6 +18,8 @@ from simclr_tf.export.functional import (
     folded,
     folded_where_exact,
     functional_twin,
+    in_float32,
+    in_half,
 )
 from simclr_tf.export.serving import Serving
 from simclr_tf.export.warmup import write_warmup
@@ -29,34 +27,6 @@ from simclr_tf.export.warmup import write_warmup
 ABOUT = "encoder.json"  # beside saved_model.pb: what it takes and gives, for `load_exported`
 # How far answers may lie from the encoder's, as a share of the largest number among them.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
-
-
-def in_half(encoder):
-    """Whether a part of it computes in half precision."""
-    return any(
-        getattr(part, "compute_dtype", "float32") != "float32" for part in encoder.submodules
-    )
-
-
-def in_float32(encoder, image_shape):
-    """The same encoder computing in float32, so that a server needs no half precision.
-
-    encoder: a built `keras.Model`; image_shape: (H, W, 3). One that cannot be made anew from its
-    config, or whose layers carry their own precision in it, comes back as it computes now.
-    """
-    if not in_half(encoder):
-        return encoder
-    before = keras.mixed_precision.global_policy()
-    keras.mixed_precision.set_global_policy("float32")
-    try:
-        twin = type(encoder).from_config(encoder.get_config())
-        twin.build((None, *image_shape))
-    except NOT_TO_COPY:  # a class without a config of its own
-        return encoder
-    finally:
-        keras.mixed_precision.set_global_policy(before)
-    twin.set_weights(encoder.get_weights())
-    return twin
 
 
 def export_encoder(
@@ -107,26 +77,15 @@ def export_encoder(
     twin, served = _forms(encoder, image_shape, layer, head, precision)
     model = in_float32(encoder, image_shape) if twin is None else twin
     module = Serving(model, image_shape[:2], normalize, served or model)
-    made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=path.parent))
-    try:
-        tf.saved_model.save(module, str(beside), _signatures(module))
+    with files.beside(path) as place:
+        tf.saved_model.save(module, str(place), _signatures(module))
         if twin is not None:
-            _save_keras(twin, beside / "encoder.keras")
+            _save_keras(twin, place / "encoder.keras")
         about = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
-        (beside / ABOUT).write_text(json.dumps(about) + "\n")
-        write_warmup(beside, image_shape[:2])
+        (place / ABOUT).write_text(json.dumps(about) + "\n")
+        write_warmup(place, image_shape[:2])
         expect = module if layer != "h" or in_half(encoder) else module.finished(encoder)
-        check_export(beside, module, expect, TOLERANCES[precision])
-        beside.chmod(0o755)
-        os.replace(beside, path)
-        made = []
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        for folder in made:
-            with contextlib.suppress(OSError):  # somebody else put something there
-                folder.rmdir()
+        check_export(place, module, expect, TOLERANCES[precision])
     return path
 
 

@@ -6,17 +6,15 @@ What it computes is the folded encoder of `functional`; the SavedModel for serve
 
 from __future__ import annotations
 
-import os
 import pathlib
-import tempfile
 
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import _quiet
+from simclr_tf import _quiet, files
 from simclr_tf.export.check import ExportError
-from simclr_tf.export.functional import folded_where_exact, functional_twin
-from simclr_tf.export.saved_model import in_half, known_shape
+from simclr_tf.export.functional import folded_where_exact, functional_twin, in_half
+from simclr_tf.export.saved_model import known_shape
 
 # Least cosine similarity to the encoder's embeddings; int8 is a matter of the data.
 SIMILARITY = {"float32": 0.9999, "float16": 0.999, "int8": 0.9}
@@ -53,16 +51,8 @@ def export_tflite(
       ValueError: the path exists; a precision that there is not; int8 without examples.
       ExportError: the file's embeddings point elsewhere than the encoder's; nothing is left.
     """
-    path = pathlib.Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists. Remove it, or give another name.")
-    if precision not in SIMILARITY:
-        raise ValueError(f"precision must be one of {', '.join(SIMILARITY)}; got {precision!r}.")
-    if (precision == "int8") != (examples is not None):
-        raise ValueError("examples are needed for int8, and for nothing else.")
-    image_shape = known_shape(encoder, image_shape)
-    if examples is not None:
-        _check_examples(np.asarray(examples), image_shape)
+    path, image_shape = pathlib.Path(path), known_shape(encoder, image_shape)
+    _check_arguments(path, precision, examples, image_shape)
     twin = functional_twin(encoder, image_shape, layer, head)
     if twin is None:
         raise ValueError(
@@ -75,27 +65,25 @@ def export_tflite(
     with _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
         content = _convert(module, precision, None if examples is None else as_unit(examples))
         _check(content, expect, precision, examples, image_shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    finally:
-        pathlib.Path(beside).unlink(missing_ok=True)
+    with files.beside(path) as place:
+        place.write_bytes(content)
     return path
 
 
-def _check_examples(examples, image_shape):
-    whole = examples.dtype == np.uint8
-    if (
-        examples.shape[1:] != image_shape
-        or not len(examples)
-        or not (
-            whole or (examples.dtype.kind == "f" and 0 <= examples.min() <= examples.max() <= 1)
-        )
-    ):
+def _check_arguments(path, precision, examples, image_shape):
+    if path.exists():
+        raise ValueError(f"{path} exists. Remove it, or give another name.")
+    if precision not in SIMILARITY:
+        raise ValueError(f"precision must be one of {', '.join(SIMILARITY)}; got {precision!r}.")
+    if (precision == "int8") != (examples is not None):
+        raise ValueError("examples are needed for int8, and for nothing else.")
+    if examples is None:
+        return
+    examples = np.asarray(examples)
+    fit = examples.shape[1:] == image_shape and len(examples)
+    if fit and examples.dtype.kind == "f":
+        fit = 0 <= examples.min() <= examples.max() <= 1
+    if not fit or (examples.dtype != np.uint8 and examples.dtype.kind != "f"):
         raise ValueError(
             f"examples must be images [n, {', '.join(map(str, image_shape))}], uint8 or float in "
             f"[0, 1]; got {examples.dtype} of shape {examples.shape}."
