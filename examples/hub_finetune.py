@@ -8,14 +8,16 @@ accuracy of a linear layer on the frozen encoder, and of both trained on.
 """
 
 import argparse
+import os
 
 import numpy as np
-import tensorflow_hub as hub
-import tf_keras
 
 
 def classifier(path, trainable, learning_rate, image_shape, classes):
     """A compiled model: the encoder, trained or not, and a linear layer."""
+    import tensorflow_hub as hub  # here, so that a mistake is answered at once
+    import tf_keras
+
     encoder = hub.KerasLayer(path, trainable=trainable)
     head = tf_keras.layers.Dense(classes, kernel_initializer="zeros")
     model = tf_keras.Sequential([encoder, head])
@@ -57,4 +59,9 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="of all of it")
     parser.add_argument("--batch_size", type=int, default=64)
-    main(parser.parse_args())
+    given = parser.parse_args()
+    if not os.path.isfile(os.path.join(given.encoder, "saved_model.pb")):
+        parser.error(f"--encoder must be an exported SavedModel; {given.encoder} is none")
+    if not os.path.isfile(given.images):
+        parser.error(f"--images must be an npz file; there is none at {given.images}")
+    main(given)

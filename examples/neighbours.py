@@ -12,12 +12,13 @@ Beyond, give `index_of`'s unit vectors to an approximate index; what is below st
 """
 
 import pathlib
+import sys
 
 import numpy as np
 from absl import app, flags
 from sklearn.neighbors import NearestNeighbors
 
-from simclr_tf import data, embeddings
+from simclr_tf import embeddings
 
 
 def index_of(h):
@@ -92,6 +93,8 @@ def image_reader(place, split="all"):
         from PIL import Image
 
         return lambda name: Image.open(pathlib.Path(place) / name).convert("RGB")
+    from simclr_tf import data
+
     images, _, ids = data.load(f"npz:{place}", split).arrays()
     row_of = {name: row for row, name in enumerate(ids)}
     return lambda name: images[row_of[name]]
@@ -99,7 +102,14 @@ def image_reader(place, split="all"):
 
 def main(_):
     """Reads, builds the index, prints, and draws."""
-    options = flags.FLAGS
+    try:
+        show(flags.FLAGS)
+    except (ValueError, OSError) as error:
+        sys.exit(f"neighbours: {error}")
+
+
+def show(options):
+    """The same, given the flags' values."""
     features = embeddings.read(options.embeddings)
     k = min(options.k, len(features.h) - 1)
     index = index_of(features.h)

@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 
-from simclr_tf import files, run
+from simclr_tf import _quiet, files, run
 
 _GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
 
@@ -105,11 +105,12 @@ def read(path):
       run.UsageError: another suffix.
       ValueError: no such file, or none of embeddings.
     """
-    from simclr_tf.evaluate import Features
-
     columns_of = _format(path)[1]
     if not os.path.isfile(path):
         raise ValueError(f"embeddings are read from a file; there is none at {path}.")
+    _quiet.import_tensorflow()
+    from simclr_tf.evaluate import Features
+
     try:
         columns = columns_of(str(path))
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:

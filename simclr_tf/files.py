@@ -25,6 +25,11 @@ def beside(path, parents=True):
       OSError: there is no room, no directory to write to, and the like.
     """
     path = pathlib.Path(path)
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(
+            f"{path} cannot be written: {above} is a file. Take another place."
+        )
     made = [folder for folder in path.parents if not folder.exists()] if parents else []
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,3 +35,14 @@ def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
     with pytest.raises(FileNotFoundError), files.beside(tmp_path / "run" / "x", parents=False):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_below_a_file_there_is_no_place(tmp_path):
+    """In one line that names it."""
+    (tmp_path / "there").write_text("old")
+    line = r"there.1.2 cannot be written: .*there is a file"
+    with (
+        pytest.raises(NotADirectoryError, match=line),
+        files.beside(tmp_path / "there" / "1" / "2"),
+    ):
+        pass
