@@ -13,7 +13,7 @@ from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()
 
-from simclr_tf import convolution  # noqa: E402 - after TensorFlow's start-up lines
+from simclr_tf.encoders import convolution  # noqa: E402 - after TensorFlow's start-up lines
 
 VIEWS = 512
 LAYERS = (

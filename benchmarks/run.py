@@ -21,12 +21,12 @@ from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()
 
-from simclr_tf import distribute  # noqa: E402 - after TensorFlow's start-up lines
+from simclr_tf import devices  # noqa: E402 - after TensorFlow's start-up lines
 
 
 def in_best_precision(function, *arguments):
     """Calls it under the policy that `--precision=auto` takes."""
-    tf.keras.mixed_precision.set_global_policy(distribute.precision_policy("auto"))
+    tf.keras.mixed_precision.set_global_policy(devices.precision_policy("auto"))
     try:
         return function(*arguments)
     finally:

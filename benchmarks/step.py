@@ -19,7 +19,8 @@ tf = _quiet.import_tensorflow()
 keras = tf.keras
 
 import simclr_tf  # noqa: E402 - after TensorFlow's start-up lines
-from simclr_tf import convolution, distribute  # noqa: E402
+from simclr_tf import devices  # noqa: E402
+from simclr_tf.encoders import convolution  # noqa: E402
 
 STEP_BATCH = 512
 CACHE_BATCHES = ((256, None), (4096, 512))
@@ -81,7 +82,7 @@ def run_step(repeats, width):
 
 def one(batch_size, micro_batch_size):
     """Prints seconds of a step and the peak memory of the process, ResNet-18 of full width."""
-    keras.mixed_precision.set_global_policy(distribute.precision_policy("auto"))
+    keras.mixed_precision.set_global_policy(devices.precision_policy("auto"))
     _, step = training_step(batch_size, 1, micro_batch_size)
     # As many images whatever the batch: the memory of a process grows over its first steps.
     repeats = max(batch for batch, _ in CACHE_BATCHES) // batch_size
@@ -133,7 +134,7 @@ if __name__ == "__main__":
     if given.one:
         one(given.one[0], given.one[1] or None)
     else:
-        keras.mixed_precision.set_global_policy(distribute.precision_policy("auto"))
+        keras.mixed_precision.set_global_policy(devices.precision_policy("auto"))
         for width in (0.5, 1):
             measure.show("A step", STEP_COLUMNS, run_step(5, width))
         measure.show("Gradient caching", CACHE_COLUMNS, run_cache(1))

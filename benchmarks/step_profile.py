@@ -19,7 +19,7 @@ tf = _quiet.import_tensorflow()
 
 from tensorflow.tsl.profiler.protobuf import xplane_pb2  # noqa: E402 - as above
 
-from simclr_tf import distribute  # noqa: E402 - after TensorFlow's start-up lines
+from simclr_tf import devices  # noqa: E402 - after TensorFlow's start-up lines
 
 # Operations that hold others: their time is that of what they hold.
 _CONTAINERS = ("PartitionedCall", "StatefulPartitionedCall", "While", "If", "StatelessIf")
@@ -27,7 +27,7 @@ _CONTAINERS = ("PartitionedCall", "StatefulPartitionedCall", "While", "If", "Sta
 
 def run(logdir, width=0.5):
     """Rows: operation, milliseconds summed over threads, share, for the operations above 1 %."""
-    policy = distribute.precision_policy("auto")
+    policy = devices.precision_policy("auto")
     tf.keras.mixed_precision.set_global_policy(policy)
     _, take_step = step.training_step(step.STEP_BATCH, width)
     for _ in range(3):

@@ -5,13 +5,16 @@ its first use, so that `import simclr_tf` and `simclr-tf --help` answer without 
 """
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "SimCLR": "model",
-    "ResNet": "resnet",
-    "ProjectionHead": "projection",
+    "SimCLR": "models",
+    "ResNet": "encoders",
+    "ProjectionHead": "heads",
     "nt_xent": "losses",
     "NTXent": "losses",
     "ContrastiveAccuracy": "metrics",
@@ -23,32 +26,26 @@ _PUBLIC = {
 
 # From the bottom up: each may import only those before it.
 _MODULES = (
-    "files",
+    "_quiet",
+    "_atomic",
+    "errors",
     "devices",
-    "progress",
-    "augment",
-    "blocks",
-    "losses",
-    "metrics",
-    "convolution",
-    "batch_norm",
-    "resnet",
-    "encoders",
-    "projection",
-    "pretrained",
-    "optimizers",
     "distribute",
     "data",
-    "gradient_cache",
-    "model",
+    "augment",
+    "encoders",
+    "heads",
+    "pretrained",
+    "losses",
+    "metrics",
+    "optimizers",
+    "models",
     "evaluate",
     "export",
-    "callbacks",
-    "checkpoints",
-    "report",
-    "run",
     "embeddings",
-    "jobs",
+    "training",
+    "report",
+    "commands",
     "cli",
 )
 
@@ -71,3 +68,31 @@ def __getattr__(name):
 def __dir__():
     """Lists what is here and what can be loaded."""
     return sorted({*globals(), *_PUBLIC, *_MODULES})
+
+
+# `.keras` files name the module of each class. Those of version 0.1.0 have the names on the left.
+_FORMER_MODULES = {
+    "simclr_tf.model": "simclr_tf.models",
+    "simclr_tf.resnet": "simclr_tf.encoders",
+    "simclr_tf.projection": "simclr_tf.heads",
+    "simclr_tf.augment.operators": "simclr_tf.augment",
+    "simclr_tf.augment.views": "simclr_tf.augment",
+}
+
+
+class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a module by the name that it had in an earlier version."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname in _FORMER_MODULES:
+            return importlib.util.spec_from_loader(fullname, self)
+        return None
+
+    def create_module(self, spec):
+        return importlib.import_module(_FORMER_MODULES[spec.name])
+
+    def exec_module(self, module):
+        pass  # it has been loaded under its own name
+
+
+sys.meta_path.append(_FormerModules())

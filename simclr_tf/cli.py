@@ -13,7 +13,7 @@ import types
 
 from absl import flags as absl_flags
 
-from simclr_tf import run
+from simclr_tf import errors
 
 COMMANDS = {
     "pretrain": "learn an encoder from images; given again, it resumes",
@@ -262,23 +262,23 @@ def parse(argv):
       (command, values): values is an `absl.flags.FlagValues`, parsed.
 
     Raises:
-      run.UsageError: an unknown command or flag, a value out of range, a flag missing.
+      errors.UsageError: an unknown command or flag, a value out of range, a flag missing.
     """
     if not argv or argv[0] not in COMMANDS:
         given = f"got {argv[0]!r}" if argv else "got none"
-        raise run.UsageError(f"COMMAND must be one of {', '.join(COMMANDS)}; {given}.")
+        raise errors.UsageError(f"COMMAND must be one of {', '.join(COMMANDS)}; {given}.")
     command = argv[0]
     values = _flag_values(command)
     try:
         rest = values([command, *argv[1:]])[1:]
     except absl_flags.Error as error:
         reason = " ".join(str(error).split())
-        raise run.UsageError(f"{reason}. See simclr-tf {command} --help.") from None
+        raise errors.UsageError(f"{reason}. See simclr-tf {command} --help.") from None
     if rest:
-        raise run.UsageError(f"{command} takes flags only; got {rest[0]!r}.")
+        raise errors.UsageError(f"{command} takes flags only; got {rest[0]!r}.")
     for name in _REQUIRED[command]:
         if not values[name].value:
-            raise run.UsageError(f"{command} needs --{name}.")
+            raise errors.UsageError(f"{command} needs --{name}.")
     if command == "embed":
         _check_embed(values)
     return command, values
@@ -287,9 +287,9 @@ def parse(argv):
 def _check_embed(values):
     if bool(values.run_dir) == bool(values.saved_model):
         given = "both" if values.run_dir else "neither"
-        raise run.UsageError(f"embed needs either --run_dir or --saved_model; got {given}.")
+        raise errors.UsageError(f"embed needs either --run_dir or --saved_model; got {given}.")
     if values.saved_model and not values.dataset:
-        raise run.UsageError("embed needs --dataset where it has no --run_dir to take it from.")
+        raise errors.UsageError("embed needs --dataset where it has no --run_dir to take it from.")
     from simclr_tf import embeddings  # NumPy comes with it
 
     embeddings.check_path(values.output)
@@ -308,7 +308,7 @@ def _view_sizes(text):
         pairs = [part.split(":") for part in text.split(",")]
         return [(int(size), float(end)) for size, end in pairs]
     except ValueError:
-        raise run.UsageError(
+        raise errors.UsageError(
             f"--view_sizes must be side:end, ... as in 16:0.5,24:0.8,32:1; got {text!r}."
         ) from None
 
@@ -326,7 +326,7 @@ def _options_of_run(run_dir):
     """The `pretrain` options of a run, from its flags.cfg."""
     path = pathlib.Path(run_dir) / "flags.cfg"
     if not path.exists():
-        raise run.UsageError(
+        raise errors.UsageError(
             f"--run_dir must be the directory of a run; {run_dir} has no flags.cfg. "
             "Make one with `simclr-tf pretrain`."
         )
@@ -351,17 +351,23 @@ def _execute(command, values):
 
 
 def _run_job(command, values, options, trained):
-    from simclr_tf import jobs
-
     if command == "pretrain":
-        directory = jobs.pretrain(options, flag_texts(values), FREE_FLAGS)
+        from simclr_tf.commands.pretrain import pretrain
+
+        directory = pretrain(options, flag_texts(values), FREE_FLAGS)
         print(f"run: {directory.path}\nviews: {directory.views}\nencoder: {directory.export}")
     elif command == "evaluate":
-        jobs.evaluate_run(options, trained)
+        from simclr_tf.commands.evaluate import evaluate_run
+
+        evaluate_run(options, trained)
     elif command == "embed":
-        jobs.embed(options, trained)
+        from simclr_tf.commands.embed import embed
+
+        embed(options, trained)
     else:
-        jobs.export(options, trained)
+        from simclr_tf.commands.export import export
+
+        export(options, trained)
 
 
 def _help(argv):
@@ -388,11 +394,11 @@ def main(argv=None):
         _execute(*parse(argv))
     except KeyboardInterrupt:
         return 130
-    except run.UsageError as error:
+    except errors.UsageError as error:
         if debug:
             raise
         return _fail(error, 2)
-    except run.TryAgainError as error:
+    except errors.TryAgainError as error:
         return _fail(error, TRY_AGAIN)
     except (ValueError, OSError, RuntimeError) as error:
         if debug or not _is_for_user(error):

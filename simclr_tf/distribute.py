@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 
 import tensorflow as tf
@@ -105,55 +104,34 @@ def any_worker(strategy):
     return lambda flag: bool(count(tf.constant(float(flag))) > 0.0)
 
 
-# Steps taken without Python in between: a TPU is far from its host, a GPU near, a processor is it.
-_STEPS_AT_A_TIME = (("TPU", 50), ("GPU", 10), ("CPU", 1))
+def rows_before(x):
+    """(rows of the replicas before this one, this replica's share of all rows); x: [n, ...].
 
-
-def steps_per_execution(steps_per_epoch, total_steps):
-    """How many steps to take before callbacks are called, so that the device never waits for them.
-
-    A number that divides the steps of an epoch and, where a run ends within one, those of the run:
-    the run then ends at its last step.
+    Outside a replica, or with one: (0, 1). Where n is static all replicas have n; else it is asked
+    for, since the last batch of a data set may be shared unevenly.
     """
-    limit = next(n for kind, n in _STEPS_AT_A_TIME if tf.config.list_logical_devices(kind))
-    stops = math.gcd(steps_per_epoch, total_steps)
-    return max(n for n in range(1, limit + 1) if stops % n == 0)
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return 0, 1.0
+    replica, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
+    if x.shape[0] is not None:
+        return replica * x.shape[0], 1.0 / replicas
+    sizes = context.all_gather(tf.shape(x)[:1], axis=0)  # [R]
+    return tf.reduce_sum(sizes[:replica]), tf.cast(
+        tf.shape(x)[0] / tf.reduce_sum(sizes), tf.float32
+    )
 
 
-PRECISIONS = {
-    "float32": "float32",
-    "bfloat16": "mixed_bfloat16",
-    "float16": "mixed_float16",
-}
+def gather_rows(x):
+    """The rows of all replicas, [R n, ...], and the place of this replica's first row.
 
-
-def precision_policy(name="auto"):
-    """The name of the Keras policy for a precision: "auto", "float32", "bfloat16", "float16".
-
-    "auto" is bfloat16 where the device computes in it (TPU, a GPU of compute capability 8 or
-    more, a processor with AVX-512 BF16 or AMX) and float32 elsewhere.
-
-    Raises:
-      ValueError: an unknown name.
+    Differentiable: the gradient of a row is the sum of what all replicas send back. Outside a
+    replica, or with one, x itself.
     """
-    if name == "auto":
-        name = "bfloat16" if _computes_bfloat16() else "float32"
-    if name not in PRECISIONS:
-        choices = ", ".join(["auto", *PRECISIONS])
-        raise ValueError(f"precision must be one of {choices}; got {name!r}.")
-    return PRECISIONS[name]
-
-
-def _computes_bfloat16():
-    if tf.config.list_logical_devices("TPU"):
-        return True
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = tf.config.experimental.get_device_details(gpus[0])
-        return details.get("compute_capability", (0, 0)) >= (8, 0)
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = file.read()
-    except OSError:  # not Linux: nothing is known of the processor
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return x, 0
+    rows = None if x.shape[0] is None else context.num_replicas_in_sync * x.shape[0]
+    # Between processes the gathering forgets the shape.
+    gathered = tf.ensure_shape(context.all_gather(x, axis=0), [rows, *x.shape[1:]])
+    return gathered, rows_before(x)[0]

@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 
-from simclr_tf import _quiet, files, run
+from simclr_tf import _atomic, _quiet, errors
 
 _GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
 
@@ -36,7 +36,7 @@ class Writer:
       path: of the file; directories above it are made.
 
     Raises:
-      run.UsageError: another suffix, or the path is a directory.
+      errors.UsageError: another suffix, or the path is a directory.
     """
 
     def __init__(self, path):
@@ -45,7 +45,7 @@ class Writer:
         self._make, self._file = _format(path)[0], None
 
     def __enter__(self):
-        self._place = files.beside(self._path)
+        self._place = _atomic.beside(self._path)
         self._beside = self._place.__enter__()
         return self
 
@@ -89,10 +89,10 @@ class Writer:
 
 
 def check_path(path):
-    """Raises run.UsageError where `Writer` would, before there is anything to write."""
+    """Raises errors.UsageError where `Writer` would, before there is anything to write."""
     _format(path)
     if os.path.isdir(path):
-        raise run.UsageError(f"embeddings are written to a file; {path} is a directory.")
+        raise errors.UsageError(f"embeddings are written to a file; {path} is a directory.")
 
 
 def read(path):
@@ -102,7 +102,7 @@ def read(path):
       `evaluate.Features`.
 
     Raises:
-      run.UsageError: another suffix.
+      errors.UsageError: another suffix.
       ValueError: no such file, or none of embeddings.
     """
     columns_of = _format(path)[1]
@@ -125,7 +125,7 @@ def _format(path):
     """The class that writes, and the function that reads, files of this suffix."""
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise run.UsageError(
+        raise errors.UsageError(
             f"a file of embeddings must end in {', '.join(_FORMATS)}; got {str(path)!r}."
         )
     return _FORMATS[suffix]

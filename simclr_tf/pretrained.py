@@ -41,7 +41,8 @@ import tensorflow as tf
 from tensorflow import keras
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from simclr_tf import projection, resnet
+from simclr_tf import heads
+from simclr_tf.encoders import resnet
 
 # Not the model's: the object graph, the optimizer with its slots, and two counters.
 _IGNORED = re.compile(
@@ -72,7 +73,7 @@ class Pretrained(typing.NamedTuple):
     """
 
     encoder: resnet.ResNet
-    projection_head: projection.ProjectionHead | None
+    projection_head: heads.ProjectionHead | None
     linear_head: keras.layers.Dense | None
 
 
@@ -228,7 +229,7 @@ def _projection_head(source, wanted):
             "projection_head=False leaves it aside."
         )
     inputs, hidden = source.shape(f"{_HEAD}/0/dense/kernel")
-    head = projection.ProjectionHead(
+    head = heads.ProjectionHead(
         hidden_dim=None if hidden == inputs else hidden,
         output_dim=source.shape(f"{_HEAD}/{layers - 1}/dense/kernel")[-1],
         layers=layers,

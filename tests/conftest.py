@@ -34,7 +34,7 @@ def same_start():
 @contextlib.contextmanager
 def few_blocks():
     """The same kinds of blocks, fewer of each: most of a test's time is Keras' own, per layer."""
-    from simclr_tf import resnet
+    from simclr_tf.encoders import resnet
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.BASIC_BLOCKS, 18, (2, 1, 1, 1))
@@ -70,10 +70,10 @@ def quick_runs():
 @pytest.fixture
 def no_export(monkeypatch):
     """Runs end with an empty directory in place of the encoder's SavedModel."""
-    from simclr_tf.jobs import pretraining
+    from simclr_tf.commands import pretrain
 
     monkeypatch.setattr(
-        pretraining, "export_encoder", lambda encoder, path, *_: path.mkdir(parents=True)
+        pretrain, "export_encoder", lambda encoder, path, *_: path.mkdir(parents=True)
     )
 
 
@@ -82,12 +82,12 @@ def one_layer(monkeypatch, no_export):
     """Runs of one convolution to 32 channels, for claims that no encoder has a part in."""
     from tensorflow import keras
 
-    from simclr_tf.jobs import delivery, evaluation, parts, pretraining
+    from simclr_tf.commands import build, evaluate, export, pretrain
 
     def build_encoder(options, image_size):
         layers = keras.layers
         parts = [layers.Conv2D(32, 3), layers.BatchNormalization(), layers.GlobalAveragePooling2D()]
         return keras.Sequential([keras.Input((None, None, 3)), *parts])
 
-    for module in (delivery, evaluation, parts, pretraining):
+    for module in (build, evaluate, export, pretrain):
         monkeypatch.setattr(module, "build_encoder", build_encoder)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simclr_tf import checkpoints
+from simclr_tf.training import checkpoints
 
 
 def weights_of(directory):

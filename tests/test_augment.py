@@ -9,8 +9,8 @@ from PIL import Image
 
 from simclr_tf import augment
 from simclr_tf.augment.color import ORDERS
-from simclr_tf.augment.operators import draw_boxes
 from simclr_tf.augment.random import Draw, threefry
+from simclr_tf.augment.transforms import draw_boxes
 
 RNG = np.random.default_rng(7)
 IMAGES = RNG.random([6, 20, 20, 3]).astype(np.float32)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import batch_norm
+from simclr_tf.encoders import batch_norm
 
 X = np.random.default_rng(0).normal(3.0, 2.0, [4, 2, 3, 5]).astype(np.float32)
 

@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import callbacks, cli, run
+from simclr_tf import cli
+from simclr_tf.training import callbacks, run_directory
 
 SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
 SMALL += ["--learning_rate=0.1", "--optimizer=sgd", "--projection_dim=8"]
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 # The same in a process of its own.
 QUICK = """
 import sys
-from simclr_tf import augment, cli, resnet
+from simclr_tf import augment, cli
+from simclr_tf.encoders import resnet
 make = augment.RandomView.__init__
 make.__defaults__ = (*make.__defaults__[:-1], False)
 resnet.BASIC_BLOCKS[18] = (2, 1, 1, 1)
@@ -69,7 +71,7 @@ def finished(images, tmp_path_factory, quick_runs):
 
 def metrics_of(run_dir):
     """Rows of metrics.jsonl without the clock."""
-    rows = run.read_metrics(run_dir / "metrics.jsonl")
+    rows = run_directory.read_metrics(run_dir / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
@@ -177,7 +179,7 @@ def test_ctrl_c_ends_the_process(images, tmp_path):
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     deadline = time.time() + 120
-    while len(run.read_metrics(run_dir / "metrics.jsonl")) < 2:
+    while len(run_directory.read_metrics(run_dir / "metrics.jsonl")) < 2:
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

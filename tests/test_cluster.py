@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from runs import weights_of
 
-from simclr_tf import checkpoints, run
+from simclr_tf.training import checkpoints, run_directory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Small steps on images of noise: a random network of few channels multiplies rounding in every
@@ -64,7 +64,9 @@ def assert_same(ours, theirs):
             continue
         scale = max(np.abs(value).max(), 0.05)
         np.testing.assert_allclose(many[name], value, atol=1e-4 * scale, err_msg=name)
-    for row, expected in zip(*(run.read_metrics(d / "metrics.jsonl") for d in (ours, theirs))):
+    for row, expected in zip(
+        *(run_directory.read_metrics(d / "metrics.jsonl") for d in (ours, theirs))
+    ):
         for name in ("step", "loss", "learning_rate"):
             assert row[name] == pytest.approx(expected[name], rel=1e-4)
     images = tf.constant(np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3], np.uint8))

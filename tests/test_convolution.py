@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import ResNet, convolution
+from simclr_tf import ResNet
+from simclr_tf.encoders import convolution
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import ProjectionHead, SimCLR, augment, blocks, distribute, losses, optimizers
+from simclr_tf import ProjectionHead, SimCLR, augment, devices, optimizers
+from simclr_tf.losses import log_sum_exp
 
 IMAGES = np.random.default_rng(11).integers(0, 256, [40, 8, 8, 3], np.uint8)
 
@@ -78,8 +79,8 @@ def assert_same(many, one, tolerance=1e-5):
 
 def in_blocks(monkeypatch):
     """Has NT-Xent take blocks of 3, whatever the size of the batch."""
-    monkeypatch.setattr(losses, "AT_ONCE", 0)
-    monkeypatch.setattr(blocks, "default_size", lambda: 3)
+    monkeypatch.setattr(log_sum_exp, "MAX_DENSE_LOGITS", 0)
+    monkeypatch.setattr(log_sum_exp, "default_size", lambda: 3)
 
 
 def test_replicas_train_as_one_device():
@@ -134,11 +135,11 @@ def test_replicas_in_pieces_share_their_statistics():
 )
 def test_steps_at_a_time_end_with_the_epoch_and_the_run(per_epoch, total, on_gpu, monkeypatch):
     """One on a processor; elsewhere as many as fit."""
-    assert distribute.steps_per_execution(per_epoch, total) == 1
+    assert devices.steps_per_execution(per_epoch, total) == 1
     monkeypatch.setattr(
         tf.config, "list_logical_devices", lambda kind: [kind] if kind == "GPU" else []
     )
-    assert distribute.steps_per_execution(per_epoch, total) == on_gpu
+    assert devices.steps_per_execution(per_epoch, total) == on_gpu
 
 
 def test_batches_that_are_shared_unevenly():

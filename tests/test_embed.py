@@ -16,9 +16,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import checkpoints, cli, data, embeddings, evaluate, export, progress, run
+from simclr_tf import cli, data, embeddings, errors, evaluate, export
+from simclr_tf.commands import build, progress
 from simclr_tf.evaluate import Features
-from simclr_tf.jobs import parts
+from simclr_tf.training import checkpoints, run_directory
 
 FORMATS = ("npz", "parquet", "tfrecord")
 ROWS, SIZE, DIM = 20, 8, 32
@@ -37,10 +38,10 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_dir(images, tmp_path_factory, quick_runs):
     """What a run leaves of an encoder, random and untrained: flags, checkpoint, export."""
-    directory = run.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
+    directory = run_directory.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
     flags = ["--width=0.0625", "--precision=float32", f"--run_dir={directory.path}"]
     _, values = cli.parse(["pretrain", f"--dataset=npz:{images}", *flags])
-    model = parts.build_model(cli.options_of(values), SIZE)
+    model = build.build_model(cli.options_of(values), SIZE)
     model.compile(optimizer="sgd")
     directory.path.mkdir()
     directory.create(cli.flag_texts(values))
@@ -54,7 +55,7 @@ def run_dir(images, tmp_path_factory, quick_runs):
 @pytest.fixture(scope="module")
 def expected(run_dir, images):
     """What the encoder of the run gives for all images, seven at a time."""
-    encoder, _ = parts.encoder_of_run(cli._options_of_run(run_dir))
+    encoder, _ = build.encoder_of_run(cli._options_of_run(run_dir))
     return evaluate.extract_features(encoder, data.load(f"npz:{images}").batches(7))
 
 
@@ -308,7 +309,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     """No file, another suffix, damage, and files of something else."""
     with pytest.raises(ValueError, match=r"there is none at .*h\.npz"):
         embeddings.read(tmp_path / "h.npz")
-    with pytest.raises(run.UsageError, match="must end in"):
+    with pytest.raises(errors.UsageError, match="must end in"):
         embeddings.read(tmp_path / "h.csv")
     for kind in FORMATS:
         path = tmp_path / f"h.{kind}"

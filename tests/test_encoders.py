@@ -6,7 +6,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import encoders
-from simclr_tf.resnet import ResNet
+from simclr_tf.encoders.resnet import ResNet
 
 
 def test_a_resnet_by_name_has_the_options_given():

@@ -7,7 +7,8 @@ import pytest
 import reference
 import tensorflow as tf
 
-from simclr_tf import NTXent, blocks, losses, nt_xent
+from simclr_tf import NTXent, losses, nt_xent
+from simclr_tf.losses import log_sum_exp
 
 RNG = np.random.default_rng(3)
 BLOCKS = [None, 1, 4, 16]  # chosen; a row; blocks that do and do not divide; one block and more
@@ -135,7 +136,7 @@ def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
     """Value, gradient and hits; shapes known or not, in a graph and under XLA."""
     pairs = noisy_pair(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "MAX_PRODUCT", 0.0)  # rows against columns, and few: at once
+        patch.setattr(log_sum_exp, "MAX_PRODUCT", 0.0)  # rows against columns, and few: at once
         expected = value_gradients_hits(*pairs, temperature, None)
     assert 0.1 < np.mean(expected[-1]) < 0.9
     unknown = [tf.TensorSpec([None, 32])] * 2 if how == "dynamic" else None
@@ -156,8 +157,8 @@ def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
 @pytest.mark.parametrize("temperature", [0.012, 0.1])
 def test_an_unknown_number_of_images_takes_the_form_that_fits(temperature, monkeypatch):
     """Small batches at once, larger ones in blocks, from one graph; both give the same."""
-    monkeypatch.setattr(losses, "AT_ONCE", 4 * 40**2)
-    monkeypatch.setattr(blocks, "default_size", lambda: 16)
+    monkeypatch.setattr(log_sum_exp, "MAX_DENSE_LOGITS", 4 * 40**2)
+    monkeypatch.setattr(log_sum_exp, "default_size", lambda: 16)
     function = tf.function(
         lambda z_a, z_b: value_gradients_hits(z_a, z_b, temperature, None),
         input_signature=[tf.TensorSpec([None, 32])] * 2,

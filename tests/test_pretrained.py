@@ -16,8 +16,9 @@ import tensorflow as tf
 from tensorflow import keras
 
 import simclr_tf
-from simclr_tf import export, pretrained, resnet
-from simclr_tf.projection import ProjectionHead
+from simclr_tf import export, pretrained
+from simclr_tf.encoders import resnet
+from simclr_tf.heads import ProjectionHead
 
 BASIC = {"depth": 18, "width": 1 / 16}
 BOTTLENECK = {"depth": 50, "width": 1 / 16}

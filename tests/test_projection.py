@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf.projection import ProjectionHead
+from simclr_tf.heads import ProjectionHead
 
 
 def rand_h(batch=8, dim=24):

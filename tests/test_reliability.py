@@ -15,8 +15,9 @@ import tensorflow as tf
 from runs import weights_of
 from tensorflow import keras
 
-from simclr_tf import ProjectionHead, SimCLR, augment, callbacks, checkpoints, cli, run
-from simclr_tf.jobs import pretraining
+from simclr_tf import ProjectionHead, SimCLR, augment, cli, errors
+from simclr_tf.commands import pretrain
+from simclr_tf.training import checkpoints, run_directory
 
 IMAGES = np.random.default_rng(5).integers(0, 256, [32, 8, 8, 3], np.uint8)
 STEPS = 4
@@ -133,7 +134,7 @@ def test_only_damaged_checkpoints_are_an_error_and_no_new_start(copied):
     """Nothing is trained over them."""
     for path in copied.glob("*.data*"):
         cut(path)
-    with pytest.raises(callbacks.TrainingError, match="none of the 2 checkpoints"):
+    with pytest.raises(errors.TrainingError, match="none of the 2 checkpoints"):
         train(copied)
 
 
@@ -152,7 +153,7 @@ def files_up_to(size):
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(copied):
     """One clear line; what is there can still be read."""
-    with files_up_to(1000), pytest.raises(callbacks.TrainingError, match="File too large"):
+    with files_up_to(1000), pytest.raises(errors.TrainingError, match="File too large"):
         train(copied, epochs=3)
     assert not list(copied.glob("*_temp"))
     assert checkpoints.place_kept(copied) == (2, 0)
@@ -173,7 +174,7 @@ def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
 
 def test_one_process_at_a_time_writes_to_a_directory(tmp_path, capsys):
     """The second is told who does; the place is free again afterwards."""
-    directory = run.RunDirectory(tmp_path / "run")
+    directory = run_directory.RunDirectory(tmp_path / "run")
     with directory.held():
         assert cli.main(["pretrain", f"--run_dir={tmp_path / 'run'}", *TINY]) == 2
         error = capsys.readouterr().err.splitlines()[-1]
@@ -185,8 +186,8 @@ def test_one_process_at_a_time_writes_to_a_directory(tmp_path, capsys):
 
 HOLDER = """
 import sys, time
-from simclr_tf import run
-with run.RunDirectory(sys.argv[1]).held():
+from simclr_tf.training import run_directory
+with run_directory.RunDirectory(sys.argv[1]).held():
     print("held", flush=True)
     time.sleep(600)
 """
@@ -197,20 +198,20 @@ def test_a_killed_process_holds_nothing(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(run.UsageError, match=f"process {process.pid} on"):
-            with run.RunDirectory(tmp_path).held():
+        with pytest.raises(errors.UsageError, match=f"process {process.pid} on"):
+            with run_directory.RunDirectory(tmp_path).held():
                 pass
         process.kill()
     assert (tmp_path / "lock").exists()
-    with run.RunDirectory(tmp_path).held():
+    with run_directory.RunDirectory(tmp_path).held():
         pass
 
 
 def test_a_place_that_cannot_be_written_is_told_before_training(tmp_path):
     """Here since its parent is a file; a read-only one reads alike."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(run.UsageError, match=r"can be written.*Not a directory.*Take another"):
-        with run.RunDirectory(tmp_path / "file" / "run").held():
+    with pytest.raises(errors.UsageError, match=r"can be written.*Not a directory.*Take another"):
+        with run_directory.RunDirectory(tmp_path / "file" / "run").held():
             pass
 
 
@@ -218,19 +219,19 @@ def test_a_place_that_cannot_be_written_is_told_before_training(tmp_path):
 def test_a_read_only_place_is_told_before_training(tmp_path):
     """Without a traceback."""
     tmp_path.chmod(0o500)
-    with pytest.raises(run.UsageError, match="Permission denied"):
-        with run.RunDirectory(tmp_path / "run").held():
+    with pytest.raises(errors.UsageError, match="Permission denied"):
+        with run_directory.RunDirectory(tmp_path / "run").held():
             pass
 
 
 def test_what_can_no_longer_be_written_is_one_line_that_says_what_is_kept(two_epochs, tmp_path):
     """metrics.jsonl on a full disk."""
-    directory = run.RunDirectory(tmp_path)
+    directory = run_directory.RunDirectory(tmp_path)
     shutil.copytree(two_epochs[0], directory.checkpoints)
     with pytest.raises(
-        callbacks.TrainingError, match=r"cannot be written.*keeps 2 whole epochs"
+        errors.TrainingError, match=r"cannot be written.*keeps 2 whole epochs"
     ) as caught:
-        with pretraining._writing(directory), files_up_to(0):
+        with pretrain._writing(directory), files_up_to(0):
             directory.metrics.write_text("{}")
     assert "\n" not in str(caught.value)
 
@@ -245,16 +246,17 @@ TINY += ["--probe_every_epochs=-1", "--learning_rate=0.1", "--deterministic"]
 # Few blocks and shapes, no XLA, no export: as the fixtures of conftest.py have it.
 STOPPED = """
 import os, signal, sys
-from simclr_tf import augment, cli, resnet
+from simclr_tf import augment, cli
+from simclr_tf.encoders import resnet
 from simclr_tf.data import by_name
-from simclr_tf.jobs import pretraining
+from simclr_tf.commands import pretrain
 make = augment.RandomView.__init__
 make.__defaults__ = (*make.__defaults__[:-1], False)
 resnet.BASIC_BLOCKS[18] = (2, 1, 1, 1)
 by_name.SHAPES_SPLITS["train"] = (200, 1)
-pretraining.export_encoder = lambda encoder, path, *_: path.mkdir(parents=True)
+pretrain.export_encoder = lambda encoder, path, *_: path.mkdir(parents=True)
 place, flags = sys.argv[1], sys.argv[2:]
-from simclr_tf import callbacks
+from simclr_tf.training import callbacks
 look = callbacks.StopAtStep.on_train_batch_end
 def look_and_signal(self, batch, logs=None):
     look(self, batch, logs)
@@ -271,7 +273,7 @@ print("whole:", cli.main(["pretrain", f"--run_dir={place}/whole", *flags]))
 
 def metrics_of(directory):
     """Rows of metrics.jsonl without the clock."""
-    rows = run.read_metrics(directory / "metrics.jsonl")
+    rows = run_directory.read_metrics(directory / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
@@ -309,7 +311,7 @@ def test_a_signal_between_steps_is_obeyed_after_the_next():
         stop.on_train_batch_end(9)
         os.kill(os.getpid(), signal.SIGTERM)
         assert not saved
-        with pytest.raises(checkpoints.PreemptedError):
+        with pytest.raises(errors.PreemptedError):
             stop.on_train_batch_end(19)
     assert saved == [True]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -325,7 +327,7 @@ def test_workers_stop_together():
     told[0] = True
     for batch in range(15, 19):
         stop.on_train_batch_end(batch)
-    with pytest.raises(checkpoints.PreemptedError):
+    with pytest.raises(errors.PreemptedError):
         stop.on_train_batch_end(19)
     assert saved == [True]
 

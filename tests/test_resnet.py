@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import resnet
-from simclr_tf.resnet import ResNet
+from simclr_tf.encoders import resnet
+from simclr_tf.encoders.resnet import ResNet
 
 SMALL = {"depth": 18, "width": 0.125}
 SMALL_SK = {"depth": 50, "width": 0.0625, "sk_ratio": 0.0625}

@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import LARS, ProjectionHead, ResNet, SimCLR, augment, convolution, losses
-from simclr_tf.augment import views
+from simclr_tf import LARS, ProjectionHead, ResNet, SimCLR, augment
+from simclr_tf.augment import random_view
+from simclr_tf.encoders import convolution
+from simclr_tf.losses import log_sum_exp
 
 BATCH = 8
 IMAGES = np.random.default_rng(2).integers(0, 256, [BATCH, 20, 20, 3], np.uint8)
@@ -18,7 +20,7 @@ EXTENT = np.array([[20, 14], [13, 20]] * (BATCH // 2), np.int32)
 @pytest.fixture
 def off_the_processor(monkeypatch):
     """The forms of the operators that another device takes."""
-    for module in (views, convolution):
+    for module in (random_view, convolution):
         monkeypatch.setattr(module, "on_processor", lambda: False)
 
 
@@ -54,7 +56,7 @@ FORBIDDEN = r"\b(custom-call|infeed|outfeed|send|recv|host-transfer|rng-get-and-
 def test_the_step_is_static_and_needs_no_host(kind, off_the_processor, monkeypatch):
     """No dynamic dimension, no call of the host, no 64-bit floats."""
     if kind == "blocks":  # as with a large batch
-        monkeypatch.setattr(losses, "AT_ONCE", 0)
+        monkeypatch.setattr(log_sum_exp, "MAX_DENSE_LOGITS", 0)
     model = model_of(micro_batch_size=8 if kind == "pieces" else None)
     images = tf.constant(IMAGES)
     batch = {"image": images, "extent": tf.constant(EXTENT)} if kind == "photographs" else images

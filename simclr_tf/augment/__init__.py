@@ -14,7 +14,9 @@ from simclr_tf.augment.color import (
 )
 from simclr_tf.augment.filters import gaussian_blur, gaussian_noise, sobel
 from simclr_tf.augment.geometry import crop_resize, cutout, flip, rotate90
-from simclr_tf.augment.operators import (
+from simclr_tf.augment.random import as_seed
+from simclr_tf.augment.random_view import RandomView, center_crop
+from simclr_tf.augment.transforms import (
     ColorDrop,
     ColorJitter,
     Compose,
@@ -32,8 +34,6 @@ from simclr_tf.augment.operators import (
     is_repeatable,
     static_size,
 )
-from simclr_tf.augment.random import as_seed
-from simclr_tf.augment.views import RandomView, center_crop
 
 __all__ = [
     "ColorDrop",

@@ -10,12 +10,10 @@ import io
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from simclr_tf.errors import CorruptImageError
+
 # Decode at no more than this many times the size wanted before the exact bicubic resize.
 _REDUCING_GAP = 2.0
-
-
-class CorruptImageError(Exception):
-    """An example that cannot be read; the message is the reason."""
 
 
 def decode(image: bytes | np.ndarray, size: int) -> np.ndarray:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from simclr_tf.data.decode import CorruptImageError
 from simclr_tf.data.examples import UNLABELLED, Example
+from simclr_tf.errors import CorruptImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.data.decode import CorruptImageError, decode, decode_whole
+from simclr_tf.data.decode import decode, decode_whole
 from simclr_tf.data.decode import image_size as size_of
 from simclr_tf.data.examples import UNLABELLED, Example, Examples
 from simclr_tf.data.python_op import python_op
+from simclr_tf.errors import CorruptImageError
 
 DEFAULT_IMAGE_SIZE = 224
 _SIZE_SAMPLE = 2000

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf.data.decode import CorruptImageError
 from simclr_tf.data.examples import UNLABELLED, Example
+from simclr_tf.errors import CorruptImageError
 
 _HEADER_BYTES = 12  # length (uint64) and its checksum
 _FOOTER_BYTES = 4  # checksum of the payload; not verified, image formats notice damage themselves

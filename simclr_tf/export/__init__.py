@@ -5,7 +5,7 @@ normalisation), `serving` (the signatures), `warmup` and `check` (answers as a s
 them). `load_exported` makes it a function of images again (`loading`).
 """
 
-from simclr_tf.export.check import ExportError
+from simclr_tf.errors import ExportError
 from simclr_tf.export.functional import folded, functional_twin
 from simclr_tf.export.loading import load_exported
 from simclr_tf.export.saved_model import export_encoder

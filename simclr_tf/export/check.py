@@ -17,11 +17,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from simclr_tf.errors import ExportError
+
 SECONDS = 600  # for loading and answering
-
-
-class ExportError(RuntimeError):
-    """What was exported does not answer as it should, and was removed."""
 
 
 def check_export(path, module, expect, tolerance):

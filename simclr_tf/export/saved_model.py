@@ -10,7 +10,7 @@ import pathlib
 
 import tensorflow as tf
 
-from simclr_tf import files
+from simclr_tf import _atomic
 from simclr_tf.export.check import check_export
 from simclr_tf.export.functional import (
     NOT_TO_COPY,
@@ -77,7 +77,7 @@ def export_encoder(
     twin, served = _forms(encoder, image_shape, layer, head, precision)
     model = in_float32(encoder, image_shape) if twin is None else twin
     module = Serving(model, image_shape[:2], normalize, served or model)
-    with files.beside(path) as place:
+    with _atomic.beside(path) as place:
         tf.saved_model.save(module, str(place), _signatures(module))
         if twin is not None:
             _save_keras(twin, place / "encoder.keras")

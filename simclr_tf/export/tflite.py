@@ -11,8 +11,8 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import _quiet, files
-from simclr_tf.export.check import ExportError
+from simclr_tf import _atomic, _quiet
+from simclr_tf.errors import ExportError
 from simclr_tf.export.functional import folded_where_exact, functional_twin, in_half
 from simclr_tf.export.saved_model import known_shape
 
@@ -65,7 +65,7 @@ def export_tflite(
     with _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
         content = _convert(module, precision, None if examples is None else as_unit(examples))
         _check(content, expect, precision, examples, image_shape)
-    with files.beside(path) as place:
+    with _atomic.beside(path) as place:
         place.write_bytes(content)
     return path
 

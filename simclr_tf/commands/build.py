@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import checkpoints, data, distribute, encoders, run
+from simclr_tf import data, devices, distribute, encoders, errors
 from simclr_tf.augment import RandomView
-from simclr_tf.model import SimCLR
-from simclr_tf.projection import ProjectionHead
+from simclr_tf.heads import ProjectionHead
+from simclr_tf.models.simclr import SimCLR
+from simclr_tf.training import checkpoints, run_directory
 
 
 def say(text):
@@ -34,6 +36,22 @@ def reading(*sources, directory=None):
             directory.list_corrupt([row for source in sources for row in source.corrupt])
 
 
+@contextlib.contextmanager
+def ended_by_sigterm():
+    """While it lasts, SIGTERM is an exception, which leaves nothing half-written behind."""
+
+    def stop(number, frame):
+        raise errors.TryAgainError(
+            "stopped by SIGTERM; nothing is written. Give the command again."
+        )
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def prepare_process(options, strategy=None):
     """Seeds, determinism and precision of this process; returns the strategy.
 
@@ -43,7 +61,7 @@ def prepare_process(options, strategy=None):
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = distribute.strategy_by_name(strategy or options.strategy, options.tpu)
-    keras.mixed_precision.set_global_policy(distribute.precision_policy(options.precision))
+    keras.mixed_precision.set_global_policy(devices.precision_policy(options.precision))
     return strategy
 
 
@@ -107,12 +125,12 @@ def parts_of_run(options, build):
       build: see `checkpoints.restore_parts`.
 
     Raises:
-      run.UsageError: there is no run, or it has no checkpoint yet.
+      errors.UsageError: there is no run, or it has no checkpoint yet.
     """
-    directory = run.RunDirectory(options.run_dir)
+    directory = run_directory.RunDirectory(options.run_dir)
     restored = checkpoints.restore_parts(directory.checkpoints, build, say)
     if restored is None:
-        raise run.UsageError(
+        raise errors.UsageError(
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "
             "Let `simclr-tf pretrain` finish an epoch."
         )

@@ -19,13 +19,9 @@ import threading
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf.callbacks import TrainingError
+from simclr_tf.errors import PreemptedError, TrainingError
 
 _KEPT = 2
-
-
-class PreemptedError(TrainingError):
-    """The machine asked the run to stop (SIGTERM), and its state is saved."""
 
 
 class Checkpoints(keras.callbacks.Callback):

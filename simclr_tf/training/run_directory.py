@@ -12,15 +12,8 @@ import os
 import pathlib
 import socket
 
-from simclr_tf import files
-
-
-class UsageError(ValueError):
-    """A command that cannot be carried out as given; the message says what to give instead."""
-
-
-class TryAgainError(RuntimeError):
-    """A run that the machine stopped, and not a mistake: the same command goes on with it."""
+from simclr_tf import _atomic
+from simclr_tf.errors import UsageError
 
 
 class RunDirectory:
@@ -151,5 +144,5 @@ def read_metrics(path):
 
 def write_whole(path, text):
     """Writes a file beside its place and renames it, so that nobody reads half of it."""
-    with files.beside(path, parents=False) as place:
+    with _atomic.beside(path, parents=False) as place:
         place.write_text(text)

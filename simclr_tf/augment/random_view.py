@@ -2,7 +2,7 @@
 
 `RandomView` draws what the chain of single operators would draw and applies it in a few compiled
 passes over planar pixels: the flip is part of the crop's weights, the colours are never transposed.
-Large views on a processor are made image by image instead, in `by_image.py`.
+Large views on a processor are made image by image instead, in `per_image.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import functools
 
 import tensorflow as tf
 
-from simclr_tf.augment import by_image, color, filters, geometry
-from simclr_tf.augment.operators import (
+from simclr_tf.augment import color, filters, geometry, per_image
+from simclr_tf.augment.random import Draw, Shares, as_seed
+from simclr_tf.augment.transforms import (
     ColorDrop,
     ColorJitter,
     Operator,
@@ -25,7 +26,6 @@ from simclr_tf.augment.operators import (
     sizes_of,
     static_size,
 )
-from simclr_tf.augment.random import Draw, Shares, as_seed
 from simclr_tf.devices import on_processor, under_xla
 
 _COLUMNS = 32  # random numbers an image: crop 22, flip 1, jitter 6, drop 1, blur 2
@@ -151,7 +151,7 @@ class RandomView(Operator):
 
     def _by_image(self, images, parameters):
         radius = self.blurring and self.blurring.radius(self.size)
-        return by_image.views(images, parameters, self.size, self.method, radius)
+        return per_image.views(images, parameters, self.size, self.method, radius)
 
     def _prepare(self, images, parameters):
         """Planar images [B, 3, H, W] in [0, 1], and the matrices of crop and blur."""

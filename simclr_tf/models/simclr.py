@@ -10,11 +10,12 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import augment as augmentations
+from simclr_tf.distribute import rows_before
 from simclr_tf.encoders import validate as validate_encoder
-from simclr_tf.gradient_cache import cached_gradients, in_lockstep, in_pieces
-from simclr_tf.losses import check_temperature, nt_xent_and_hits, rows_before
+from simclr_tf.heads import ProjectionHead
+from simclr_tf.losses import check_temperature, nt_xent_and_hits
 from simclr_tf.metrics import ContrastiveAccuracy
-from simclr_tf.projection import ProjectionHead
+from simclr_tf.models.micro_batches import cached_gradients, in_lockstep, in_pieces
 
 _RANGE_RULE = "float images must lie in [0, 1]"
 

@@ -9,49 +9,14 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import blocks
-
-# Of rows against columns: up to so many products the whole matrix is made at once.
-AT_ONCE = 2**22
+from simclr_tf.distribute import gather_rows
+from simclr_tf.losses import log_sum_exp
 
 
 def check_temperature(temperature):
     """Raises ValueError unless the temperature is above 0."""
     if not temperature > 0.0:
         raise ValueError(f"temperature must be above 0; got {temperature}. Try 0.1 to 0.5.")
-
-
-def rows_before(x):
-    """(rows of the replicas before this one, this replica's share of all rows); x: [n, ...].
-
-    Outside a replica, or with one: (0, 1). Where n is static all replicas have n; else it is asked
-    for, since the last batch of a data set may be shared unevenly.
-    """
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return 0, 1.0
-    replica, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
-    if x.shape[0] is not None:
-        return replica * x.shape[0], 1.0 / replicas
-    sizes = context.all_gather(tf.shape(x)[:1], axis=0)  # [R]
-    return tf.reduce_sum(sizes[:replica]), tf.cast(
-        tf.shape(x)[0] / tf.reduce_sum(sizes), tf.float32
-    )
-
-
-def gather_rows(x):
-    """The rows of all replicas, [R n, ...], and the place of this replica's first row.
-
-    Differentiable: the gradient of a row is the sum of what all replicas send back. Outside a
-    replica, or with one, x itself.
-    """
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return x, 0
-    rows = None if x.shape[0] is None else context.num_replicas_in_sync * x.shape[0]
-    # Between processes the gathering forgets the shape.
-    gathered = tf.ensure_shape(context.all_gather(x, axis=0), [rows, *x.shape[1:]])
-    return gathered, rows_before(x)[0]
 
 
 def normalised(z_a, z_b):
@@ -90,19 +55,19 @@ def nt_xent_and_hits(z_a, z_b, temperature=0.1, block_size=None):
 
     def of_pairs():
         x = tf.stack([z_a, z_b]) / temperature**0.5
-        log_sum, best = (tf.reshape(part, [-1]) for part in blocks.of_pairs(x, block_size))
+        log_sum, best = (tf.reshape(part, [-1]) for part in log_sum_exp.of_pairs(x, block_size))
         return log_sum - of_pair, best
 
     def of_rows():
         rows = tf.concat([z_a, z_b], axis=0) / temperature
         columns = tf.concat([all_a, all_b], axis=0)
-        log_sum, best = blocks.of_rows(rows, columns, *_places(z_a, all_a, first), block_size)
+        log_sum, best = log_sum_exp.of_rows(rows, columns, *_places(z_a, all_a, first), block_size)
         return log_sum - of_pair, best
 
     def at_once():
         return _rows_at_once(z_a, z_b, all_a, all_b, first, temperature)
 
-    if all_a is z_a and 1.0 / temperature <= blocks.MAX_PRODUCT:
+    if all_a is z_a and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
         losses, best_other = of_pairs()
     else:
         losses, best_other = _choose(z_a, all_a, block_size, at_once, of_rows)
@@ -114,10 +79,10 @@ def _choose(z, all_z, block_size, at_once, in_blocks):
     if block_size is not None:
         return in_blocks()
     if z.shape[0] is not None and all_z.shape[0] is not None:
-        small = 4 * z.shape[0] * all_z.shape[0] <= AT_ONCE
+        small = 4 * z.shape[0] * all_z.shape[0] <= log_sum_exp.MAX_DENSE_LOGITS
         return at_once() if small else in_blocks()
     entries = 4.0 * tf.cast(tf.shape(z)[0], tf.float32) * tf.cast(tf.shape(all_z)[0], tf.float32)
-    return tf.cond(entries <= AT_ONCE, at_once, in_blocks)
+    return tf.cond(entries <= log_sum_exp.MAX_DENSE_LOGITS, at_once, in_blocks)
 
 
 def _places(z, all_z, first):

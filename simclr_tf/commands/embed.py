@@ -1,26 +1,19 @@
-"""`simclr-tf embed` and `simclr-tf export`: what a trained encoder is for."""
+"""`simclr-tf embed`: writes the embeddings of a data set to a file."""
 
 from __future__ import annotations
 
-import contextlib
-import pathlib
-import signal
 import types
 
-import numpy as np
-
-from simclr_tf import data, embeddings, evaluate, progress, run
-from simclr_tf.export import export_encoder, export_tflite, load_exported
-from simclr_tf.jobs.parts import (
-    build_encoder,
-    build_head,
+from simclr_tf import data, embeddings, errors, evaluate
+from simclr_tf.commands import progress
+from simclr_tf.commands.build import (
     encoder_of_run,
-    load,
-    parts_of_run,
+    ended_by_sigterm,
     prepare_process,
     reading,
     say,
 )
+from simclr_tf.export import load_exported
 
 
 def embed(options, trained=None):
@@ -35,7 +28,7 @@ def embed(options, trained=None):
     """
     encoder, source = _run_to_embed(options, trained) if trained else _export_to_embed(options)
     count = 0
-    with reading(source), _ended_by_sigterm(), embeddings.Writer(options.output) as file:
+    with reading(source), ended_by_sigterm(), embeddings.Writer(options.output) as file:
         with progress.counted(source.num_examples, say) as done:
             for features in evaluate.stream_features(encoder, source.batches(options.batch_size)):
                 file.write(features)
@@ -59,7 +52,7 @@ def _export_to_embed(options):
     encoder = load_exported(options.saved_model)
     image_size = options.image_size or encoder.image_size
     if image_size is None:
-        raise run.UsageError(
+        raise errors.UsageError(
             f"{options.saved_model} does not say what size of images it takes. Give --image_size."
         )
     defaults = types.SimpleNamespace(train_split="train", source_size=None, data_dir=None)
@@ -82,60 +75,8 @@ def _source_to_embed(options, defaults, image_size):
     )
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm():
-    """While it lasts, SIGTERM is an exception, which leaves nothing half-written behind."""
-
-    def stop(number, frame):
-        raise run.TryAgainError("stopped by SIGTERM; nothing is written. Give the command again.")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _left_out(source):
     if not source.corrupt:
         return ""
     example_id, reason = source.corrupt[0]
     return f"; left out, since unreadable: {len(source.corrupt)}, such as {example_id} ({reason})"
-
-
-def export(options, trained):
-    """Writes the encoder of a run as a SavedModel or a TensorFlow Lite file."""
-    if options.precision == "int8" and options.format != "tflite":
-        raise run.UsageError("--precision=int8 is for --format=tflite; got --format=saved_model.")
-    if pathlib.Path(options.output).exists():
-        raise run.UsageError(f"--output must not exist; {options.output} does. Take another.")
-    prepare_process(trained, strategy="one")
-    parts, image_size = parts_of_run(trained, lambda side: _encoder_and_head(trained, side))
-    arguments = {
-        "image_shape": (image_size, image_size, 3),
-        "normalize": options.normalize,
-        "layer": options.layer,
-        "head": parts["projection_head"],
-        "precision": options.precision,
-    }
-    if options.precision == "int8":
-        arguments["examples"] = _examples(trained, image_size, options.examples)
-    write = export_tflite if options.format == "tflite" else export_encoder
-    with _ended_by_sigterm():
-        path = write(parts["encoder"], options.output, **arguments)
-    say(f"wrote the encoder to {path}")
-
-
-def _encoder_and_head(options, image_size):
-    encoder, head = build_encoder(options, image_size), build_head(options)
-    head.build(encoder.compute_output_shape((None, image_size, image_size, 3)))
-    return {"encoder": encoder, "projection_head": head}
-
-
-def _examples(trained, image_size, count):
-    """Training images for the ranges of int8, uint8 [count, H, W, 3]."""
-    trained.cache_gigabytes = 0.0  # for these few
-    source = load(trained, trained.train_split, image_size)
-    with reading(source):
-        batches = [batch["image"].numpy() for batch in source.batches(64, limit=count)]
-    return np.concatenate(batches)

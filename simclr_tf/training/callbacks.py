@@ -14,11 +14,8 @@ import time
 from tensorflow import keras
 
 from simclr_tf.augment import RandomView
+from simclr_tf.errors import TrainingError
 from simclr_tf.evaluate import extract_features, knn_accuracy
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says what happened and what to do."""
 
 
 class Throughput(keras.callbacks.Callback):

@@ -6,8 +6,8 @@ import json
 
 from tensorflow import keras
 
-from simclr_tf import evaluate, run
-from simclr_tf.jobs.parts import build_encoder, encoder_of_run, load, prepare_process, reading
+from simclr_tf import errors, evaluate
+from simclr_tf.commands.build import build_encoder, encoder_of_run, load, prepare_process, reading
 
 
 def evaluate_run(options, trained):
@@ -33,7 +33,7 @@ def evaluate_run(options, trained):
 
 def _labelled(source):
     if not source.labelled:
-        raise run.UsageError(
+        raise errors.UsageError(
             f"evaluation needs labels; {source.name} ({source.split}) has none. "
             "Put the images into class folders, or use `simclr-tf embed`."
         )

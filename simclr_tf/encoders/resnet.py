@@ -15,7 +15,7 @@ import math
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import batch_norm, convolution
+from simclr_tf.encoders import batch_norm, convolution
 
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}

@@ -17,6 +17,8 @@ from simclr_tf.devices import on_processor
 # `of_pairs` takes exp of the products as they are: more than this could overflow in the sum, or
 # leave a row with nothing.
 MAX_PRODUCT = 70.0
+# Rows against columns: up to this many logits are computed as one dense matrix, not in tiles.
+MAX_DENSE_LOGITS = 2**22
 _OUT = -1e4  # added to a product that is out of the race: exp of it is 0
 
 

@@ -8,7 +8,8 @@ import difflib
 
 from tensorflow import keras
 
-from simclr_tf import _quiet, resnet
+from simclr_tf import _quiet
+from simclr_tf.encoders import resnet
 
 _PREFIX = "keras_cv/"
 

@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import callbacks, checkpoints, data, distribute, optimizers, report, run
+from simclr_tf import data, devices, distribute, errors, optimizers, report
+from simclr_tf.commands.build import build_encoder, build_model, load, prepare_process, reading, say
 from simclr_tf.export import export_encoder
-from simclr_tf.jobs.parts import build_encoder, build_model, load, prepare_process, reading, say
+from simclr_tf.training import callbacks, checkpoints, run_directory
 
 
 def pretrain(options, flags, free_flags=()):
@@ -24,23 +25,23 @@ def pretrain(options, flags, free_flags=()):
       free_flags: names of flags that may change when a run is resumed.
 
     Returns:
-      The `run.RunDirectory`.
+      The `run_directory.RunDirectory`.
 
     Raises:
-      run.UsageError, ValueError, callbacks.TrainingError, OSError: with a message for the user.
+      errors.UsageError, ValueError, errors.TrainingError, OSError: with a message for the user.
     """
-    directory = run.RunDirectory(options.run_dir)
+    directory = run_directory.RunDirectory(options.run_dir)
     try:
         _pretrain(options, flags, free_flags, directory)
     except KeyboardInterrupt:
         say(f"\nstopped; {_kept(directory)}. The same command resumes there.")
         raise
-    except checkpoints.PreemptedError as stop:
-        raise run.TryAgainError(
+    except errors.PreemptedError as stop:
+        raise errors.TryAgainError(
             f"{stop} {_kept(directory)}; the same command resumes there."
         ) from stop
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-        raise run.TryAgainError(
+        raise errors.TryAgainError(
             f"another worker no longer answers; {_kept(directory)}. Give the same command again on "
             "all workers."
         ) from error
@@ -65,14 +66,14 @@ def _pretrain(options, flags, free_flags, directory):
         model.compile(
             optimizer=build_optimizer(options, steps),
             steps_per_execution=options.steps_per_execution
-            or distribute.steps_per_execution(steps.per_epoch, steps.total),
+            or devices.steps_per_execution(steps.per_epoch, steps.total),
         )
     if distribute.is_chief(strategy):
         with directory.held(), _writing(directory):
             directory.check_resumable(flags, free_flags)  # again: now nobody else writes there
             directory.create(flags)
             _train(options, directory, strategy, model, train, test, steps)
-            report.write_report(directory, run.read_metrics(directory.metrics), flags)
+            report.write_report(directory, run_directory.read_metrics(directory.metrics), flags)
     else:
         _train(options, directory, strategy, model, train, test, steps)
     if distribute.is_many_processes(strategy):  # who leaves early is taken for lost
@@ -118,7 +119,7 @@ def _writing(directory):
     try:
         yield
     except OSError as error:
-        raise callbacks.TrainingError(
+        raise errors.TrainingError(
             f"{error.filename or directory.path} cannot be written ({error.strerror}); "
             f"{_kept(directory)}. Make room or put it back; the same command resumes there."
         ) from error
@@ -138,14 +139,14 @@ def steps_of(options, train, replicas=1):
     batch_size = options.batch_size
     if batch_size % replicas:
         below = batch_size // replicas * replicas
-        raise run.UsageError(
+        raise errors.UsageError(
             f"--batch_size must be divisible by the {replicas} replicas; got {batch_size}. "
             f"Try {below or replicas} or {below + replicas}."
         )
     views, micro = 2 * batch_size // replicas, options.micro_batch_size
     if micro and (micro % 2 or views % micro):
         below = max(n for n in range(2, max(2, min(micro, views)) + 1, 2) if views % n == 0)
-        raise run.UsageError(
+        raise errors.UsageError(
             f"--micro_batch_size must be even and divide the {views} views of a batch; got {micro}."
             f" Try {below}."
         )
@@ -157,7 +158,7 @@ def steps_of(options, train, replicas=1):
     else:
         warmup = round(options.warmup_epochs * per_epoch)
     if warmup >= total:
-        raise run.UsageError(
+        raise errors.UsageError(
             f"--warmup_epochs must be shorter than the run of {total / per_epoch:.4g} epochs; "
             f"got {options.warmup_epochs:.4g}. Leave it out to take a tenth of the run."
         )

@@ -1,0 +1,11 @@
+"""Losses of embeddings: functions of z, and the Keras classes that call them."""
+
+from simclr_tf.losses.nt_xent import (
+    NTXent,
+    check_temperature,
+    normalised,
+    nt_xent,
+    nt_xent_and_hits,
+)
+
+__all__ = ["NTXent", "check_temperature", "normalised", "nt_xent", "nt_xent_and_hits"]

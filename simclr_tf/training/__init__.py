@@ -1,0 +1,1 @@
+"""A resumable training run: its directory, checkpoints, callbacks and loop."""
