@@ -36,7 +36,7 @@ def saved_model(path):
 
 def unfolded(encoder, size, path):
     """The same SavedModel with batch normalisation as layers of its own."""
-    twin = export.functional_twin(encoder, (size, size, 3))
+    twin = export.functional_copy(encoder, (size, size, 3))
     module = Serving(twin, (size, size))
     tf.saved_model.save(module, path, {"serving_float": module.of_float.get_concrete_function()})
     return saved_model(path)
@@ -64,7 +64,7 @@ def onnx_runtime(encoder, size):
         import tf2onnx
     except ImportError:
         return None
-    twin = export.functional_twin(encoder, (size, size, 3))
+    twin = export.functional_copy(encoder, (size, size, 3))
     model, _ = tf2onnx.convert.from_function(
         tf.function(lambda images: twin(images, training=False), autograph=False),
         [tf.TensorSpec([None, size, size, 3], tf.float32, name="images")],
@@ -76,7 +76,7 @@ def onnx_runtime(encoder, size):
 
 def contenders(encoder, size, batch, place):
     """Name to a function of float32 images [batch, size, size, 3]."""
-    twin = export.functional_twin(encoder, (size, size, 3))
+    twin = export.functional_copy(encoder, (size, size, 3))
     shape = {"image_shape": (size, size, 3)}
     pixels = np.random.default_rng(0).integers(0, 256, [64, size, size, 3], np.uint8)
     paths = {name: place / name for name in ("encoder", "plain", "float.tflite", "int8.tflite")}
@@ -97,7 +97,7 @@ def contenders(encoder, size, batch, place):
     return {name: call for name, call in found.items() if call}
 
 
-def agree(calls, images):
+def outputs_match(calls, images):
     """Raises where a contender in float32 computes something else."""
     expected = calls["model.predict"](images)
     for name, call in calls.items():
@@ -115,7 +115,7 @@ def run(repeats, chosen=ENCODERS):
             for batch in BATCHES:
                 calls = contenders(encoder, int(size), batch, pathlib.Path(place))
                 images = np.random.default_rng(1).random((batch, *[int(size)] * 2, 3), np.float32)
-                agree(calls, images)
+                outputs_match(calls, images)
                 bound = {key: functools.partial(call, images) for key, call in calls.items()}
                 rows += _rows(name, batch, measure.seconds(bound, repeats if batch == 1 else 5))
     return rows

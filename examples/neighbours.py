@@ -42,7 +42,7 @@ def neighbours(index, h, rows, k):
 
 
 def precision_at(index, h, labels, k, most=5000):
-    """Share of the k nearest with the label of the query, over at most so many, evenly spaced."""
+    """Fraction of the k nearest that share the query's label, over at most `most` queries."""
     rows = np.unique(np.linspace(0, len(h) - 1, most).astype(int))
     found, _ = neighbours(index, h, rows, k)
     return float(np.mean(labels[found] == labels[rows, None]))

@@ -29,6 +29,7 @@ _MODULES = (
     "_quiet",
     "_atomic",
     "errors",
+    "images",
     "devices",
     "distribute",
     "data",

@@ -9,7 +9,7 @@ import tempfile
 
 
 @contextlib.contextmanager
-def beside(path, parents=True):
+def atomic_path(path, parents=True):
     """While it lasts, a place to write what becomes `path` at the end, in one rename.
 
     After an exception nothing of it is left, and no directory that was made for it.

@@ -23,7 +23,7 @@ COMMANDS = {
 }
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 # Flags that do not change what is learnt: they may differ when a run is resumed.
-FREE_FLAGS = (
+RESUMABLE_FLAGS = (
     "run_dir",
     "data_dir",
     "cache_gigabytes",
@@ -62,7 +62,11 @@ def _define_data(define):
         1,
     )
     define.float(
-        "max_corrupt_share", 0.01, "Share of unreadable images at which a run stops.", 0.0, 1.0
+        "max_corrupt_share",
+        0.01,
+        "Fraction of unreadable images at which a run stops.",
+        0.0,
+        1.0,
     )
     define.float("cache_gigabytes", 2.0, "A data set up to this size is kept in memory.", 0.0)
 
@@ -88,7 +92,7 @@ def _define_views(define):
         "Strength of the colour jitter; by default 1.0, and 0.5 up to 64 pixels.",
         0.0,
     )
-    define.float("color_drop_probability", 0.2, "Share of the views that are grey.", 0.0, 1.0)
+    define.float("color_drop_probability", 0.2, "Fraction of the views that are grey.", 0.0, 1.0)
     define.float("min_crop_area", 0.08, "Least area of a crop, as a share.", 1e-4, 1.0)
     define.enum("blur", "auto", ["auto", "yes", "no"], "Blur; auto: above 64 pixels.")
     define.string(
@@ -173,7 +177,7 @@ def _define_embed(define):
     define.float(
         "max_corrupt_share",
         None,
-        "Share of unreadable images at which it stops; by default the run's, or 0.01.",
+        "Fraction of unreadable images at which it stops; by default the run's, or 0.01.",
         0.0,
         1.0,
     )
@@ -354,7 +358,7 @@ def _run_job(command, values, options, trained):
     if command == "pretrain":
         from simclr_tf.commands.pretrain import pretrain
 
-        directory = pretrain(options, flag_texts(values), FREE_FLAGS)
+        directory = pretrain(options, flag_texts(values), RESUMABLE_FLAGS)
         print(f"run: {directory.path}\nviews: {directory.views}\nencoder: {directory.export}")
     elif command == "evaluate":
         from simclr_tf.commands.evaluate import evaluate_run

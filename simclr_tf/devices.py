@@ -5,8 +5,10 @@ import math
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util  # no public name tells what XLA compiles
 
+from simclr_tf.errors import ArgumentError
 
-def on_processor():
+
+def on_cpu():
     """Whether TensorFlow sees no GPU and no TPU. Initialises the devices."""
     return not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
 
@@ -52,7 +54,7 @@ def precision_policy(name="auto"):
         name = "bfloat16" if _computes_bfloat16() else "float32"
     if name not in PRECISIONS:
         choices = ", ".join(["auto", *PRECISIONS])
-        raise ValueError(f"precision must be one of {choices}; got {name!r}.")
+        raise ArgumentError(f"precision must be one of {choices}; got {name!r}.")
     return PRECISIONS[name]
 
 

@@ -7,6 +7,8 @@ import os
 
 import tensorflow as tf
 
+from simclr_tf.errors import ArgumentError
+
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
@@ -23,7 +25,7 @@ def strategy_by_name(name="auto", tpu=None):
       ValueError: an unknown name, "tpu" where there is none, "multi_worker" without TF_CONFIG.
     """
     if name not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}.")
+        raise ArgumentError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}.")
     if name == "auto":
         name = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "one"
     if name == "mirrored":
@@ -47,7 +49,7 @@ def _mirrored_strategy():
 
 def _multi_worker_strategy():
     if "cluster" not in _tf_config():
-        raise ValueError(
+        raise ArgumentError(
             "--strategy=multi_worker needs the environment variable TF_CONFIG with the workers and "
             "the place of this one among them, such as "
             """'{"cluster": {"worker": ["host0:2222", "host1:2222"]}, """
@@ -61,14 +63,14 @@ def _tf_config():
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"TF_CONFIG must be JSON; got {text!r} ({error}).") from error
+        raise ArgumentError(f"TF_CONFIG must be JSON; got {text!r} ({error}).") from error
 
 
 def _tpu_strategy(tpu):
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu)
     except (ValueError, tf.errors.OpError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"--strategy=tpu needs a TPU; none answers at {tpu or 'the address of this machine'}. "
             "Give its name with --tpu, or take --strategy=auto."
         ) from error
@@ -104,7 +106,7 @@ def any_worker(strategy):
     return lambda flag: bool(count(tf.constant(float(flag))) > 0.0)
 
 
-def rows_before(x):
+def replica_offset_and_fraction(x):
     """(rows of the replicas before this one, this replica's share of all rows); x: [n, ...].
 
     Outside a replica, or with one: (0, 1). Where n is static all replicas have n; else it is asked
@@ -134,4 +136,4 @@ def gather_rows(x):
     rows = None if x.shape[0] is None else context.num_replicas_in_sync * x.shape[0]
     # Between processes the gathering forgets the shape.
     gathered = tf.ensure_shape(context.all_gather(x, axis=0), [rows, *x.shape[1:]])
-    return gathered, rows_before(x)[0]
+    return gathered, replica_offset_and_fraction(x)[0]

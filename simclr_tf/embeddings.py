@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 
 from simclr_tf import _atomic, _quiet, errors
+from simclr_tf.errors import ArgumentError
 
 _GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
 
@@ -45,7 +46,7 @@ class Writer:
         self._make, self._file = _format(path)[0], None
 
     def __enter__(self):
-        self._place = _atomic.beside(self._path)
+        self._place = _atomic.atomic_path(self._path)
         self._beside = self._place.__enter__()
         return self
 
@@ -56,7 +57,7 @@ class Writer:
             if error is not None:
                 raise error
             if self._file is None:
-                raise ValueError("a file of embeddings needs at least one; got none.")
+                raise ArgumentError("a file of embeddings needs at least one; got none.")
             self._file.finish()
 
     def _close(self):
@@ -81,7 +82,7 @@ class Writer:
             self._kind = kind
             self._file = self._make(self._beside, list(columns), columns["embedding"].shape[1])
         if kind != self._kind:
-            raise ValueError(
+            raise ArgumentError(
                 f"all batches of a file must have the columns of the first, {self._kind}; "
                 f"got {kind}."
             )
@@ -107,14 +108,14 @@ def read(path):
     """
     columns_of = _format(path)[1]
     if not os.path.isfile(path):
-        raise ValueError(f"embeddings are read from a file; there is none at {path}.")
+        raise ArgumentError(f"embeddings are read from a file; there is none at {path}.")
     _quiet.import_tensorflow()
     from simclr_tf.evaluate import Features
 
     try:
         columns = columns_of(str(path))
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{path} must be a file of embeddings as `simclr-tf embed` writes them; it is not "
             f"({' '.join(str(error).split())})."
         ) from error

@@ -6,6 +6,8 @@ Here lives `ProjectionHead`. Encoders are in `resnet` and `encoders`; the loss i
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf.errors import ArgumentError
+
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
 class ProjectionHead(keras.layers.Layer):
@@ -45,7 +47,7 @@ class ProjectionHead(keras.layers.Layer):
         **kwargs,
     ):
         if layers not in (2, 3):
-            raise ValueError(f"layers must be 2 (SimCLR) or 3 (SimCLRv2); got {layers!r}.")
+            raise ArgumentError(f"layers must be 2 (SimCLR) or 3 (SimCLRv2); got {layers!r}.")
         _check_width("hidden_dim", 1 if hidden_dim is None else hidden_dim)
         _check_width("output_dim", output_dim)
         super().__init__(name=name, **kwargs)
@@ -60,7 +62,7 @@ class ProjectionHead(keras.layers.Layer):
         """Creates the layers for h of `input_shape`, (batch, D)."""
         shape = tuple(input_shape)
         if len(shape) != 2 or shape[1] is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"h must be [batch, D] with a known D; got the shape {shape}. "
                 "End the encoder with global pooling."
             )
@@ -147,4 +149,4 @@ class ProjectionHead(keras.layers.Layer):
 
 def _check_width(name, value):
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number above 0; got {value!r}.")
+        raise ArgumentError(f"{name} must be a whole number above 0; got {value!r}.")

@@ -8,11 +8,11 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf.losses import nt_xent_and_hits
+from simclr_tf.losses import nt_xent_with_top1
 
 
 def contrastive_accuracy(z_a, z_b):
-    """Share of views whose nearest of the 2N - 1 other views is the other view of their image.
+    """Fraction of views whose nearest neighbour is the other view of the same image.
 
     Args:
       z_a, z_b: [N, d], any float dtype: projections of two views of the same N images; within a
@@ -21,8 +21,8 @@ def contrastive_accuracy(z_a, z_b):
     Returns:
       Scalar float32 in [0, 1]. A tie counts as wrong, so a collapsed encoder has 0.
     """
-    _, hits = nt_xent_and_hits(z_a, z_b, temperature=1.0)
-    return tf.reduce_mean(tf.cast(hits, tf.float32))
+    _, correct = nt_xent_with_top1(z_a, z_b, temperature=1.0)
+    return tf.reduce_mean(tf.cast(correct, tf.float32))
 
 
 def alignment(z_a, z_b):
@@ -67,8 +67,8 @@ class ContrastiveAccuracy(keras.metrics.Mean):
 
     def update_state(self, z_a, z_b):
         """Takes in one batch: z_a, z_b are [N, d]."""
-        return self.update_hits(nt_xent_and_hits(z_a, z_b, temperature=1.0)[1])
+        return self.update_correct(nt_xent_with_top1(z_a, z_b, temperature=1.0)[1])
 
-    def update_hits(self, hits):
-        """Takes in one batch's hits, [2N] bool, as `losses.nt_xent_and_hits` gives them."""
-        return super().update_state(tf.cast(hits, tf.float32))
+    def update_correct(self, correct):
+        """Takes in one batch's `correct`, [2N] bool, as `losses.nt_xent_with_top1` gives them."""
+        return super().update_state(tf.cast(correct, tf.float32))

@@ -11,6 +11,8 @@ import re
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf.errors import ArgumentError
+
 OPTIMIZERS = ("lars", "lamb", "sgd", "adamw")
 SCALINGS = ("linear", "sqrt", "none")
 
@@ -188,18 +190,18 @@ def _matches(variable, patterns):
 
 def _check_lars(momentum, weight_decay, trust_coefficient, exclude):
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1); got {momentum}. The usual value is 0.9.")
+        raise ArgumentError(f"momentum must be in [0, 1); got {momentum}. The usual value is 0.9.")
     if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay must be 0 or more; got {weight_decay}. 0 turns it off.")
+        raise ArgumentError(f"weight_decay must be 0 or more; got {weight_decay}. 0 turns it off.")
     if trust_coefficient is not None and not 0 < trust_coefficient < math.inf:
-        raise ValueError(
+        raise ArgumentError(
             f"trust_coefficient must be above 0; got {trust_coefficient}. None turns it off."
         )
     for pattern in exclude:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(
+            raise ArgumentError(
                 f"exclude must hold regular expressions; got {pattern!r}: {error}. "
                 "re.escape(...) makes one of a plain name."
             ) from error
@@ -249,16 +251,16 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     def _check(self):
         if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
+            raise ArgumentError(f"learning_rate must be above 0; got {self.learning_rate}.")
         if self.total_steps < 1:
-            raise ValueError(f"total_steps must be 1 or more; got {self.total_steps}.")
+            raise ArgumentError(f"total_steps must be 1 or more; got {self.total_steps}.")
         if not 0 <= self.warmup_steps < self.total_steps:
-            raise ValueError(
+            raise ArgumentError(
                 f"warmup_steps must be from 0 to total_steps - 1 = {self.total_steps - 1}; "
                 f"got {self.warmup_steps}. Train for longer or warm up for less."
             )
         if not 0 <= self.final_learning_rate <= self.learning_rate:
-            raise ValueError(
+            raise ArgumentError(
                 f"final_learning_rate must be from 0 to the peak {self.learning_rate}; "
                 f"got {self.final_learning_rate}."
             )
@@ -289,7 +291,7 @@ def _whole_number(name, value):
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number; got {value!r}. Round it.") from None
+        raise ArgumentError(f"{name} must be a whole number; got {value!r}. Round it.") from None
 
 
 def scale_learning_rate(learning_rate, batch_size, scaling):
@@ -308,14 +310,14 @@ def scale_learning_rate(learning_rate, batch_size, scaling):
       ValueError: an unknown scaling or a batch size below 1.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
+        raise ArgumentError(f"batch_size must be 1 or more; got {batch_size}.")
     if scaling == "linear":
         return learning_rate * batch_size / 256
     if scaling == "sqrt":
         return learning_rate * math.sqrt(batch_size)
     if scaling == "none":
         return learning_rate
-    raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}; got {scaling!r}.")
+    raise ArgumentError(f"scaling must be one of {', '.join(SCALINGS)}; got {scaling!r}.")
 
 
 def by_name(name, learning_rate, weight_decay=1e-6, momentum=0.9, **kwargs):
@@ -351,14 +353,14 @@ def by_name(name, learning_rate, weight_decay=1e-6, momentum=0.9, **kwargs):
         return AdamW(learning_rate, weight_decay=weight_decay, **kwargs)
     if name == "lamb":
         return _lamb(learning_rate, weight_decay, **kwargs)
-    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {name!r}.")
+    raise ArgumentError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {name!r}.")
 
 
 def _lamb(learning_rate, weight_decay, **kwargs):
     try:
         from tensorflow_addons.optimizers import LAMB  # its import warns, and fails on Keras 3
     except ImportError as error:
-        raise ValueError(
+        raise ArgumentError(
             "optimizer 'lamb' needs TensorFlow Addons, which works with TensorFlow 2.15 and "
             f"before; got {error}. Install tensorflow-addons there, or take 'lars' or 'adamw'."
         ) from error

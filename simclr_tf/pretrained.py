@@ -43,6 +43,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from simclr_tf import heads
 from simclr_tf.encoders import resnet
+from simclr_tf.errors import ArgumentError
 
 # Not the model's: the object graph, the optimizer with its slots, and two counters.
 _IGNORED = re.compile(
@@ -113,9 +114,9 @@ def from_official(path, image_size=None, projection_head=True):
     linear, linear_paths = _linear_head(source)
     source.fill(
         [
-            *_places(encoder, encoder_paths),
-            *_places(head, head_paths),
-            *_places(linear, linear_paths),
+            *_variables_with_paths(encoder, encoder_paths),
+            *_variables_with_paths(head, head_paths),
+            *_variables_with_paths(linear, linear_paths),
         ]
     )
     return Pretrained(encoder, head, linear)
@@ -156,7 +157,7 @@ def _depth(counts, basic, source):
     depths = [depth for depth, blocks in table.items() if blocks == counts]
     if not depths:
         known = "; ".join(f"{depth}: {blocks}" for depth, blocks in table.items())
-        raise ValueError(
+        raise ArgumentError(
             f"blocks per group must be those of a depth that this package has ({known}); "
             f"{source.path} has {counts}."
         )
@@ -224,7 +225,7 @@ def _projection_head(source, wanted):
         return None, {}
     layers = source.count(_HEAD)
     if layers not in (2, 3):
-        raise ValueError(
+        raise ArgumentError(
             f"the projection head must have 2 or 3 layers; that of {source.path} has {layers}. "
             "projection_head=False leaves it aside."
         )
@@ -257,7 +258,7 @@ def _linear_head(source):
     return linear, {"linear_head": _LINEAR}
 
 
-def _places(model, paths):
+def _variables_with_paths(model, paths):
     """Yields (variable, official place) for every variable of a built model or layer of ours."""
     for layer in () if model is None else (model, *model.submodules):
         if layer.submodules:  # its parts hold what it has
@@ -285,7 +286,7 @@ def _checkpoint_prefix(path):
     else:
         prefix = tf.train.latest_checkpoint(path)
     if prefix is None or not exists(f"{prefix}.index"):
-        raise ValueError(
+        raise ArgumentError(
             "path must be a SavedModel's directory, a checkpoint (DIR/ckpt-1000) or a directory "
             f"of checkpoints; got {path}, where none is. Copy whole directories: saved_model.pb "
             "with variables/, or a checkpoint's .index with its .data files."
@@ -309,7 +310,7 @@ class _Source:
         except _READ_ERRORS as error:
             raise _unreadable(path, error) from error
         if graph is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"path must be a model that the official TensorFlow 2 code saved; {path} has "
                 "variables without objects, as TensorFlow 1 saves them. Google has the same "
                 "models for TensorFlow 2: gs://simclr-checkpoints-tf2."
@@ -323,7 +324,7 @@ class _Source:
         for number, node in enumerate(self._nodes):  # from the root outwards
             if any(child.local_name == "resnet_model" for child in node.children):
                 return number
-        raise ValueError(
+        raise ArgumentError(
             f"path must be a model that the official TensorFlow 2 code saved; {self.path} has no "
             "resnet_model."
         )
@@ -395,7 +396,7 @@ class _Source:
     def _refuse(self, what, names):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise ValueError(
+            raise ArgumentError(
                 "every variable must have its like in the encoder or a head; "
                 f"{self.path} {what} {', '.join(names[:4])}{more}. "
                 "Is it a model of another kind? simclr_tf.pretrained says which names are read."

@@ -27,7 +27,7 @@ def nt_xent(z_a, z_b, temperature):
 
 
 def contrastive_accuracy(z_a, z_b):
-    """Share of views whose nearest other view is their pair, by a loop; a tie is wrong."""
+    """Fraction of views whose nearest other view is their pair, by a loop; a tie is wrong."""
     z = np.concatenate([z_a, z_b]).astype(np.float64)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     half, right = len(z_a), 0

@@ -44,7 +44,7 @@ def run_dir(images, tmp_path_factory, quick_runs):
     model = build.build_model(cli.options_of(values), SIZE)
     model.compile(optimizer="sgd")
     directory.path.mkdir()
-    directory.create(cli.flag_texts(values))
+    directory.write_flags(cli.flag_texts(values))
     keeper = checkpoints.Checkpoints(directory.checkpoints, model, steps_per_epoch=1)
     keeper.set_model(model)
     keeper.on_epoch_end(0)

@@ -24,7 +24,7 @@ from simclr_tf.export import (
     saved_model,
     tflite,
 )
-from simclr_tf.export.check import ask
+from simclr_tf.export.check import run_signatures
 
 SIZE = 16
 
@@ -147,7 +147,7 @@ def test_a_server_without_keras_answers_alike(encoder, served_path):
         ("serving_default", image[None][:0]),
     ]
     order = [*good, *(each for pair in zip(bad, [*good, good[0]]) for each in pair)]
-    answers = ask(served_path, order)
+    answers = run_signatures(served_path, order)
     assert len(answers) == 11
     expected = h_of(encoder, [image])[0]
     for request, answer in zip(order, answers):
@@ -271,11 +271,11 @@ def test_a_wrong_copy_is_not_taken(small, tmp_path, monkeypatch):
     """The encoder is exported as it is."""
 
     def wrong(*arguments):
-        twin = functional.functional_twin(*arguments)
+        twin = functional.functional_copy(*arguments)
         twin.set_weights([1.001 * weight for weight in twin.get_weights()])
         return twin
 
-    monkeypatch.setattr(saved_model, "functional_twin", wrong)
+    monkeypatch.setattr(saved_model, "functional_copy", wrong)
     path = export_encoder(small, tmp_path / "1")
     assert not (path / "encoder.keras").exists()
     image = np.float32(picture(12, 12)[None] / 255.0)
@@ -292,7 +292,7 @@ def test_what_a_server_cannot_load_is_refused(tmp_path):
     """The C API's words in one line."""
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(ExportError, match="could not load the exported encoder: "):
-        ask(tmp_path, [])
+        run_signatures(tmp_path, [])
 
 
 # -- the encoder to train on elsewhere -------------------------------------------------------

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import ProjectionHead, ResNet, encoders
-from simclr_tf.export import folded, functional, functional_twin
+from simclr_tf.export import folded, functional, functional_copy
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((3, 20, 20, 3), dtype=np.float32)
@@ -44,7 +44,7 @@ def resnet():
 @pytest.fixture(scope="module")
 def twin(resnet):
     """Its functional twin."""
-    return functional_twin(resnet, (20, 20, 3))
+    return functional_copy(resnet, (20, 20, 3))
 
 
 def test_the_twin_of_a_resnet_is_itself_in_stock_layers(resnet, twin):
@@ -130,10 +130,10 @@ def test_a_frozen_encoder_has_a_twin(resnet):
     some = [x for x in encoder.submodules if isinstance(x, keras.layers.BatchNormalization)]
     for layer in some:
         layer.trainable = False
-    np.testing.assert_array_equal(functional_twin(encoder, (20, 20, 3))(IMAGES), expected)
+    np.testing.assert_array_equal(functional_copy(encoder, (20, 20, 3))(IMAGES), expected)
     assert encoder.trainable and not any(layer.trainable for layer in some)
     encoder.trainable = False
-    np.testing.assert_array_equal(functional_twin(encoder, (20, 20, 3))(IMAGES), expected)
+    np.testing.assert_array_equal(functional_copy(encoder, (20, 20, 3))(IMAGES), expected)
 
 
 def test_a_layer_of_a_half_precision_encoder_is_float32():
@@ -141,7 +141,7 @@ def test_a_layer_of_a_half_precision_encoder_is_float32():
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     encoder = ResNet(18, width=1 / 16)
     encoder.build((None, 20, 20, 3))
-    twin = functional_twin(encoder, (20, 20, 3), "group1")
+    twin = functional_copy(encoder, (20, 20, 3), "group1")
     assert {layer.compute_dtype for layer in twin.layers} == {"float32"}
 
 
@@ -152,11 +152,11 @@ def test_models_inside_a_model_fold_too():
     backbone = keras.Sequential([images, layers.Conv2D(4, 3), layers.BatchNormalization()])
     pool = layers.GlobalAveragePooling2D()
     nested = scrambled(keras.Model(images, pool(backbone(images))))
-    small = folded(functional_twin(nested, (20, 20, 3)))
+    small = folded(functional_copy(nested, (20, 20, 3)))
     assert len(small.weights) == 2
     assert_close(small(IMAGES), nested(IMAGES), 1e-5)
     of_keras_cv = encoders.by_name("keras_cv/resnet18_v2", 20)
-    small = folded(functional_twin(of_keras_cv, (20, 20, 3)))
+    small = folded(functional_copy(of_keras_cv, (20, 20, 3)))
     assert len(norms(small)) == 9
     assert_close(small(IMAGES), of_keras_cv(IMAGES), 1e-4)
 
@@ -187,7 +187,7 @@ def test_a_bfloat16_encoder_comes_out_in_float32():
         whole = build()
         whole.build((None, 20, 20, 3))
         whole.set_weights(scrambled(half).get_weights())
-        copy = functional_twin(half, (20, 20, 3))
+        copy = functional_copy(half, (20, 20, 3))
         assert {layer.compute_dtype for layer in copy.layers} == {"float32"}
         np.testing.assert_array_equal(copy(IMAGES), whole(IMAGES))
 
@@ -200,7 +200,7 @@ def test_blocks_and_groups_by_name(resnet):
         x = block(x)
         expected[block.name] = tf.reduce_mean(x, [1, 2])
     for name, block in (("group2_block1",) * 2, ("group3", "group3_block2")):
-        got = functional_twin(resnet, (20, 20, 3), name)(IMAGES)
+        got = functional_copy(resnet, (20, 20, 3), name)(IMAGES)
         np.testing.assert_allclose(got, expected[block], rtol=1e-5, atol=1e-5)
 
 
@@ -213,18 +213,18 @@ def test_layers_of_the_head_by_name():
     scrambled(head)
     outputs = head.hidden_outputs(encoder(IMAGES))
     for name, index in (("head1", 1), ("head2", 2), ("head3", 3), ("z", 3)):
-        got = functional_twin(encoder, (20, 20, 3), name, head)(IMAGES)
+        got = functional_copy(encoder, (20, 20, 3), name, head)(IMAGES)
         np.testing.assert_allclose(got, outputs[index], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"must be head1 to head3, or z; got 'head4'"):
-        functional_twin(encoder, (20, 20, 3), "head4", head)
+        functional_copy(encoder, (20, 20, 3), "head4", head)
     with pytest.raises(ValueError, match=r"'z' needs the projection head"):
-        functional_twin(encoder, (20, 20, 3), "z")
+        functional_copy(encoder, (20, 20, 3), "z")
 
 
 def test_a_layer_that_there_is_not(resnet):
     """Those close to it are named."""
     with pytest.raises(ValueError, match=r"got 'gruop3'. Near matches: group3"):
-        functional_twin(resnet, (20, 20, 3), "gruop3")
+        functional_copy(resnet, (20, 20, 3), "gruop3")
 
 
 def test_a_subclass_has_no_twin():
@@ -236,6 +236,6 @@ def test_a_subclass_has_no_twin():
 
     encoder = Mean()
     encoder.build((None, 20, 20, 3))
-    assert functional_twin(encoder, (20, 20, 3)) is None
+    assert functional_copy(encoder, (20, 20, 3)) is None
     with pytest.raises(ValueError, match=r"'group1' needs an encoder .* got a Mean"):
-        functional_twin(encoder, (20, 20, 3), "group1")
+        functional_copy(encoder, (20, 20, 3), "group1")

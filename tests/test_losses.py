@@ -37,10 +37,10 @@ def test_it_is_the_double_loop_of_the_paper(count, temperature, block_size):
 def test_embeddings_that_are_all_alike_give_chance(count, temperature, block_size):
     """log(2N - 1), whatever the temperature; and no view finds its other one."""
     z = np.tile([[1.0, 2.0, 3.0]], [count, 1])
-    loss, hits = losses.nt_xent_and_hits(z, 5.0 * z, temperature, block_size)
+    loss, correct = losses.nt_xent_with_top1(z, 5.0 * z, temperature, block_size)
     near = pytest.approx(math.log(2 * count - 1), rel=1e-6, abs=1e-6 / temperature)
     assert float(loss) == near
-    assert not np.any(hits)
+    assert not np.any(correct)
 
 
 def test_orthogonal_pairs_have_a_closed_form():
@@ -116,11 +116,11 @@ def test_zeros_and_copies_give_no_nan(temperature, block_size):
 
 
 def value_gradients_hits(z_a, z_b, temperature, block_size):
-    """Of `nt_xent_and_hits`, the gradient with respect to both."""
+    """Of `nt_xent_with_top1`, the gradient with respect to both."""
     with tf.GradientTape() as tape:
         tape.watch([z_a, z_b])
-        loss, hits = losses.nt_xent_and_hits(z_a, z_b, temperature, block_size)
-    return loss, *tape.gradient(loss, [z_a, z_b]), hits
+        loss, correct = losses.nt_xent_with_top1(z_a, z_b, temperature, block_size)
+    return loss, *tape.gradient(loss, [z_a, z_b]), correct
 
 
 def noisy_pair(count, dim=32):
@@ -133,7 +133,7 @@ def noisy_pair(count, dim=32):
 @pytest.mark.parametrize("temperature", [0.012, 0.1])
 @pytest.mark.parametrize(("count", "block_size"), [(256, 64), (300, 128)])
 def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
-    """Value, gradient and hits; shapes known or not, in a graph and under XLA."""
+    """Value, gradient and top-1; shapes known or not, in a graph and under XLA."""
     pairs = noisy_pair(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log_sum_exp, "MAX_PRODUCT", 0.0)  # rows against columns, and few: at once

@@ -289,7 +289,7 @@ def test_pieces_have_the_views_of_the_batch(whole_images):
     if whole_images:
         data = {"image": data, "extent": tf.constant([[8, 6], [5, 8]] * 4)}
     model, seed = model_of(augment=view, micro_batch_size=4), tf.constant([3, 8])
-    views_of, count = model._views_in_pieces(data, seed)
+    views_of, count = model._views_in_micro_batches(data, seed)
     view_a, view_b = model.views(data, seed)
     for k in range(count):
         rows = slice(2 * k, 2 * k + 2)
@@ -301,7 +301,9 @@ def test_views_that_no_seed_repeats_are_kept_for_the_second_pass(chain):
     """Those of a layer that draws as it likes, alone or after an operator of ours."""
     noise = keras.layers.GaussianNoise(0.1)
     view = augment.Compose([augment.RandomFlip(), noise]) if chain else noise
-    views_of, _ = model_of(augment=view, micro_batch_size=4)._views_in_pieces(IMAGES[:8], None)
+    views_of, _ = model_of(augment=view, micro_batch_size=4)._views_in_micro_batches(
+        IMAGES[:8], None
+    )
     np.testing.assert_array_equal(views_of(1), views_of(1))
     assert np.abs(views_of(1)[:2] - views_of(1)[2:]).max() > 0
 
@@ -309,7 +311,9 @@ def test_views_that_no_seed_repeats_are_kept_for_the_second_pass(chain):
 def test_views_of_no_seed_are_drawn_once_a_step():
     """A model without a seed: both passes see the same views."""
     view = paper_views()
-    views_of, _ = model_of(augment=view, micro_batch_size=4)._views_in_pieces(IMAGES[:8], None)
+    views_of, _ = model_of(augment=view, micro_batch_size=4)._views_in_micro_batches(
+        IMAGES[:8], None
+    )
     np.testing.assert_array_equal(views_of(1), views_of(1))
 
 

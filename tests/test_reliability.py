@@ -61,7 +61,7 @@ def test_the_last_two_checkpoints_are_kept_and_named_by_their_step(tmp_path):
     """Of three epochs of four steps, with one more within each; TensorFlow finds the newest too."""
     train(tmp_path, 3, every_steps=3)
     assert checkpoints.numbers(tmp_path) == [11, 12]
-    assert checkpoints.place_kept(tmp_path) == (3, 0)
+    assert checkpoints.latest_position(tmp_path) == (3, 0)
     assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "ckpt-12")
 
 
@@ -156,7 +156,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(copied):
     with files_up_to(1000), pytest.raises(errors.TrainingError, match="File too large"):
         train(copied, epochs=3)
     assert not list(copied.glob("*_temp"))
-    assert checkpoints.place_kept(copied) == (2, 0)
+    assert checkpoints.latest_position(copied) == (2, 0)
     assert train(copied, epochs=2)[1].restore() == (2, 0)
 
 
@@ -175,11 +175,11 @@ def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
 def test_one_process_at_a_time_writes_to_a_directory(tmp_path, capsys):
     """The second is told who does; the place is free again afterwards."""
     directory = run_directory.RunDirectory(tmp_path / "run")
-    with directory.held():
+    with directory.locked():
         assert cli.main(["pretrain", f"--run_dir={tmp_path / 'run'}", *TINY]) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert f"process {os.getpid()} on" in error and "another --run_dir" in error
-    with directory.held():
+    with directory.locked():
         pass
     assert not directory.lock.exists()
 
@@ -187,7 +187,7 @@ def test_one_process_at_a_time_writes_to_a_directory(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from simclr_tf.training import run_directory
-with run_directory.RunDirectory(sys.argv[1]).held():
+with run_directory.RunDirectory(sys.argv[1]).locked():
     print("held", flush=True)
     time.sleep(600)
 """
@@ -199,11 +199,11 @@ def test_a_killed_process_holds_nothing(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(errors.UsageError, match=f"process {process.pid} on"):
-            with run_directory.RunDirectory(tmp_path).held():
+            with run_directory.RunDirectory(tmp_path).locked():
                 pass
         process.kill()
     assert (tmp_path / "lock").exists()
-    with run_directory.RunDirectory(tmp_path).held():
+    with run_directory.RunDirectory(tmp_path).locked():
         pass
 
 
@@ -211,7 +211,7 @@ def test_a_place_that_cannot_be_written_is_told_before_training(tmp_path):
     """Here since its parent is a file; a read-only one reads alike."""
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UsageError, match=r"can be written.*Not a directory.*Take another"):
-        with run_directory.RunDirectory(tmp_path / "file" / "run").held():
+        with run_directory.RunDirectory(tmp_path / "file" / "run").locked():
             pass
 
 
@@ -220,7 +220,7 @@ def test_a_read_only_place_is_told_before_training(tmp_path):
     """Without a traceback."""
     tmp_path.chmod(0o500)
     with pytest.raises(errors.UsageError, match="Permission denied"):
-        with run_directory.RunDirectory(tmp_path / "run").held():
+        with run_directory.RunDirectory(tmp_path / "run").locked():
             pass
 
 

@@ -82,7 +82,7 @@ def _unit(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def _turned(radius, degrees):
+def _transposed(radius, degrees):
     """A corner at this distance from the centre, counted from the u axis."""
     return radius * np.cos(np.radians(degrees)), radius * np.sin(np.radians(degrees))
 
@@ -90,9 +90,9 @@ def _turned(radius, degrees):
 # Corners worked out by hand from the outlines' definitions.
 POLYGONS = {
     "square": [(-0.72, -0.72), (0.72, -0.72), (0.72, 0.72), (-0.72, 0.72)],
-    "triangle": [_turned(1.04, degrees) for degrees in (90, 210, 330)],
+    "triangle": [_transposed(1.04, degrees) for degrees in (90, 210, 330)],
     "star": [
-        _turned(radius, degrees)
+        _transposed(radius, degrees)
         for k in range(5)
         for radius, degrees in ((0.4 / 0.80902, 54 + 72 * k), (0.4 / 0.30902, 90 + 72 * k))
     ],

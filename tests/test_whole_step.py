@@ -21,7 +21,7 @@ EXTENT = np.array([[20, 14], [13, 20]] * (BATCH // 2), np.int32)
 def off_the_processor(monkeypatch):
     """The forms of the operators that another device takes."""
     for module in (random_view, convolution):
-        monkeypatch.setattr(module, "on_processor", lambda: False)
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
 
 
 def model_of(view_size=16, micro_batch_size=None, jit_compile=True, depth=18):

@@ -29,11 +29,11 @@ from simclr_tf.augment.transforms import (
     RandomRotation90,
     Sobel,
     Solarize,
-    as_float,
     call_view,
     is_repeatable,
     static_size,
 )
+from simclr_tf.images import as_float
 
 __all__ = [
     "ColorDrop",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.augment.geometry import blocks, from_planar, per_image, to_planar, weigh_planar
+from simclr_tf.augment.geometry import blocks, from_planar, per_image, resample_planar, to_planar
 
 
 def gaussian_taps(sigma, radius):
@@ -55,7 +55,7 @@ def blur_reads(radius, size):
 def blur_bands(sigma, radius, size):
     """[B, 1, block, block + 2 radius]: the weights of what `blur_reads` gives, one for all blocks.
 
-    See `geometry.weigh_rows`.
+    See `geometry.apply_banded`.
     """
     _, block = blocks(size)
     taps = gaussian_taps(sigma, radius)
@@ -65,7 +65,7 @@ def blur_bands(sigma, radius, size):
 
 def blur_planar(planar, sigma, radius):
     """See `gaussian_blur`; planar images."""
-    return weigh_planar(planar, *blur_weights(sigma, radius, planar.shape[2:]))
+    return resample_planar(planar, *blur_weights(sigma, radius, planar.shape[2:]))
 
 
 def gaussian_blur(images, sigma, radius):

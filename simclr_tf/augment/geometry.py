@@ -88,7 +88,7 @@ def crop_weights(boxes, in_size, size, method="bicubic", flipped=None):
     return rows, resampling_weights(x, w, in_size[1], size[1], method, flipped)
 
 
-def weigh_planar(planar, rows, columns):
+def resample_planar(planar, rows, columns):
     """Rows x image x columns^T, of every image and channel.
 
     Args:
@@ -139,7 +139,7 @@ def crop_bands(boxes, in_size, size, method="bicubic", flipped=None):
     return rows, resampling_bands(x, w, in_size[1], size[1], method, flipped)
 
 
-def weigh_rows(rows, reads, weights, out_size):
+def apply_banded(rows, reads, weights, out_size):
     """A banded matrix times a matrix.
 
     Args:
@@ -154,10 +154,10 @@ def weigh_rows(rows, reads, weights, out_size):
     return out[:out_size] if out.shape[0] != out_size else out
 
 
-def resample_planar(planar, boxes, size, method="bicubic", flipped=None):
+def crop_planar(planar, boxes, size, method="bicubic", flipped=None):
     """Crops `boxes` out of planar images and resizes them; see `crop_resize`."""
     weights = crop_weights(boxes, planar.shape[2:], size, method, flipped)
-    planar = weigh_planar(tf.cast(planar, tf.float32), *weights)
+    planar = resample_planar(tf.cast(planar, tf.float32), *weights)
     return tf.clip_by_value(planar, 0.0, 1.0)  # bicubic overshoots
 
 
@@ -175,7 +175,7 @@ def crop_resize(images, boxes, size, method="bicubic", flipped=None):
       [B, size, size, 3] float32 in [0, 1].
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
-    return from_planar(resample_planar(to_planar(images), boxes, size, method, flipped))
+    return from_planar(crop_planar(to_planar(images), boxes, size, method, flipped))
 
 
 def flip(images, flipped):

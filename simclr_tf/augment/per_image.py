@@ -77,29 +77,29 @@ def _view(rows, plan, size, radius):
     first for the crop along them, the colours and a first blur, then back.
     """
     width = rows.shape[1] // 3
-    rows = geometry.weigh_rows(rows, *plan["rows"], size)  # [S, W * 3]
+    rows = geometry.apply_banded(rows, *plan["rows"], size)  # [S, W * 3]
     columns = tf.reshape(tf.transpose(rows), [width, 3 * size])
-    columns = geometry.weigh_rows(columns, *plan["columns"], size)  # [S, 3 * S]
+    columns = geometry.apply_banded(columns, *plan["columns"], size)  # [S, 3 * S]
     columns = _colours(tf.reshape(columns, [size, 3, size]), plan["steps"], plan["dropped"])
     if radius is None:
-        return _turned(columns)
+        return _transposed(columns)
     blurred = functools.partial(_blurred, columns, plan["blur"], radius)
-    return tf.cond(plan["sigma"] > 0.0, blurred, lambda: _turned(columns))
+    return tf.cond(plan["sigma"] > 0.0, blurred, lambda: _transposed(columns))
 
 
-def _turned(columns):
+def _transposed(columns):
     """[W, 3, H] to [H, W * 3]."""
     width, _, height = columns.shape
     return tf.transpose(tf.reshape(columns, [width * 3, height]))
 
 
 def _blurred(columns, weights, radius):
-    """`_turned`, blurred along both axes."""
+    """`_transposed`, blurred along both axes."""
     size = columns.shape[0]
     reads = filters.blur_reads(radius, size)
-    columns = geometry.weigh_rows(tf.reshape(columns, [size, 3 * size]), reads, weights, size)
-    rows = _turned(tf.reshape(columns, [size, 3, size]))
-    return tf.clip_by_value(geometry.weigh_rows(rows, reads, weights, size), 0.0, 1.0)
+    columns = geometry.apply_banded(tf.reshape(columns, [size, 3 * size]), reads, weights, size)
+    rows = _transposed(tf.reshape(columns, [size, 3, size]))
+    return tf.clip_by_value(geometry.apply_banded(rows, reads, weights, size), 0.0, 1.0)
 
 
 @_compiled

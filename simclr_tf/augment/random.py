@@ -12,6 +12,8 @@ import math
 
 import tensorflow as tf
 
+from simclr_tf.errors import ArgumentError
+
 _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -100,7 +102,7 @@ class Draw:
         return radius * tf.cos(2.0 * math.pi * second)
 
 
-class Shares:
+class PredrawnUniforms:
     """Hands out the columns of numbers drawn at once: a chain then costs one pass of Threefry.
 
     Attributes:
@@ -116,7 +118,7 @@ class Shares:
         """[batch, count] float32 in [0, 1), or [batch] without a count; never the same twice."""
         first, self._taken = self._taken, self._taken + (count or 1)
         if self._taken > self._numbers.shape[1]:
-            raise ValueError(f"all {self._numbers.shape[1]} columns are taken.")
+            raise ArgumentError(f"all {self._numbers.shape[1]} columns are taken.")
         return self._numbers[:, first] if count is None else self._numbers[:, first : self._taken]
 
 

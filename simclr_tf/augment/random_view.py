@@ -12,7 +12,7 @@ import functools
 import tensorflow as tf
 
 from simclr_tf.augment import color, filters, geometry, per_image
-from simclr_tf.augment.random import Draw, Shares, as_seed
+from simclr_tf.augment.random import Draw, PredrawnUniforms, as_seed
 from simclr_tf.augment.transforms import (
     ColorDrop,
     ColorJitter,
@@ -20,13 +20,14 @@ from simclr_tf.augment.transforms import (
     RandomBlur,
     RandomCropResize,
     RandomFlip,
-    as_float,
     batch_size,
     register,
     sizes_of,
     static_size,
 )
-from simclr_tf.devices import on_processor, under_xla
+from simclr_tf.devices import on_cpu, under_xla
+from simclr_tf.errors import ArgumentError
+from simclr_tf.images import as_float
 
 _COLUMNS = 32  # random numbers an image: crop 22, flip 1, jitter 6, drop 1, blur 2
 SMALL_SIZE = 64  # up to here the paper's CIFAR family holds: no blur, strength 0.5
@@ -79,7 +80,7 @@ class RandomView(Operator):
         jit_compile=True,
     ):
         if blur not in (True, False, "auto"):
-            raise ValueError(f'blur must be True, False or "auto"; got {blur!r}.')
+            raise ArgumentError(f'blur must be True, False or "auto"; got {blur!r}.')
         self.crop = RandomCropResize(size, area, aspect, method)
         self.flip = RandomFlip(flip_probability)
         self.jitter = ColorJitter(strength, jitter_probability)
@@ -123,7 +124,7 @@ class RandomView(Operator):
         return self.draw(draw)
 
     def draw(self, draw):
-        shares, parameters = Shares(draw, _COLUMNS), {}
+        shares, parameters = PredrawnUniforms(draw, _COLUMNS), {}
         for operator in self.chain():
             parameters.update(operator.draw(shares))
             shares.shape = (draw.shape[0], self.size, self.size)
@@ -139,15 +140,15 @@ class RandomView(Operator):
 
     def _view(self, images, parameters):
         planar, weights = self._compiled_prepare(images, parameters)
-        planar = geometry.weigh_planar(planar, *weights["crop"])
+        planar = geometry.resample_planar(planar, *weights["crop"])
         planar = self._compiled_colours(planar, parameters)
         if self.blurring is not None:
-            planar = geometry.weigh_planar(planar, *weights["blur"])
+            planar = geometry.resample_planar(planar, *weights["blur"])
         return self._compiled_finish(planar)
 
     def _goes_by_image(self):
         large = self.size > SMALL_SIZE
-        return self.jit_compile and large and on_processor() and not under_xla()
+        return self.jit_compile and large and on_cpu() and not under_xla()
 
     def _by_image(self, images, parameters):
         radius = self.blurring and self.blurring.radius(self.size)
@@ -183,7 +184,7 @@ def _parts(images):
     In a graph alone: eagerly one follows the other.
     """
     even = images.shape[0] is not None and images.shape[0] % 2 == 0
-    return 2 if even and on_processor() and not tf.executing_eagerly() else 1
+    return 2 if even and on_cpu() and not tf.executing_eagerly() else 1
 
 
 def _finish(planar):

@@ -14,34 +14,11 @@ from tensorflow import keras
 
 from simclr_tf.augment import color, filters, geometry
 from simclr_tf.augment.random import Draw, as_seed, fold_in
+from simclr_tf.errors import ArgumentError
+from simclr_tf.images import as_float
 
 register = keras.saving.register_keras_serializable(package="simclr_tf")
 _CROP_TRIES = 10  # as google-research/simclr and torchvision
-
-
-def as_float(images):
-    """Images as float32 in [0, 1].
-
-    Args:
-      images: [B, H, W, 3], uint8 in 0..255, or float (taken to be in [0, 1]).
-
-    Raises:
-      ValueError: the rank, the number of channels or the dtype is another.
-    """
-    images = tf.convert_to_tensor(images)
-    if images.shape.rank != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            "images must be a batch [batch, height, width, 3]; "
-            f"got shape {images.shape}. Add the batch axis, or repeat a grey channel three times."
-        )
-    if images.dtype == tf.uint8:
-        return tf.cast(images, tf.float32) / 255.0
-    if not images.dtype.is_floating:
-        raise ValueError(
-            f"images must be uint8, or float in [0, 1]; got {images.dtype.name}. "
-            "Cast them to uint8."
-        )
-    return tf.cast(images, tf.float32)
 
 
 def between(unit, low, high):
@@ -58,13 +35,13 @@ def below(unit, count):
 def check_range(name, pair, low, high):
     """Raises ValueError unless low <= pair[0] <= pair[1] <= high."""
     if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
-        raise ValueError(f"{name} must be two numbers {low} <= a <= b <= {high}; got {pair}.")
+        raise ArgumentError(f"{name} must be two numbers {low} <= a <= b <= {high}; got {pair}.")
 
 
 def check_probability(name, value):
     """Raises ValueError unless value lies in [0, 1]."""
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must be a probability in [0, 1]; got {value}.")
+        raise ArgumentError(f"{name} must be a probability in [0, 1]; got {value}.")
 
 
 class Operator:
@@ -135,7 +112,7 @@ def batch_size(images):
 def static_size(images):
     """(height, width) of a batch of images; raises ValueError where they are not static."""
     if images.shape[1] is None or images.shape[2] is None:
-        raise ValueError(
+        raise ArgumentError(
             f"images must have a static height and width; got shape {images.shape}. "
             "Use tf.ensure_shape(images, [None, height, width, 3])."
         )
@@ -148,7 +125,7 @@ def sizes_of(augment, images, extent):
         return static_size(images)
     if not getattr(augment, "crops", False):
         name = getattr(augment, "__name__", type(augment).__name__)
-        raise ValueError(
+        raise ArgumentError(
             "images of several sizes need an augmentation that begins with a crop: RandomView or "
             f"RandomCropResize; got {name}."
         )
@@ -203,11 +180,11 @@ class RandomCropResize(Operator):
 
     def __init__(self, size, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), method="bicubic"):
         if size < 1:
-            raise ValueError(f"size must be at least 1 pixel; got {size}.")
+            raise ArgumentError(f"size must be at least 1 pixel; got {size}.")
         check_range("area", area, 1e-6, 1.0)
         check_range("aspect", aspect, 1e-3, 1e3)
         if method not in ("bicubic", "bilinear"):
-            raise ValueError(f'method must be "bicubic" or "bilinear"; got {method!r}.')
+            raise ArgumentError(f'method must be "bicubic" or "bilinear"; got {method!r}.')
         self.size, self.area, self.aspect, self.method = size, tuple(area), tuple(aspect), method
 
     def draw(self, draw):
@@ -251,7 +228,7 @@ class ColorJitter(Operator):
 
     def __init__(self, strength=1.0, probability=0.8):
         if strength < 0.0:
-            raise ValueError(f"strength must be 0 or more; got {strength}.")
+            raise ArgumentError(f"strength must be 0 or more; got {strength}.")
         check_probability("probability", probability)
         self.strength, self.probability = strength, probability
 
@@ -367,7 +344,7 @@ class RandomRotation90(Operator):
 
     def draw(self, draw):
         if draw.shape[1] != draw.shape[2]:
-            raise ValueError(
+            raise ArgumentError(
                 "RandomRotation90 needs square images; "
                 f"got {draw.shape[1]} x {draw.shape[2]}. Crop them first."
             )
@@ -427,7 +404,9 @@ class Compose(Operator):
     def __init__(self, operators):
         for operator in operators:
             if not callable(operator):
-                raise ValueError(f"operators must be callables batch -> batch; got {operator!r}.")
+                raise ArgumentError(
+                    f"operators must be callables batch -> batch; got {operator!r}."
+                )
         self.operators = list(operators)
 
     @property

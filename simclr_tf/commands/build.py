@@ -22,7 +22,7 @@ def say(text):
 
 
 @contextlib.contextmanager
-def reading(*sources, directory=None):
+def report_unreadable(*sources, directory=None):
     """Says in one line what tf.data wraps in many; lists what could not be read, come what may."""
     sources = [source for source in sources if source is not None]
     try:
@@ -33,7 +33,7 @@ def reading(*sources, directory=None):
         raise
     finally:
         if directory is not None:
-            directory.list_corrupt([row for source in sources for row in source.corrupt])
+            directory.write_corrupt([row for source in sources for row in source.corrupt])
 
 
 @contextlib.contextmanager

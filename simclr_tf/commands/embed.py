@@ -10,7 +10,7 @@ from simclr_tf.commands.build import (
     encoder_of_run,
     ended_by_sigterm,
     prepare_process,
-    reading,
+    report_unreadable,
     say,
 )
 from simclr_tf.export import load_exported
@@ -28,7 +28,7 @@ def embed(options, trained=None):
     """
     encoder, source = _run_to_embed(options, trained) if trained else _export_to_embed(options)
     count = 0
-    with reading(source), ended_by_sigterm(), embeddings.Writer(options.output) as file:
+    with report_unreadable(source), ended_by_sigterm(), embeddings.Writer(options.output) as file:
         with progress.counted(source.num_examples, say) as done:
             for features in evaluate.stream_features(encoder, source.batches(options.batch_size)):
                 file.write(features)

@@ -7,7 +7,13 @@ import json
 from tensorflow import keras
 
 from simclr_tf import errors, evaluate
-from simclr_tf.commands.build import build_encoder, encoder_of_run, load, prepare_process, reading
+from simclr_tf.commands.build import (
+    build_encoder,
+    encoder_of_run,
+    load,
+    prepare_process,
+    report_unreadable,
+)
 
 
 def evaluate_run(options, trained):
@@ -50,7 +56,7 @@ def _contenders(options, trained, encoder, image_size):
 
 def _scores(options, protocols, features_of, train, test):
     """Accuracies of one encoder: {"knn": ..., "knn_10": ..., "linear": ...}."""
-    with reading(train, test):
+    with report_unreadable(train, test):
         train_h = evaluate.extract_features(features_of, train.batches(options.batch_size))
         test_h = evaluate.extract_features(features_of, test.batches(options.batch_size))
     pair = (train_h.h, train_h.labels, test_h.h, test_h.labels)

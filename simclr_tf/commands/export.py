@@ -14,7 +14,7 @@ from simclr_tf.commands.build import (
     load,
     parts_of_run,
     prepare_process,
-    reading,
+    report_unreadable,
     say,
 )
 from simclr_tf.export import export_encoder, export_tflite
@@ -55,6 +55,6 @@ def _examples(trained, image_size, count):
     """Training images for the ranges of int8, uint8 [count, H, W, 3]."""
     trained.cache_gigabytes = 0.0  # for these few
     source = load(trained, trained.train_split, image_size)
-    with reading(source):
+    with report_unreadable(source):
         batches = [batch["image"].numpy() for batch in source.batches(64, limit=count)]
     return np.concatenate(batches)

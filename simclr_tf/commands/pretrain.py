@@ -11,7 +11,14 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import data, devices, distribute, errors, optimizers, report
-from simclr_tf.commands.build import build_encoder, build_model, load, prepare_process, reading, say
+from simclr_tf.commands.build import (
+    build_encoder,
+    build_model,
+    load,
+    prepare_process,
+    report_unreadable,
+    say,
+)
 from simclr_tf.export import export_encoder
 from simclr_tf.training import callbacks, checkpoints, run_directory
 
@@ -34,23 +41,23 @@ def pretrain(options, flags, free_flags=()):
     try:
         _pretrain(options, flags, free_flags, directory)
     except KeyboardInterrupt:
-        say(f"\nstopped; {_kept(directory)}. The same command resumes there.")
+        say(f"\nstopped; {_describe_latest(directory)}. The same command resumes there.")
         raise
     except errors.PreemptedError as stop:
         raise errors.TryAgainError(
-            f"{stop} {_kept(directory)}; the same command resumes there."
+            f"{stop} {_describe_latest(directory)}; the same command resumes there."
         ) from stop
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         raise errors.TryAgainError(
-            f"another worker no longer answers; {_kept(directory)}. Give the same command again on "
-            "all workers."
+            f"another worker no longer answers; {_describe_latest(directory)}. "
+            "Give the same command again on all workers."
         ) from error
     return directory
 
 
-def _kept(directory):
+def _describe_latest(directory):
     """What a resumed run begins with, in words."""
-    epochs, steps = checkpoints.place_kept(directory.checkpoints)
+    epochs, steps = checkpoints.latest_position(directory.checkpoints)
     return f"{directory.path} keeps {epochs} whole epochs" + (
         f" and {steps} steps" if steps else ""
     )
@@ -69,9 +76,9 @@ def _pretrain(options, flags, free_flags, directory):
             or devices.steps_per_execution(steps.per_epoch, steps.total),
         )
     if distribute.is_chief(strategy):
-        with directory.held(), _writing(directory):
+        with directory.locked(), _writing(directory):
             directory.check_resumable(flags, free_flags)  # again: now nobody else writes there
-            directory.create(flags)
+            directory.write_flags(flags)
             _train(options, directory, strategy, model, train, test, steps)
             report.write_report(directory, run_directory.read_metrics(directory.metrics), flags)
     else:
@@ -83,9 +90,11 @@ def _pretrain(options, flags, free_flags, directory):
 def _train(options, directory, strategy, model, train, test, steps):
     """Trains from where the directory stands, and exports; only the chief writes."""
     chief = distribute.is_chief(strategy)
-    twin = None
-    if strategy.num_replicas_in_sync > 1:  # outside the strategy, where reading asks no one else
-        twin = build_encoder(options, train.image_size)
+    probe_encoder = None
+    if (
+        strategy.num_replicas_in_sync > 1
+    ):  # outside the strategy, where reading weights needs no other replica
+        probe_encoder = build_encoder(options, train.image_size)
     with strategy.scope():
         keeper = checkpoints.Checkpoints(
             directory.checkpoints,
@@ -97,20 +106,22 @@ def _train(options, directory, strategy, model, train, test, steps):
         )
         place = keeper.restore()
     if chief:
-        directory.keep_epochs(place[0])
+        directory.truncate_metrics(place[0])
     if place[0] < steps.epochs:
-        with reading(train, test, directory=directory if chief else None):
+        with report_unreadable(train, test, directory=directory if chief else None):
             if chief:
                 _announce(options, train, model, steps, place)
                 draw_views(directory, train, model)
-            run_parts = _Fit(options, directory, strategy, model, train, test, keeper, steps, twin)
-            run_parts.from_place(place)
+            fit_loop = _Fit(
+                options, directory, strategy, model, train, test, keeper, steps, probe_encoder
+            )
+            fit_loop.run_from(place)
     elif chief:
         say(f"{directory.path} holds all {steps.epochs} epochs; nothing is left to train.")
-    if twin is not None:
-        twin.set_weights(model.encoder.get_weights())
+    if probe_encoder is not None:
+        probe_encoder.set_weights(model.encoder.get_weights())
     if chief and not directory.export.exists():
-        export_encoder(twin or model.encoder, directory.export, model.image_shape)
+        export_encoder(probe_encoder or model.encoder, directory.export, model.image_shape)
 
 
 @contextlib.contextmanager
@@ -121,7 +132,8 @@ def _writing(directory):
     except OSError as error:
         raise errors.TrainingError(
             f"{error.filename or directory.path} cannot be written ({error.strerror}); "
-            f"{_kept(directory)}. Make room or put it back; the same command resumes there."
+            f"{_describe_latest(directory)}. Make room or put it back; the same command "
+            "resumes there."
         ) from error
 
 
@@ -216,7 +228,9 @@ def draw_views(directory, train, model, rows=6, columns=8):
 class _Fit:
     """The calls of `fit` that make up a run, and what watches them."""
 
-    def __init__(self, options, directory, strategy, model, train, test, keeper, steps, twin):
+    def __init__(
+        self, options, directory, strategy, model, train, test, keeper, steps, probe_encoder
+    ):
         self.options, self.strategy, self.model = options, strategy, model
         self.train, self.steps = train, steps
         self.chief = distribute.is_chief(strategy)
@@ -232,7 +246,7 @@ class _Fit:
             )
         self.watchers.append(callbacks.Alarms(options.batch_size, say if self.chief else _nothing))
         if test is not None:
-            self.watchers.append(_probe(options, train, test, steps, twin, self.chief))
+            self.watchers.append(_probe(options, train, test, steps, probe_encoder, self.chief))
         if self.chief:
             self.watchers += [
                 callbacks.JSONLines(directory.metrics),
@@ -240,7 +254,7 @@ class _Fit:
             ]
         self.watchers += [keeper, self.stop]
 
-    def from_place(self, place):
+    def run_from(self, place):
         """Trains from (epochs done, steps done of the next) to the end."""
         epoch, step = place
         with self.stop.listening():
@@ -269,7 +283,7 @@ class _Fit:
 
         def of_worker(context):
             count = replicas // context.num_input_pipelines
-            share = data.Share(context.input_pipeline_id * count, count, replicas)
+            share = data.ReplicaSlice(context.input_pipeline_id * count, count, replicas)
             return self.train.epochs(*arguments, share=share)
 
         return self.strategy.distribute_datasets_from_function(of_worker)
@@ -279,7 +293,7 @@ def _nothing(text):
     """For a worker that has nothing to say."""
 
 
-def _probe(options, train, test, steps, twin, chief):
+def _probe(options, train, test, steps, probe_encoder, chief):
     batch_size, limit = options.batch_size, options.probe_examples
     every = options.probe_every_epochs or max(1, math.ceil(steps.epochs / 10))
     return callbacks.KNNProbe(
@@ -287,6 +301,6 @@ def _probe(options, train, test, steps, twin, chief):
         test.batches(batch_size, limit),
         every,
         epochs=steps.epochs,
-        twin=twin,
+        probe_encoder=probe_encoder,
         probes=chief,
     )

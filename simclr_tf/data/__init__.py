@@ -4,6 +4,6 @@ Views are not drawn here but on the device, by `augment`.
 """
 
 from simclr_tf.data.by_name import load
-from simclr_tf.data.source import Share, Source
+from simclr_tf.data.source import ReplicaSlice, Source
 
-__all__ = ["Share", "Source", "load"]
+__all__ = ["ReplicaSlice", "Source", "load"]

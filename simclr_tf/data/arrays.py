@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from simclr_tf.data.examples import UNLABELLED, Example
+from simclr_tf.errors import ArgumentError
 
 # Keys by split, the first one found counts: (images, labels).
 _SPLIT_KEYS = {
@@ -81,14 +82,14 @@ def read_npz(path: Path, split: str) -> Arrays:
         range.
     """
     if not path.is_file():
-        raise ValueError(f"npz:PATH needs an existing file; got {str(path)!r}.")
+        raise ArgumentError(f"npz:PATH needs an existing file; got {str(path)!r}.")
     try:
         with _open(path) as arrays:
             images_key, labels_key = _keys(arrays, path, split)
             images = arrays[images_key]
             labels = arrays[labels_key] if labels_key in arrays else None
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"npz:PATH needs an undamaged file; got {str(path)!r} ({error})."
         ) from error
     return Arrays(images, labels, prefix=split)
@@ -96,7 +97,9 @@ def read_npz(path: Path, split: str) -> Arrays:
 
 def _open(path: Path) -> np.lib.npyio.NpzFile:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"npz:PATH needs a file written by numpy.savez; {str(path)!r} is not one.")
+        raise ArgumentError(
+            f"npz:PATH needs a file written by numpy.savez; {str(path)!r} is not one."
+        )
     return np.load(path, allow_pickle=False)
 
 
@@ -111,7 +114,7 @@ def _keys(arrays: Mapping[str, np.ndarray], path: Path, split: str) -> tuple[str
     wanted = (
         " or ".join(images for images, _ in candidates) or "a split train, validation, test or all"
     )
-    raise ValueError(
+    raise ArgumentError(
         f"the split {split!r} of an .npz file needs {wanted}; "
         f"{str(path)!r} has {', '.join(arrays)}."
     )
@@ -121,7 +124,7 @@ def _three_channels(images: np.ndarray) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(
+        raise ArgumentError(
             "images must be [n, height, width], or have 1 or 3 channels last; "
             f"got {list(images.shape)}. numpy.moveaxis(images, 1, -1) puts channels last."
         )
@@ -133,11 +136,11 @@ def _uint8(images: np.ndarray) -> np.ndarray:
         return images.astype(np.uint8, copy=False)
     is_float = np.issubdtype(images.dtype, np.floating)
     if not is_float and not np.issubdtype(images.dtype, np.integer):
-        raise ValueError(f"images must be uint8, or float in [0, 1]; got {images.dtype}.")
+        raise ArgumentError(f"images must be uint8, or float in [0, 1]; got {images.dtype}.")
     low, high = images.min(), images.max()
     limit = 1 if is_float else 255
     if not (low >= 0 and high <= limit):  # also true for NaN
-        raise ValueError(
+        raise ArgumentError(
             f"images must be uint8, or float in [0, 1]; got {images.dtype} from {low} to {high}. "
             "Rescale them before saving."
         )
@@ -150,7 +153,7 @@ def _integer_labels(labels: np.ndarray, num_images: int) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
+        raise ArgumentError(
             f"labels must be integers [{num_images}], one for each image; "
             f"got {labels.dtype} {list(labels.shape)}. Leave them out where there are none."
         )

@@ -11,6 +11,7 @@ from simclr_tf.data.folder import Folder
 from simclr_tf.data.source import Source
 from simclr_tf.data.tfds import read_tfds
 from simclr_tf.data.tfrecord import read_tfrecord
+from simclr_tf.errors import ArgumentError
 
 # The drawn data set is the same for every run, whatever the run's own seed.
 SHAPES_SIZE = 32
@@ -53,11 +54,11 @@ def load(
         many are unreadable.
     """
     if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel; got {image_size}.")
+        raise ArgumentError(f"image_size must be at least 1 pixel; got {image_size}.")
     if source_size is not None and source_size < 1:
-        raise ValueError(f"source_size must be at least 1 pixel; got {source_size}.")
+        raise ArgumentError(f"source_size must be at least 1 pixel; got {source_size}.")
     if not 0 <= max_corrupt_share <= 1:
-        raise ValueError(f"max_corrupt_share must be in [0, 1]; got {max_corrupt_share}.")
+        raise ArgumentError(f"max_corrupt_share must be in [0, 1]; got {max_corrupt_share}.")
     return Source(
         _examples(name, split, data_dir, image_size),
         name=name,
@@ -78,7 +79,7 @@ def _examples(name: str, split: str, data_dir: str | None, image_size: int | Non
     if kind == "shapes":
         examples = _shapes(whole, image_size or SHAPES_SIZE)
     elif not place:
-        raise ValueError(f"{kind}: needs a path after the colon; got {name!r}.")
+        raise ArgumentError(f"{kind}: needs a path after the colon; got {name!r}.")
     elif kind == "folder":
         examples = Folder(Path(place).expanduser(), whole)
     elif kind == "npz":
@@ -93,7 +94,7 @@ def _shapes(split: str, size: int) -> Arrays:
     from simclr_tf.data import shapes
 
     if split not in SHAPES_SPLITS:
-        raise ValueError(
+        raise ArgumentError(
             f"shapes has the splits {', '.join(SHAPES_SPLITS)}; got {split!r}. "
             "train[90%:] is a part to validate on."
         )

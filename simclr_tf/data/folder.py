@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simclr_tf.data.examples import UNLABELLED, Example
-from simclr_tf.errors import CorruptImageError
+from simclr_tf.errors import ArgumentError, CorruptImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -37,14 +37,14 @@ class Folder:
 
     def __init__(self, root: Path, split: str):
         if not root.is_dir():
-            raise ValueError(f"folder:PATH needs an existing folder; got {str(root)!r}.")
+            raise ArgumentError(f"folder:PATH needs an existing folder; got {str(root)!r}.")
         folder, split_folders = _split_folder(root, split)
         self._root = root
         # As text: a million `Path`s would take 400 MB.
         paths = (path.relative_to(root).as_posix() for path in _image_files(folder))
         self._paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
         if not self._paths:
-            raise ValueError(
+            raise ArgumentError(
                 f"a folder needs at least one image ({', '.join(EXTENSIONS)}); "
                 f"there is none under {str(folder)!r}."
             )
@@ -88,12 +88,12 @@ def _split_folder(root: Path, split: str) -> tuple[Path, list[Path]]:
         if name in present and split in folders:
             return present[name], list(present.values())
     if present:
-        raise ValueError(
+        raise ArgumentError(
             f"{str(root)!r} has folders for the splits {', '.join(present)}; got {split!r}. "
             f"Ask for one of these or a slice of one, such as {next(iter(present))}[:90%]."
         )
     if split not in _WHOLE:
-        raise ValueError(
+        raise ArgumentError(
             f"{str(root)!r} has no folder for the split {split!r}. Make one, or take slices of the "
             "whole: all[:90%] to train on and all[90%:] to test on."
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from simclr_tf.errors import ArgumentError
+
 # Images are drawn in blocks of so many, each from its own stream (seed, block): what an image is
 # does not depend on how many are asked for. Ten divides it: every ten in a row have every class.
 _BLOCK = 250
@@ -52,7 +54,7 @@ def draw(num_examples: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.n
         ("size", size, 8),
     ):
         if value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}.")
+            raise ArgumentError(f"{name} must be at least {least}; got {value}.")
     images = np.empty([num_examples, size, size, 3], np.uint8)
     labels = np.empty([num_examples], np.int64)
     for block, start in enumerate(range(0, num_examples, _BLOCK)):
@@ -128,7 +130,7 @@ def _centres(rng):
 
 
 def _coverage(labels, x, y, centre, radius, tilt):
-    """Share of each pixel, [_BLOCK, size, size] in [0, 1], that lies inside the outline."""
+    """Fraction of each pixel, [_BLOCK, size, size] in [0, 1], that lies inside the outline."""
     size = len(x)
     dx, dy = x - centre[0][:, None, None], centre[1][:, None, None] - y  # y up from here on
     cos, sin = ((t[tilt] / radius)[:, None, None] for t in (_COS, _SIN))

@@ -19,7 +19,7 @@ from simclr_tf.data.decode import decode, decode_whole
 from simclr_tf.data.decode import image_size as size_of
 from simclr_tf.data.examples import UNLABELLED, Example, Examples
 from simclr_tf.data.python_op import python_op
-from simclr_tf.errors import CorruptImageError
+from simclr_tf.errors import ArgumentError, CorruptImageError
 
 DEFAULT_IMAGE_SIZE = 224
 _SIZE_SAMPLE = 2000
@@ -28,7 +28,7 @@ _LAST_EPOCH = 2**62
 _WHOLE_SIDE = 1.5  # times image_size: a photograph of 3:2 keeps its shorter side
 
 
-class Share(NamedTuple):
+class ReplicaSlice(NamedTuple):
     """The part of every batch that one reader takes: `count` of its equal `pieces`, from `first`.
 
     Replica r of R trains on piece r of R, so that a step has the same images for any R.
@@ -41,7 +41,7 @@ class Share(NamedTuple):
     def check(self, batch_size: int) -> None:
         """Raises ValueError where a batch has no such pieces."""
         if batch_size % self.pieces or not 0 <= self.first <= self.pieces - self.count:
-            raise ValueError(f"a batch of {batch_size} has no {self}.")
+            raise ArgumentError(f"a batch of {batch_size} has no {self}.")
 
     def rows(self, order: tf.Tensor, steps: int, batch_size: int) -> tf.Tensor:
         """Of an epoch's order, [n]: [steps, count, batch_size / pieces]."""
@@ -56,7 +56,7 @@ class Share(NamedTuple):
         return order[(piece >= self.first) & (piece < self.first + self.count)]
 
 
-WHOLE = Share(0, 1, 1)
+WHOLE = ReplicaSlice(0, 1, 1)
 
 
 class Source:
@@ -89,7 +89,7 @@ class Source:
     ):
         """See `load`, which is what makes one."""
         if not len(examples):
-            raise ValueError(
+            raise ArgumentError(
                 f"a data set needs at least one example; {name!r} has none in {split!r}."
             )
         self.name, self.split = name, split
@@ -130,7 +130,7 @@ class Source:
         if len(corrupt) <= self._max_corrupt_share * total and len(corrupt) < total:
             return
         example_id, reason = corrupt[0]
-        raise ValueError(
+        raise ArgumentError(
             f"at most {self._max_corrupt_share:.2%} of the examples may be unreadable; "
             f"{len(corrupt)} of {total} in {self.name!r} are, such as {example_id} ({reason}). "
             "Repair or remove them, or raise --max_corrupt_share."
@@ -143,9 +143,9 @@ class Source:
           ValueError: there is not one.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+            raise ArgumentError(f"batch_size must be at least 1; got {batch_size}.")
         if self.num_examples < batch_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"an epoch needs at least one full batch; {self.name!r} has {self.num_examples} "
                 f"examples in {self.split!r} and batch_size is {batch_size}. Lower --batch_size."
             )
@@ -163,7 +163,7 @@ class Source:
           `label`, int64 `[B]`.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+            raise ArgumentError(f"batch_size must be at least 1; got {batch_size}.")
         count = min(len(self._rows), limit or len(self._rows))
         rows = self._rows[np.arange(count) * len(self._rows) // count]
         dataset = tf.data.Dataset.from_tensor_slices(rows)
@@ -186,7 +186,7 @@ class Source:
         first_epoch: int = 0,
         shuffle: bool = True,
         first_step: int = 0,
-        share: Share = WHOLE,
+        share: ReplicaSlice = WHOLE,
     ) -> tf.data.Dataset:
         """An endless stream of training batches, `steps_per_epoch(batch_size)` for each epoch.
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simclr_tf.errors import ArgumentError
+
 # A slice is cut from one fixed random order, so that a slice of class folders has all classes.
 _ORDER_SEED = 20200213
 
@@ -32,13 +34,13 @@ def parse(split: str) -> list[Part]:
     """
     matches = [_PART.fullmatch(term.strip()) for term in split.split("+")]
     if not all(matches):
-        raise ValueError(
+        raise ArgumentError(
             f"a split is a name, with a slice if wanted, joined by '+'; got {split!r}. "
             "Try train, train[:90%], train[1000:2000] or train[:5%]+train[50%:]."
         )
     parts = [Part(match["name"], match["start"], match["stop"]) for match in matches]
     if len({part.name for part in parts}) > 1:
-        raise ValueError(
+        raise ArgumentError(
             f"the terms of a split must be slices of one split; got {split!r}. "
             "Only TFDS data sets can join different splits."
         )

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from simclr_tf.data.tfrecord import Fields, Records, Shard
+from simclr_tf.errors import ArgumentError
 
 _ID_KEYS = ("id", "file_name")
 
@@ -49,18 +50,18 @@ def _builder(name: str, data_dir: str | None):
         ImportError,
     ) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
+        raise ArgumentError(
             "a data set is shapes, folder:PATH, npz:PATH, tfrecord:GLOB, or a name that TensorFlow "
             f"Datasets knows; got {name!r} ({reason})"
         ) from error
     where = data_dir or builder.data_dir
     if not builder.info.splits:
-        raise ValueError(
+        raise ArgumentError(
             f"{name!r} must be prepared on disk first; it is not under {os.fspath(where)!r}. "
             f"Prepare it with `tfds build {name} --data_dir=DIR`, then give that DIR as --data_dir."
         )
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise ValueError(
+        raise ArgumentError(
             f"{name!r} must be stored as tfrecord; under {os.fspath(where)!r} it is "
             f"{builder.info.file_format.value}. "
             f"Prepare it with `tfds build {name} --file_format=tfrecord`."
@@ -72,7 +73,7 @@ def _split(builder, name: str, split: str):
     try:
         return builder.info.splits[split]
     except (KeyError, ValueError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{name!r} has the splits {', '.join(builder.info.splits)}; got {split!r}. "
             "Slices are written train[:90%] or train[1000:2000]."
         ) from error
@@ -88,7 +89,7 @@ def _fields(info, name: str) -> tuple[Fields, list[str] | None]:
     images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
     labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
     if not images or np.dtype(features[images[0]].np_dtype).kind != "u":
-        raise ValueError(
+        raise ArgumentError(
             f"{name!r} must have a feature of type Image with unsigned integers; "
             f"it has {', '.join(features)}."
         )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_tf.data.examples import UNLABELLED, Example
-from simclr_tf.errors import CorruptImageError
+from simclr_tf.errors import ArgumentError, CorruptImageError
 
 _HEADER_BYTES = 12  # length (uint64) and its checksum
 _FOOTER_BYTES = 4  # checksum of the payload; not verified, image formats notice damage themselves
@@ -140,7 +140,7 @@ def read_tfrecord(pattern: str, split: str) -> Records:
         the whole.
     """
     if split not in ("train", "all"):
-        raise ValueError(
+        raise ArgumentError(
             f"tfrecord:GLOB has one split, 'train' or 'all', the files that match; got {split!r}. "
             "Take slices of it, such as all[:90%] and all[90%:], or a GLOB for each split."
         )
@@ -150,7 +150,7 @@ def read_tfrecord(pattern: str, split: str) -> Records:
         if os.path.isfile(path)
     )
     if not paths:
-        raise ValueError(
+        raise ArgumentError(
             f"tfrecord:GLOB needs at least one file that matches; none does for {pattern!r}."
         )
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -174,7 +174,7 @@ def _offsets(shard: Shard) -> np.ndarray:
             file.seek(position)
             header = file.read(_HEADER_BYTES)
             if not position and not _is_header(header):
-                raise ValueError(
+                raise ArgumentError(
                     "a TFRecord file must be uncompressed; "
                     f"{shard.path!r} does not start as one. Decompress it, or leave it out."
                 )

@@ -10,6 +10,7 @@ from tensorflow import keras
 
 from simclr_tf import _quiet
 from simclr_tf.encoders import resnet
+from simclr_tf.errors import ArgumentError
 
 _PREFIX = "keras_cv/"
 
@@ -36,10 +37,10 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
         ValueError: for an unknown name, with those close to it, or for an option the encoder lacks.
     """
     if name not in names():
-        raise ValueError(_unknown(name))
+        raise ArgumentError(_unknown(name))
     if name.startswith(_PREFIX):
         if width != 1 or sk_ratio != 0 or stem != "auto":
-            raise ValueError(
+            raise ArgumentError(
                 f"width, sk_ratio and stem are options of resnet18 to resnet200; got {name} with "
                 f"width={width}, sk_ratio={sk_ratio}, stem={stem!r}. Leave them out."
             )
@@ -71,12 +72,12 @@ def validate(encoder, image_size):
         ValueError: when it is no `keras.Model`, or its output is not one tensor [batch, D].
     """
     if not isinstance(encoder, keras.Model):
-        raise ValueError(f"encoder must be a keras.Model; got {type(encoder).__name__}.")
+        raise ArgumentError(f"encoder must be a keras.Model; got {type(encoder).__name__}.")
     height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
     h = encoder(keras.Input((height, width, 3)))  # symbolic: shapes alone
     shape = tuple(getattr(h, "shape", ()))
     if len(shape) != 2 or shape[1] is None:
-        raise ValueError(
+        raise ArgumentError(
             f"encoder must map images [batch, {height}, {width}, 3] to one tensor "
             f"[batch, D]; {encoder.name} gives {_describe(h)}. "
             "End it with keras.layers.GlobalAveragePooling2D()."
@@ -105,7 +106,7 @@ def _keras_cv_encoder(name, image_size, **kwargs):
     class_name, settings = _KERAS_CV[name]
     if class_name == "MiTBackbone":  # its feature maps are reshaped to sizes fixed at construction
         if image_size is None or image_size < 64 or image_size % 32:
-            raise ValueError(
+            raise ArgumentError(
                 f"{_PREFIX}{name} needs image_size, a multiple of 32 from 64 on; got {image_size}."
             )
         kwargs["input_shape"] = (image_size, image_size, 3)

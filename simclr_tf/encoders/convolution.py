@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from simclr_tf.devices import on_processor
+from simclr_tf.devices import on_cpu
+from simclr_tf.errors import ArgumentError
 
 # Where the matrix products win (benchmarks/convolution.py): many channels, few pixels.
 MIN_CHANNELS = 128
@@ -28,7 +29,7 @@ def has_faster_gradient(layer, x):
         and layer.groups == 1
         and layer.dilation_rate == (1, 1)
         and layer.data_format == "channels_last"
-        and on_processor()
+        and on_cpu()
     )
 
 
@@ -56,7 +57,7 @@ def conv2d(x, kernel, stride, padding):
       [B, H', W', F].
     """
     if padding == "SAME" and stride != 1:
-        raise ValueError(
+        raise ArgumentError(
             f'padding "SAME" needs stride 1 here; got {stride}. Pad before, use VALID.'
         )
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf.encoders import batch_norm, convolution
+from simclr_tf.errors import ArgumentError
 
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
@@ -85,7 +86,7 @@ class ResNet(keras.Model):
             return
         shape = tuple(input_shape)
         stem = _resolve_stem(self.stem, shape)
-        parts = _Parts(
+        parts = _LayerFactory(
             dtype=self.dtype_policy,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
@@ -122,7 +123,7 @@ class ResNet(keras.Model):
     def call(self, images, training=None):
         """Takes images to h; see the class."""
         if not tf.as_dtype(images.dtype).is_floating:
-            raise ValueError(
+            raise ArgumentError(
                 f"ResNet takes float images in [0, 1]; got {tf.as_dtype(images.dtype).name}. "
                 "Convert them: tf.image.convert_image_dtype(images, tf.float32)."
             )
@@ -182,27 +183,31 @@ class ResNet(keras.Model):
 
 def _check_arguments(depth, width, sk_ratio, stem):
     if depth not in DEPTHS:
-        raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}; got {depth!r}.")
+        raise ArgumentError(f"depth must be one of {', '.join(map(str, DEPTHS))}; got {depth!r}.")
     if not (isinstance(width, (int, float)) and math.isfinite(width) and width > 0):
-        raise ValueError(f"width must be a number above 0; got {width!r}. The papers use 1 to 4.")
+        raise ArgumentError(
+            f"width must be a number above 0; got {width!r}. The papers use 1 to 4."
+        )
     if not 0 <= sk_ratio < math.inf:
-        raise ValueError(f"sk_ratio must be 0 or more; got {sk_ratio!r}. SimCLRv2 uses 0.0625.")
+        raise ArgumentError(f"sk_ratio must be 0 or more; got {sk_ratio!r}. SimCLRv2 uses 0.0625.")
     if sk_ratio > 0 and depth in BASIC_BLOCKS:
-        raise ValueError(
+        raise ArgumentError(
             f"sk_ratio above 0 needs bottleneck blocks: depth 50 or more; got depth {depth}. "
             "Take a deeper ResNet, or sk_ratio=0."
         )
     if stem not in STEMS:
-        raise ValueError(f"stem must be one of {', '.join(STEMS)}; got {stem!r}.")
+        raise ArgumentError(f"stem must be one of {', '.join(STEMS)}; got {stem!r}.")
 
 
 def _resolve_stem(stem, shape):
     if len(shape) != 4 or shape[-1] is None:
-        raise ValueError(f"images must be [batch, height, width, channels]; got the shape {shape}.")
+        raise ArgumentError(
+            f"images must be [batch, height, width, channels]; got the shape {shape}."
+        )
     if stem != "auto":
         return stem
     if shape[1] is None or shape[2] is None:
-        raise ValueError(
+        raise ArgumentError(
             f'stem="auto" needs the height and width of the images; got the shape {shape}. '
             'Give stem="cifar" or stem="imagenet", or images of a known size.'
         )
@@ -213,7 +218,7 @@ def _resolve_stem(stem, shape):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parts:
+class _LayerFactory:
     """Makes the stock layers, with the settings that all of them share."""
 
     dtype: object
@@ -327,13 +332,13 @@ def _shortcut(parts, name, filters, strides):
 
 def _build(layer, shape):
     """Builds a layer and returns its output shape; the weights of a stock layer carry its name."""
-    with contextlib.nullcontext() if isinstance(layer, _Joint) else tf.name_scope(layer.name):
+    with contextlib.nullcontext() if isinstance(layer, _Block) else tf.name_scope(layer.name):
         layer.build(shape)
     return tuple(layer.compute_output_shape(shape))
 
 
 def _apply(layer, x, training):
-    if isinstance(layer, _Joint):
+    if isinstance(layer, _Block):
         return layer.call(x, training=training)
     if isinstance(layer, keras.layers.BatchNormalization):
         return batch_norm.normalise(layer, x, training)
@@ -343,7 +348,7 @@ def _apply(layer, x, training):
     return layer(x)
 
 
-class _Joint(keras.layers.Layer):
+class _Block(keras.layers.Layer):
     """A layer that joins stock layers, and is entered by `.call` alone.
 
     `build` makes the weights and records the output shape.
@@ -353,7 +358,7 @@ class _Joint(keras.layers.Layer):
         return self.output_shape_at_build
 
 
-class _Chain(_Joint):
+class _Chain(_Block):
     """Layers one after another."""
 
     def __init__(self, steps, **kwargs):
@@ -373,7 +378,7 @@ class _Chain(_Joint):
         return x
 
 
-class _ResidualBlock(_Joint):
+class _ResidualBlock(_Block):
     """relu(shortcut(x) + residual(x)); an empty shortcut is the identity."""
 
     def __init__(self, residual, shortcut, parts, name):
@@ -395,7 +400,7 @@ class _ResidualBlock(_Joint):
         return self.relu(self.add([self.residual.call(x, training=training), shortcut]))
 
 
-class _SelectiveKernel(_Joint):
+class _SelectiveKernel(_Block):
     """Two 3x3 streams, mixed per channel by a softmax over the two (arXiv:1903.06586, section 3.1).
 
     The streams are the two halves of the channels of one convolution.
@@ -439,7 +444,7 @@ class _SelectiveKernel(_Joint):
         return self.sum_streams.call(self.multiply([streams, mixing]))
 
 
-class _SumHalves(_Joint):
+class _SumHalves(_Block):
     """[B, H, W, 2F] to [B, H, W, F]: the first half of the channels plus the second.
 
     No stock layer slices channels. Cropping does when told that the channels come first: it then

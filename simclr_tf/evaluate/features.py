@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf.errors import ArgumentError
+
 
 class Features(NamedTuple):
     """A dataset as its encoder sees it, in the dataset's order.
@@ -83,7 +85,7 @@ def stream_features(encoder, dataset, image_size=None):
         padded_size = max(padded_size, len(images))
         h = np.asarray(encode(_pad(images, padded_size)))
         if h.ndim != 2 or len(h) != padded_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"encoder must map images to vectors [{padded_size}, D]; got shape {h.shape}. "
                 "Pool its feature map, for instance with GlobalAveragePooling2D."
             )
@@ -93,7 +95,7 @@ def stream_features(encoder, dataset, image_size=None):
         _check_columns(features, first, num_batches)
         yield features
     if not num_images:
-        raise ValueError("dataset must hold at least one image; got none.")
+        raise ArgumentError("dataset must hold at least one image; got none.")
 
 
 def pixel_features(images):
@@ -125,18 +127,20 @@ def check_features(h, labels, name):
     """
     h = np.asarray(h, np.float32)
     if h.ndim != 2 or not h.size:
-        raise ValueError(f"{name}_h must be [n, D] with n and D of 1 or more; got {h.shape}.")
+        raise ArgumentError(f"{name}_h must be [n, D] with n and D of 1 or more; got {h.shape}.")
     if labels is None:
-        raise ValueError(f"{name}_labels must be given; got None. Pick a dataset that has labels.")
+        raise ArgumentError(
+            f"{name}_labels must be given; got None. Pick a dataset that has labels."
+        )
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub" or labels.shape != h.shape[:1]:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}_labels must be integers, one for each of the {len(h)} rows of {name}_h; "
             f"got {labels.dtype} of shape {labels.shape}."
         )
     bad_rows = int((~np.isfinite(h).all(axis=1)).sum())
     if bad_rows:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}_h must be finite; {bad_rows} of {len(h)} rows hold NaN or infinity. "
             "Look at the encoder: its training may have diverged."
         )
@@ -154,7 +158,7 @@ def check_pair(train_h, train_labels, test_h, test_labels):
 def check_same_width(train_h, test_h):
     """Raises ValueError where the two sets cannot come from one encoder."""
     if train_h.shape[1] != test_h.shape[1]:
-        raise ValueError(
+        raise ArgumentError(
             "train_h and test_h must be equally wide, from one encoder; "
             f"got {train_h.shape[1]} and {test_h.shape[1]}."
         )
@@ -184,7 +188,7 @@ def _takes_training(function):
 def _check_finite(dataset):
     cardinality = getattr(dataset, "cardinality", None)
     if cardinality and cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("dataset must end; got an endless one. Leave out .repeat().")
+        raise ArgumentError("dataset must end; got an endless one. Leave out .repeat().")
 
 
 def _check_columns(features, first, num_batches):
@@ -192,7 +196,7 @@ def _check_columns(features, first, num_batches):
     for name, value, wanted in zip(("label", "id"), features[1:], first[1:]):
         if (value is None) != (wanted is None):
             having = num_batches - 1 if value is None else 1
-            raise ValueError(
+            raise ArgumentError(
                 f'"{name}" must be in every batch or in none; got it in {having} of {num_batches}.'
             )
 
@@ -209,7 +213,7 @@ def _unpack(batch):
     """(images, labels or None, ids or None) of a batch in any of the accepted forms."""
     if isinstance(batch, dict):
         if "image" not in batch:
-            raise ValueError(f'a dict batch must have the key "image"; got {sorted(batch)}.')
+            raise ArgumentError(f'a dict batch must have the key "image"; got {sorted(batch)}.')
         columns = (batch["image"], batch.get("label"), batch.get("id"))
     elif isinstance(batch, (tuple, list)):
         columns = (*batch, None, None)[:3]
@@ -224,7 +228,7 @@ def _labels(labels):
         return None
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
-        raise ValueError(
+        raise ArgumentError(
             f"labels must be integers [B]; got {labels.dtype} of shape {labels.shape}. "
             "One-hot labels become integers with argmax."
         )
@@ -244,14 +248,14 @@ def _to_float(images, image_size):
     """Images, uint8 or floating in [0, 1], as a float32 tensor [B, H, W, 3] in [0, 1]."""
     images = tf.convert_to_tensor(images)
     if images.shape.rank != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be [B, H, W, 3]; got shape {tuple(images.shape)}.")
+        raise ArgumentError(f"images must be [B, H, W, 3]; got shape {tuple(images.shape)}.")
     if images.dtype == tf.uint8:
         images = tf.cast(images, tf.float32) / 255.0
     elif images.dtype.is_floating:
         images = tf.cast(images, tf.float32)
         _check_range(images)
     else:
-        raise ValueError(
+        raise ArgumentError(
             f"images must be uint8, or floating in [0, 1]; got {images.dtype.name}. "
             "Cast 0 to 255 to uint8."
         )
@@ -266,7 +270,7 @@ def _check_range(images):
         return
     low, high = float(tf.reduce_min(images)), float(tf.reduce_max(images))
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # a NaN fails too
-        raise ValueError(
+        raise ArgumentError(
             f"floating images must lie in [0, 1]; got {low:g} to {high:g}. "
             "Pass uint8, or divide by 255."
         )

@@ -6,6 +6,7 @@ Nothing is trained. The embeddings come from features.py.
 import numpy as np
 import tensorflow as tf
 
+from simclr_tf.errors import ArgumentError
 from simclr_tf.evaluate.features import check_features, check_pair, check_same_width
 
 # Similarities held at a time where `block_size` is not given: 128 MB of float32.
@@ -96,11 +97,13 @@ def knn_predict(
 
 def _check_settings(k, temperature, block_size):
     if k < 1:
-        raise ValueError(f"k must be 1 or more; got {k}.")
+        raise ArgumentError(f"k must be 1 or more; got {k}.")
     if not temperature > 0:
-        raise ValueError(f"temperature must be above 0; got {temperature}. The usual one is 0.1.")
+        raise ArgumentError(
+            f"temperature must be above 0; got {temperature}. The usual one is 0.1."
+        )
     if block_size < 1:
-        raise ValueError(f"block_size must be 1 or more; got {block_size}. None picks one.")
+        raise ArgumentError(f"block_size must be 1 or more; got {block_size}. None picks one.")
 
 
 def _normalise(h):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simclr_tf.errors import ArgumentError
 from simclr_tf.evaluate.features import check_pair
 
 # From strong regularisation to nearly none, on standardised features.
@@ -108,14 +109,14 @@ def linear_probe(
 def _check_settings(train_labels, c, max_iter, tolerance):
     classes = np.unique(train_labels)
     if len(classes) < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"train_labels must have two classes or more; got only label {classes[0]}. "
             "A split taken from sorted data may hold a single class: shuffle it first."
         )
     if c is not None and not c > 0:
-        raise ValueError(f"C must be above 0; got {c}. None chooses it on the training set.")
+        raise ArgumentError(f"C must be above 0; got {c}. None chooses it on the training set.")
     if max_iter < 1 or not tolerance > 0:
-        raise ValueError(
+        raise ArgumentError(
             "max_iter must be 1 or more and tolerance above 0; "
             f"got max_iter={max_iter}, tolerance={tolerance}."
         )
@@ -172,7 +173,7 @@ def _hold_out(labels, seed):
         fit_rows.append(rows[num_held_out:])
     fit_rows, held_out_rows = (np.sort(np.concatenate(r)) for r in (fit_rows, held_out_rows))
     if not len(held_out_rows):
-        raise ValueError(
+        raise ArgumentError(
             f"choosing C needs a class of two training rows or more; got {len(labels)} rows, "
             "each of a class of its own. Give C."
         )

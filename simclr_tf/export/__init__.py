@@ -6,7 +6,7 @@ them). `load_exported` makes it a function of images again (`loading`).
 """
 
 from simclr_tf.errors import ExportError
-from simclr_tf.export.functional import folded, functional_twin
+from simclr_tf.export.functional import folded, functional_copy
 from simclr_tf.export.loading import load_exported
 from simclr_tf.export.saved_model import export_encoder
 from simclr_tf.export.serving import MAX_PIXELS
@@ -18,6 +18,6 @@ __all__ = [
     "export_encoder",
     "export_tflite",
     "folded",
-    "functional_twin",
+    "functional_copy",
     "load_exported",
 ]

@@ -1,6 +1,6 @@
 """Whether an exported SavedModel answers as the encoder does, seen from outside Keras.
 
-`ask` runs its signatures by TensorFlow's C API in a process of its own (`c_api`), with the loader
+`run_signatures` runs them by TensorFlow's C API in a process of its own (`c_api`), with the loader
 that TF Serving has too.
 """
 
@@ -45,7 +45,7 @@ def check_export(path, module, expect, tolerance):
         ("serving_float", np.zeros([0, *module.size, 3], np.float32)),
         ("serving_float", images / np.float32(255)),
     ]
-    answers = ask(path, requests)
+    answers = run_signatures(path, requests)
     for (signature, _), refused, answer in zip(requests[1::2], answers[::2], answers[1::2]):
         if not isinstance(refused, str):
             raise ExportError(f"{signature} answered a request that it should refuse.")
@@ -59,7 +59,7 @@ def check_export(path, module, expect, tolerance):
             )
 
 
-def ask(path, requests):
+def run_signatures(path, requests):
     """Answers of a SavedModel's signatures, by the C API in a process without Keras.
 
     Args:

@@ -14,12 +14,14 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf.errors import ArgumentError
+
 # What Keras raises at a subclass of its model, and at a layer without a sound config of its own.
-NOT_TO_COPY = (ValueError, TypeError, NotImplementedError)
+CLONE_ERRORS = (ValueError, TypeError, NotImplementedError)
 _FOLDS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
-def functional_twin(encoder, image_shape, layer="h", head=None):
+def functional_copy(encoder, image_shape, layer="h", head=None):
     """A copy of the encoder as a functional model in float32, with weights of its own.
 
     Args:
@@ -41,7 +43,7 @@ def functional_twin(encoder, image_shape, layer="h", head=None):
     if layer == "h":
         return twin
     if twin is None:
-        raise ValueError(
+        raise ArgumentError(
             f"layer={layer!r} needs an encoder made of Keras layers in the functional way, or a "
             f"ResNet; got a {type(encoder).__name__}. Export h."
         )
@@ -51,7 +53,7 @@ def functional_twin(encoder, image_shape, layer="h", head=None):
     if len(output.shape) == 4:
         output = keras.layers.GlobalAveragePooling2D(name="embedding", dtype="float32")(output)
     if len(output.shape) != 2:
-        raise ValueError(
+        raise ArgumentError(
             f"layer must give [batch, D] or a feature map [batch, H, W, D]; {layer!r} gives "
             f"{tuple(output.shape)}. Take another."
         )
@@ -70,7 +72,7 @@ def _copy(encoder, image_shape):
             twin = keras.models.clone_model(encoder, clone_function=_in_float32)
             _copy_weights(encoder, twin)
             return twin
-    except NOT_TO_COPY:  # a subclass: its layers are known, and not how they are joined
+    except CLONE_ERRORS:  # a subclass: its layers are known, and not how they are joined
         return None
 
 
@@ -95,7 +97,7 @@ def in_float32(encoder, image_shape):
             twin.build((None, *image_shape))
             _copy_weights(encoder, twin)
             return twin
-    except NOT_TO_COPY:  # a class without a config of its own
+    except CLONE_ERRORS:  # a class without a config of its own
         return encoder
 
 
@@ -139,7 +141,7 @@ def _layer_name(model, name):
     blocks = [end[: -len("_relu")] for end in names if re.fullmatch(r"group\d_block\d+_relu", end)]
     known = ["h", *sorted({block.split("_")[0] for block in blocks}), *blocks, "head1", "z"]
     near = difflib.get_close_matches(name, [*known, *names], n=4, cutoff=0.4)
-    raise ValueError(
+    raise ArgumentError(
         f"layer must be h, a block, a layer of the head or another layer of the encoder; got "
         f"{name!r}. Near matches: {', '.join(near or known)}."
     )
@@ -147,11 +149,11 @@ def _layer_name(model, name):
 
 def _head_output(h, layer, head):
     if head is None:
-        raise ValueError(f"layer={layer!r} needs the projection head; none was given. Export h.")
+        raise ArgumentError(f"layer={layer!r} needs the projection head; none was given. Export h.")
     count = head.layers
     index = count if layer == "z" else int(layer[len("head") :])
     if not 1 <= index <= count:
-        raise ValueError(f"layer must be head1 to head{count}, or z; got {layer!r}.")
+        raise ArgumentError(f"layer must be head1 to head{count}, or z; got {layer!r}.")
     with _policy("float32"):
         twin = type(head).from_config({**head.get_config(), "dtype": "float32"})
         twin.build((None, h.shape[-1]))
@@ -170,7 +172,7 @@ def folded(model, dtype="float32"):
     directly follow a convolution or dense layer of its own, each used once, stays.
 
     Args:
-      model: a functional `keras.Model`, as `functional_twin` gives.
+      model: a functional `keras.Model`, as `functional_copy` gives.
       dtype: in which the copy keeps its weights and computes.
 
     Returns:
@@ -203,12 +205,12 @@ def folded_where_exact(model, image_shape):
     """`folded`, or the model itself where that differs by more than 1e-4 of the largest number."""
     try:
         small = folded(model)
-    except NOT_TO_COPY:
+    except CLONE_ERRORS:
         return model
-    return small if agree(small, model, image_shape) else model
+    return small if outputs_match(small, model, image_shape) else model
 
 
-def agree(a, b, image_shape, tolerance=1e-4):
+def outputs_match(a, b, image_shape, tolerance=1e-4):
     """Whether two encoders give the same of random images, in inference mode.
 
     tolerance: the largest difference, as a share of the largest number.

@@ -10,8 +10,9 @@ import pathlib
 
 import tensorflow as tf
 
-from simclr_tf.augment import as_float
-from simclr_tf.export.saved_model import ABOUT
+from simclr_tf.errors import ArgumentError
+from simclr_tf.export.saved_model import METADATA_FILE
+from simclr_tf.images import as_float
 
 _SIGNATURES = ("serving_default", "serving_float")
 
@@ -34,11 +35,11 @@ def load_exported(path):
     path = _version(pathlib.Path(path))
     try:
         loaded = tf.saved_model.load(str(path))
-        about = path / ABOUT
+        about = path / METADATA_FILE
         about = json.loads(about.read_text()) if about.exists() else {}
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
+        raise ArgumentError(
             f"{path} must be a SavedModel that can be read; it cannot ({reason}). Export it again."
         ) from error
     return Exported(path, loaded, about)
@@ -83,7 +84,7 @@ class Exported:
         signature = self._signatures[images.dtype]
         wanted, output = _input(signature), _output(signature)
         if not wanted.shape.is_compatible_with(images.shape):
-            raise ValueError(
+            raise ArgumentError(
                 f"{self.path} takes images of shape {wanted.shape}; got {images.shape}. "
                 "Resize them."
             )
@@ -97,7 +98,7 @@ def _version(path):
     numbers = [each.name for each in path.glob("*/") if each.name.isdecimal()]
     newest = path / max(numbers, key=int, default="")
     if not (newest / "saved_model.pb").is_file():
-        raise ValueError(
+        raise ArgumentError(
             f"{newest} must be an exported SavedModel, such as RUN_DIR/export/1; "
             "it has no saved_model.pb. Make one with `simclr-tf export`."
         )
@@ -111,7 +112,7 @@ def _image_signatures(signatures, path):
         if name in signatures and _takes_images(signatures[name]):
             found.setdefault(_input(signatures[name]).dtype, signatures[name])
     if not found:
-        raise ValueError(
+        raise ArgumentError(
             f"{path} must have a signature {' or '.join(_SIGNATURES)} from images "
             "[B, H, W, 3], uint8 or float32, to vectors [B, D]; it has "
             f"{', '.join(sorted(signatures)) or 'none'}. Make one with `simclr-tf export`."

@@ -11,20 +11,23 @@ import pathlib
 import tensorflow as tf
 
 from simclr_tf import _atomic
+from simclr_tf.errors import ArgumentError
 from simclr_tf.export.check import check_export
 from simclr_tf.export.functional import (
-    NOT_TO_COPY,
-    agree,
+    CLONE_ERRORS,
     folded,
     folded_where_exact,
-    functional_twin,
+    functional_copy,
     in_float32,
     in_half,
+    outputs_match,
 )
 from simclr_tf.export.serving import Serving
 from simclr_tf.export.warmup import write_warmup
 
-ABOUT = "encoder.json"  # beside saved_model.pb: what it takes and gives, for `load_exported`
+METADATA_FILE = (
+    "encoder.json"  # beside saved_model.pb: what it takes and gives, for `load_exported`
+)
 # How far answers may lie from the encoder's, as a share of the largest number among them.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
 
@@ -56,7 +59,7 @@ def export_encoder(
         renamed, so that nobody sees half of it.
       image_shape: (H, W, 3) that the encoder was trained on; None takes the encoder's input shape.
       normalize: scale each embedding to length 1 (not in encoder.keras).
-      layer: what is given, "h" or another layer; see `functional_twin`.
+      layer: what is given, "h" or another layer; see `functional_copy`.
       head: a built `ProjectionHead`, where `layer` is one of its.
       precision: "float32", or "float16" for weights and arithmetic of the signatures on devices
         that are faster in it; what is trained elsewhere stays in float32.
@@ -70,33 +73,33 @@ def export_encoder(
     """
     path = pathlib.Path(path)
     if path.exists():
-        raise ValueError(f"{path} exists. Remove it, or export to the next version beside it.")
+        raise ArgumentError(f"{path} exists. Remove it, or export to the next version beside it.")
     if precision not in TOLERANCES:
-        raise ValueError(f"precision must be float32 or float16; got {precision!r}.")
-    image_shape = known_shape(encoder, image_shape)
-    twin, served = _forms(encoder, image_shape, layer, head, precision)
+        raise ArgumentError(f"precision must be float32 or float16; got {precision!r}.")
+    image_shape = resolve_image_shape(encoder, image_shape)
+    twin, served = _trainable_and_serving(encoder, image_shape, layer, head, precision)
     model = in_float32(encoder, image_shape) if twin is None else twin
     module = Serving(model, image_shape[:2], normalize, served or model)
-    with _atomic.beside(path) as place:
+    with _atomic.atomic_path(path) as place:
         tf.saved_model.save(module, str(place), _signatures(module))
         if twin is not None:
             _save_keras(twin, place / "encoder.keras")
         about = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
-        (place / ABOUT).write_text(json.dumps(about) + "\n")
+        (place / METADATA_FILE).write_text(json.dumps(about) + "\n")
         write_warmup(place, image_shape[:2])
         expect = module if layer != "h" or in_half(encoder) else module.finished(encoder)
         check_export(place, module, expect, TOLERANCES[precision])
     return path
 
 
-def _forms(encoder, image_shape, layer, head, precision):
+def _trainable_and_serving(encoder, image_shape, layer, head, precision):
     """The encoder to train on elsewhere and the one for signatures; None where there is none."""
-    twin = functional_twin(encoder, image_shape, layer, head)
+    twin = functional_copy(encoder, image_shape, layer, head)
     if twin is not None and layer == "h" and not in_half(encoder):
-        twin = twin if agree(twin, encoder, image_shape) else None
+        twin = twin if outputs_match(twin, encoder, image_shape) else None
     if twin is None:
         if precision != "float32":
-            raise ValueError(
+            raise ArgumentError(
                 f"precision={precision!r} needs a ResNet or a functional encoder; got a "
                 f"{type(encoder).__name__}. Take float32."
             )
@@ -111,7 +114,7 @@ def _save_keras(model, path):
     """Leaves it out where a layer in it cannot be written, as in some backbones of KerasCV."""
     try:
         model.save(path)
-    except NOT_TO_COPY:
+    except CLONE_ERRORS:
         path.unlink(missing_ok=True)
 
 
@@ -123,14 +126,14 @@ def _signatures(module):
     }
 
 
-def known_shape(encoder, image_shape):
+def resolve_image_shape(encoder, image_shape):
     """(H, W, 3): that given, or the encoder's own; raises ValueError where neither says it."""
     if image_shape is None:
         # One that was built and never called has no input shape yet; a ResNet remembers.
         built = getattr(encoder, "built_shape", None) or (None,) * 4
         image_shape = tuple((getattr(encoder, "input_shape", None) or built)[1:])
     if len(image_shape) != 3 or not all(isinstance(side, int) for side in image_shape):
-        raise ValueError(
+        raise ArgumentError(
             f"export needs the image size of one batch [B, H, W, 3]; got {image_shape}. Pass "
             "image_shape."
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from simclr_tf.augment import as_float
+from simclr_tf.images import as_float
 
 MAX_PIXELS = 50_000_000  # of a file; decoded, it takes three bytes each
 

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf import _atomic, _quiet
-from simclr_tf.errors import ExportError
-from simclr_tf.export.functional import folded_where_exact, functional_twin, in_half
-from simclr_tf.export.saved_model import known_shape
+from simclr_tf.errors import ArgumentError, ExportError
+from simclr_tf.export.functional import folded_where_exact, functional_copy, in_half
+from simclr_tf.export.saved_model import resolve_image_shape
 
 # Least cosine similarity to the encoder's embeddings; int8 is a matter of the data.
 SIMILARITY = {"float32": 0.9999, "float16": 0.999, "int8": 0.9}
@@ -51,11 +51,11 @@ def export_tflite(
       ValueError: the path exists; a precision that there is not; int8 without examples.
       ExportError: the file's embeddings point elsewhere than the encoder's; nothing is left.
     """
-    path, image_shape = pathlib.Path(path), known_shape(encoder, image_shape)
+    path, image_shape = pathlib.Path(path), resolve_image_shape(encoder, image_shape)
     _check_arguments(path, precision, examples, image_shape)
-    twin = functional_twin(encoder, image_shape, layer, head)
+    twin = functional_copy(encoder, image_shape, layer, head)
     if twin is None:
-        raise ValueError(
+        raise ArgumentError(
             f"TensorFlow Lite needs a ResNet or a functional encoder; got a "
             f"{type(encoder).__name__}. Export a SavedModel."
         )
@@ -65,18 +65,18 @@ def export_tflite(
     with _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
         content = _convert(module, precision, None if examples is None else as_unit(examples))
         _check(content, expect, precision, examples, image_shape)
-    with _atomic.beside(path) as place:
+    with _atomic.atomic_path(path) as place:
         place.write_bytes(content)
     return path
 
 
 def _check_arguments(path, precision, examples, image_shape):
     if path.exists():
-        raise ValueError(f"{path} exists. Remove it, or give another name.")
+        raise ArgumentError(f"{path} exists. Remove it, or give another name.")
     if precision not in SIMILARITY:
-        raise ValueError(f"precision must be one of {', '.join(SIMILARITY)}; got {precision!r}.")
+        raise ArgumentError(f"precision must be one of {', '.join(SIMILARITY)}; got {precision!r}.")
     if (precision == "int8") != (examples is not None):
-        raise ValueError("examples are needed for int8, and for nothing else.")
+        raise ArgumentError("examples are needed for int8, and for nothing else.")
     if examples is None:
         return
     examples = np.asarray(examples)
@@ -84,7 +84,7 @@ def _check_arguments(path, precision, examples, image_shape):
     if fit and examples.dtype.kind == "f":
         fit = 0 <= examples.min() <= examples.max() <= 1
     if not fit or (examples.dtype != np.uint8 and examples.dtype.kind != "f"):
-        raise ValueError(
+        raise ArgumentError(
             f"examples must be images [n, {', '.join(map(str, image_shape))}], uint8 or float in "
             f"[0, 1]; got {examples.dtype} of shape {examples.shape}."
         )

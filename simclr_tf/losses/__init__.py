@@ -5,7 +5,7 @@ from simclr_tf.losses.nt_xent import (
     check_temperature,
     normalised,
     nt_xent,
-    nt_xent_and_hits,
+    nt_xent_with_top1,
 )
 
-__all__ = ["NTXent", "check_temperature", "normalised", "nt_xent", "nt_xent_and_hits"]
+__all__ = ["NTXent", "check_temperature", "normalised", "nt_xent", "nt_xent_with_top1"]

@@ -1,10 +1,10 @@
-"""Log-sum-exp over all pairs of a batch, in blocks: memory in proportion to the batch.
+"""Log-sum-exp over all pairs of a batch, computed in tiles: memory is linear in the batch size.
 
-Two forms of the same sum. `of_pairs` is for one replica, where the matrix of products is symmetric:
-a block above the diagonal serves its rows and its columns, so half the products are made.
-`of_rows` takes any rows against any columns, as replicas need. Both keep nothing of the matrix for
-the backward pass but one number a row, and make the blocks again there. What the products mean is
-`losses.py`'s.
+There are two forms of the same sum. `symmetric_log_sum_exp` is for one replica, where the matrix of
+logits is symmetric: a tile above the diagonal serves its rows and its columns, so only half of the
+products are computed. `log_sum_exp` takes any rows and any columns, which replicas need. For the
+backward pass both keep one number per row and compute the tiles again. The meaning of the logits is
+defined in `nt_xent.py`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.devices import on_processor
+from simclr_tf.devices import on_cpu
 
-# `of_pairs` takes exp of the products as they are: more than this could overflow in the sum, or
-# leave a row with nothing.
+# `symmetric_log_sum_exp` takes exp of the logits without subtracting their maximum: larger logits
+# could overflow in the sum, or leave a row with a sum of 0.
 MAX_PRODUCT = 70.0
 # Rows against columns: up to this many logits are computed as one dense matrix, not in tiles.
 MAX_DENSE_LOGITS = 2**22
-_OUT = -1e4  # added to a product that is out of the race: exp of it is 0
+_MASKED = -1e4  # added to a product that is out of the race: exp of it is 0
 
 
 def default_size():
     """Rows and columns of a block: what a processor's caches hold, or what fills a GPU or TPU."""
-    return 1024 if on_processor() else 4096
+    return 1024 if on_cpu() else 4096
 
 
 def _even_size(count):
@@ -36,7 +36,7 @@ def _even_size(count):
 # ---- one replica: all rows against all others
 
 
-def of_pairs(x, block_size):
+def symmetric_log_sum_exp(x, block_size):
     """For each row of x: log sum exp and maximum of its products with the others.
 
     Args:
@@ -45,13 +45,13 @@ def of_pairs(x, block_size):
 
     Returns:
       log_sum: [2, N], over the 2N - 1 other rows.
-      best_other: [2, N], the largest product with one of the 2N - 2 views of other images; without
-        a gradient.
+      hardest_negative: [2, N], the largest logit among the 2N - 2 views of other images; it has
+        no gradient.
     """
 
     @tf.custom_gradient
     def sums(x):
-        cut = _Cut(x, block_size)
+        cut = _SymmetricTiles(x, block_size)
         total, best = cut.join(*_sums_of_pairs(cut))
 
         def gradient(upstream, _):
@@ -62,7 +62,7 @@ def of_pairs(x, block_size):
     return sums(x)
 
 
-class _Cut:
+class _SymmetricTiles:
     """x [2, N, d] cut into 2H blocks of b rows, each half filled up with rows out of the race.
 
     So block (i, i) of the products has those of rows with themselves on its diagonal, block
@@ -77,7 +77,7 @@ class _Cut:
         self.x = self.rows = self.columns = self.split(x)  # [2H, b, d]
         if not isinstance(self.fill, int) or self.fill > 0:
             # [x, a, 1] [x, 1, a]^T = x x^T + a_i + a_j, with a = -10,000 for what fills up.
-            a = _OUT * (1.0 - self.split(tf.ones([2, self.images, 1])))
+            a = _MASKED * (1.0 - self.split(tf.ones([2, self.images, 1])))
             self.rows = tf.concat([self.x, a, tf.ones_like(a)], axis=2)
             self.columns = tf.concat([self.x, tf.ones_like(a), a], axis=2)
 
@@ -149,7 +149,7 @@ def _gradient_of_pairs(cut, weights):
 
     def own(k, rows):
         w = weights[k]
-        e = tf.exp(tf.linalg.set_diag(cut.products(k, k), tf.fill([cut.block_size], _OUT)))
+        e = tf.exp(tf.linalg.set_diag(cut.products(k, k), tf.fill([cut.block_size], _MASKED)))
         return rows.write(k, tf.matmul(e * (w[:, None] + w[None, :]), cut.x[k]))
 
     def one_block(i, j, rows):
@@ -169,7 +169,7 @@ def _gradient_of_pairs(cut, weights):
 # ---- replicas: these rows against those columns
 
 
-def of_rows(rows, columns, own, positive, block_size):
+def log_sum_exp(rows, columns, own, positive, block_size):
     """For each row: log sum exp and maximum of its products with the columns but some.
 
     Args:
@@ -181,12 +181,13 @@ def of_rows(rows, columns, own, positive, block_size):
 
     Returns:
       log_sum: [n], over the m - 1 other columns.
-      best_other: [n], the largest product but those of `own` and `positive`; without a gradient.
+      hardest_negative: [n], the largest logit except those of `own` and `positive`; it has no
+        gradient.
     """
 
     @tf.custom_gradient
     def sums(rows, columns):
-        grid = _Grid(rows, columns, own, positive, block_size)
+        grid = _Tiles(rows, columns, own, positive, block_size)
         log_sum, best = grid.sums()
 
         def gradient(upstream, _):
@@ -197,7 +198,7 @@ def of_rows(rows, columns, own, positive, block_size):
     return sums(rows, columns)
 
 
-class _Grid:
+class _Tiles:
     """Rows and columns in blocks of b, each filled up to a whole number of them."""
 
     def __init__(self, rows, columns, own, positive, block_size):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from simclr_tf.errors import ArgumentError
+
 
 def cached_gradients(embed, count, loss_of, variables, statistics):
     """The gradient of the loss of all views, and what the loss gives besides.
@@ -47,7 +49,7 @@ def cached_gradients(embed, count, loss_of, variables, statistics):
     return gradients, rest
 
 
-def in_pieces(batch, micro_batch_size):
+def split_micro_batches(batch, micro_batch_size):
     """A tensor of a batch, [B, ...], as [K, n, ...]: the images of K pieces, n = size / 2 in each.
 
     A piece of `micro_batch_size` views holds both views of its images.
@@ -58,7 +60,7 @@ def in_pieces(batch, micro_batch_size):
     images = batch.shape[0]
     if micro_batch_size % 2 or images is None or 2 * images % micro_batch_size:
         held = "a number not known in advance" if images is None else 2 * images
-        raise ValueError(
+        raise ArgumentError(
             "micro_batch_size must be an even number that divides the views of a batch (on each "
             f"replica), two an image; got {micro_batch_size} for {held}. Batch the dataset with "
             "drop_remainder=True, to a multiple of micro_batch_size."
@@ -67,7 +69,7 @@ def in_pieces(batch, micro_batch_size):
 
 
 def _embed_pieces(embed, count):
-    if not in_lockstep():
+    if not must_unroll():
         return tf.map_fn(
             embed, tf.range(count), parallel_iterations=1, fn_output_signature=tf.float32
         )
@@ -80,7 +82,7 @@ def _embed_pieces(embed, count):
 
 def _loop(count, body, state):
     """body(k, *state) -> state for k below count, one after another."""
-    if not in_lockstep():
+    if not must_unroll():
         return tf.while_loop(
             lambda k, *_: k < count,
             lambda k, *state: (k + 1, *body(k, *state)),
@@ -93,6 +95,6 @@ def _loop(count, body, state):
     return state
 
 
-def in_lockstep():
+def must_unroll():
     """Whether layers may talk to other replicas, which no TensorFlow loop allows: then unroll."""
     return tf.distribute.get_strategy().num_replicas_in_sync > 1

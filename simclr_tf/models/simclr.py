@@ -10,14 +10,21 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import augment as augmentations
-from simclr_tf.distribute import rows_before
+from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
+from simclr_tf.errors import ArgumentError
 from simclr_tf.heads import ProjectionHead
-from simclr_tf.losses import check_temperature, nt_xent_and_hits
+from simclr_tf.images import (
+    RANGE_RULE,
+    as_float,
+    check_images,
+    range_assertion,
+    range_message,
+    unpack,
+)
+from simclr_tf.losses import check_temperature, nt_xent_with_top1
 from simclr_tf.metrics import ContrastiveAccuracy
-from simclr_tf.models.micro_batches import cached_gradients, in_lockstep, in_pieces
-
-_RANGE_RULE = "float images must lie in [0, 1]"
+from simclr_tf.models.micro_batches import cached_gradients, must_unroll, split_micro_batches
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
@@ -66,7 +73,9 @@ class SimCLR(keras.Model):
         check_temperature(temperature)
         _check_augment(augment)
         if micro_batch_size is not None and (micro_batch_size < 1 or micro_batch_size % 2):
-            raise ValueError(f"micro_batch_size must be even, 2 or more; got {micro_batch_size}.")
+            raise ArgumentError(
+                f"micro_batch_size must be even, 2 or more; got {micro_batch_size}."
+            )
         self.encoder = encoder
         self.projection_head = ProjectionHead() if projection_head is None else projection_head
         self.augment = augment
@@ -97,7 +106,7 @@ class SimCLR(keras.Model):
 
     def call(self, images, training=False):
         """h, [B, D] float32, of images [B, H, W, 3], uint8 or float in [0, 1]."""
-        images = augmentations.as_float(images)
+        images = as_float(images)
         return tf.cast(self.encoder(images, training=training), tf.float32)
 
     def project(self, images, training=False):
@@ -114,16 +123,16 @@ class SimCLR(keras.Model):
           seed: [2] int32 or None; where replicas share a batch, each takes its rows of one draw.
         """
         if self.augment is False:
-            pair = _first(data)
+            pair = unpack(data).images
             if not isinstance(pair, (tuple, list)):
                 pair = data
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise ValueError("augment=False needs a dataset of pairs (view_a, view_b).")
-            return tuple(augmentations.as_float(view) for view in pair)
-        images = _first(data)
-        augmentations.as_float(images)  # rank and dtype are told before anything else
-        first_row, _ = rows_before(images)
-        return self._draw_views(images, _extent(data), _seeds_of_views(seed), first_row)
+                raise ArgumentError("augment=False needs a dataset of pairs (view_a, view_b).")
+            return tuple(as_float(view) for view in pair)
+        images = unpack(data).images
+        as_float(images)  # rank and dtype are told before anything else
+        first_row, _ = replica_offset_and_fraction(images)
+        return self._draw_views(images, unpack(data).extents, _seeds_of_views(seed), first_row)
 
     def _draw_views(self, images, extent, seeds, first_row):
         return tuple(
@@ -131,20 +140,22 @@ class SimCLR(keras.Model):
             for family, seed in zip(self._families(images), seeds)
         )
 
-    def _views_in_pieces(self, data, seed):
+    def _views_in_micro_batches(self, data, seed):
         """A function of k that gives the views of piece k, each time the same, and how many k.
 
         The views are [micro_batch_size, S, S, 3]: first views of some images, then second ones.
         """
-        images = _first(data)
+        images = unpack(data).images
         if not self._makes_views_anew(images):
-            kept = [in_pieces(view, self.micro_batch_size) for view in self.views(data, seed)]
+            kept = [
+                split_micro_batches(view, self.micro_batch_size) for view in self.views(data, seed)
+            ]
             return lambda k: tf.concat([view[k] for view in kept], axis=0), kept[0].shape[0]
-        first_row, _ = rows_before(images)
+        first_row, _ = replica_offset_and_fraction(images)
         seeds = [augmentations.as_seed(each) for each in _seeds_of_views(seed)]
-        pieces, extents = in_pieces(images, self.micro_batch_size), _extent(data)
+        pieces, extents = split_micro_batches(images, self.micro_batch_size), unpack(data).extents
         if extents is not None:
-            extents = in_pieces(extents, self.micro_batch_size)
+            extents = split_micro_batches(extents, self.micro_batch_size)
 
         def views_of(k):
             row = first_row + k * pieces.shape[1]
@@ -166,7 +177,7 @@ class SimCLR(keras.Model):
 
         Where the pieces are unrolled each would have a graph of the views of its own.
         """
-        if self.augment is False or in_lockstep():
+        if self.augment is False or must_unroll():
             return False
         return all(augmentations.is_repeatable(family) for family in self._families(images))
 
@@ -190,33 +201,33 @@ class SimCLR(keras.Model):
             if self.micro_batch_size is None:
                 views = tf.concat(self.views(data, seed), axis=0)
             else:
-                views_of, count = self._views_in_pieces(data, seed)
+                views_of, count = self._views_in_micro_batches(data, seed)
                 views = views_of(0)
         if not self.built:
             self.build(views.shape)
         if self.micro_batch_size is None:
-            loss, hits = self._step_at_once(views)
+            loss, correct = self._step_at_once(views)
         else:
-            loss, hits = self._step_in_pieces(views_of, count)
-        return self._log(loss, hits)
+            loss, correct = self._step_in_micro_batches(views_of, count)
+        return self._log(loss, correct)
 
     def _objective(self, z_a, z_b):
-        """What is differentiated, the loss that is shown and the hits; z_a, z_b: [B, d]."""
-        loss, hits = nt_xent_and_hits(z_a, z_b, self.temperature)
+        """What is differentiated, the loss that is shown and `correct`; z_a, z_b: [B, d]."""
+        loss, correct = nt_xent_with_top1(z_a, z_b, self.temperature)
         # Gradients are summed over replicas, and each replica's loss is a mean of its own rows.
-        _, share = rows_before(z_a)
-        return loss * share, loss, hits
+        _, share = replica_offset_and_fraction(z_a)
+        return loss * share, loss, correct
 
     def _step_at_once(self, views):
         with tf.GradientTape() as tape:
             z = self._embed(views, training=True)  # [2B, d]
-            objective, loss, hits = self._objective(*tf.split(z, 2))
+            objective, loss, correct = self._objective(*tf.split(z, 2))
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             objective += sum(self.losses) / replicas
         self.optimizer.minimize(objective, self.trainable_variables, tape=tape)
-        return loss, hits
+        return loss, correct
 
-    def _step_in_pieces(self, views_of, count):
+    def _step_in_micro_batches(self, views_of, count):
         """Gradient caching; regularisation losses of layers are not part of it."""
         scaled = hasattr(self.optimizer, "get_scaled_loss")
 
@@ -245,16 +256,16 @@ class SimCLR(keras.Model):
         if not self.built:
             self.build(view_a.shape)
         z_a, z_b = tf.split(self._embed(tf.concat([view_a, view_b], axis=0), training=False), 2)
-        return self._log(*nt_xent_and_hits(z_a, z_b, self.temperature))
+        return self._log(*nt_xent_with_top1(z_a, z_b, self.temperature))
 
     def predict_step(self, data):
         """H of a batch; labels beside the images are ignored."""
-        return self(_first(data), training=False)
+        return self(unpack(data).images, training=False)
 
-    def _log(self, loss, hits):
+    def _log(self, loss, correct):
         mean_loss, accuracy = self._running
-        mean_loss.update_state(loss, sample_weight=tf.cast(tf.shape(hits)[0], tf.float32))
-        accuracy.update_hits(hits)
+        mean_loss.update_state(loss, sample_weight=tf.cast(tf.shape(correct)[0], tf.float32))
+        accuracy.update_correct(correct)
         return {metric.name: metric.result() for metric in self.metrics}
 
     @property
@@ -265,18 +276,20 @@ class SimCLR(keras.Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.fit`; y, where given, is ignored."""
         if getattr(self, "compiled_loss", None) is not None and self.compiled_loss._losses:
-            raise ValueError("SimCLR brings its own loss; call compile(optimizer=...) without one.")
+            raise ArgumentError(
+                "SimCLR brings its own loss; call compile(optimizer=...) without one."
+            )
         del y
         _check_input(x)
         if kwargs.get("validation_data") is not None:
             _check_input(kwargs["validation_data"])
-        return _one_line(super().fit, x, None, *args, **kwargs)
+        return _range_error_in_one_line(super().fit, x, None, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.evaluate`: loss and contrastive accuracy; y is ignored."""
         del y
         _check_input(x)
-        return _one_line(super().evaluate, x, None, *args, **kwargs)
+        return _range_error_in_one_line(super().evaluate, x, None, *args, **kwargs)
 
     # -- saving ------------------------------------------------------------------------------
 
@@ -288,7 +301,7 @@ class SimCLR(keras.Model):
         from simclr_tf.export import export_encoder  # export.py stands below: only on demand
 
         if not self.built:
-            raise ValueError(
+            raise ArgumentError(
                 "export needs a built model: call fit or build((None, H, W, 3)) first."
             )
         kwargs = {"image_shape": self._image_shape, "head": self.projection_head, **kwargs}
@@ -338,23 +351,12 @@ class SimCLR(keras.Model):
 def _check_augment(augment):
     pair = isinstance(augment, (tuple, list))
     if pair and (len(augment) != 2 or not all(callable(family) for family in augment)):
-        raise ValueError(f"a pair of augmentations must be two callables; got {augment!r}.")
+        raise ArgumentError(f"a pair of augmentations must be two callables; got {augment!r}.")
     if not pair and augment is not None and augment is not False and not callable(augment):
-        raise ValueError(
+        raise ArgumentError(
             "augment must be a callable batch -> batch, a pair of them, None or False; "
             f"got {augment!r}."
         )
-
-
-def _first(data):
-    """The images of a batch."""
-    if isinstance(data, (tuple, list)):
-        data = data[0]
-    if isinstance(data, dict):
-        if "image" not in data:
-            raise ValueError(f'a dict of a batch needs the key "image"; got {sorted(data)}.')
-        data = data["image"]
-    return data
 
 
 def _seeds_of_views(seed):
@@ -362,23 +364,10 @@ def _seeds_of_views(seed):
     return [None if seed is None else seed + tf.constant([0, i]) for i in (0, 1)]
 
 
-def _extent(data):
-    """Heights and widths of the images of a batch, or None."""
-    if isinstance(data, (tuple, list)):
-        data = data[0]
-    return data.get("extent") if isinstance(data, dict) else None
-
-
-def _range_check(data, pairs=False):
+def _range_check(data, views=False):
     """A context in which everything waits for float images to have been found in [0, 1]."""
-    parts = [_first(data), *(data[1:] if pairs and isinstance(data, (tuple, list)) else [])]
-    images = [p for p in tf.nest.flatten(parts) if p.dtype.is_floating and p.shape.rank == 4]
-    checks = []
-    for part in images:
-        low, high = tf.reduce_min(part), tf.reduce_max(part)
-        within = (low >= -1e-3) & (high <= 1.001)  # room for a resize that overshoots
-        # An assertion costs nothing beside a step; XLA drops it.
-        checks.append(tf.debugging.Assert(within, [_RANGE_RULE, low, high]))
+    images = data if views else unpack(data).images
+    checks = [range_assertion(x) for x in tf.nest.flatten(images) if x.shape.rank == 4]
     return tf.control_dependencies([check for check in checks if check is not None])
 
 
@@ -386,38 +375,21 @@ def _check_input(x):
     """Raises ValueError for what can be told before the first step."""
     if isinstance(x, tf.data.Dataset):
         if int(x.cardinality()) == 0:
-            raise ValueError(
+            raise ArgumentError(
                 "the dataset has no batch; with drop_remainder=True it holds fewer images than "
                 "one batch. Take a smaller batch."
             )
-        for part in tf.nest.flatten(_first(x.element_spec)):
-            _check_spec(part.shape, tf.as_dtype(part.dtype))
+        for part in tf.nest.flatten(unpack(x.element_spec).images):
+            check_images(part)
     elif hasattr(x, "shape") and hasattr(x, "dtype"):
-        _check_spec(tf.TensorShape(x.shape), tf.as_dtype(x.dtype))
+        check_images(x)
 
 
-def _check_spec(shape, dtype):
-    if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (3, None)):
-        raise ValueError(
-            f"images must be [batch, height, width, 3]; got {shape}. "
-            "Batch the dataset, and repeat a grey channel three times."
-        )
-    if dtype != tf.uint8 and not dtype.is_floating:
-        raise ValueError(f"images must be uint8, or float in [0, 1]; got {dtype.name}.")
-
-
-def _one_line(function, *args, **kwargs):
-    """Calls a Keras loop; what a step has to say of its input comes out as one line."""
+def _range_error_in_one_line(function, *args, **kwargs):
+    """Calls a Keras loop and raises the error of `range_assertion` as `ArgumentError`."""
     try:
         return function(*args, **kwargs)
-    except ValueError as error:
-        lines = str(error).strip().splitlines() or [""]
-        place, is_wrapped, said = lines[-1].strip().partition("ValueError: ")
-        if lines[0] != "in user code:" or place or not is_wrapped:
-            raise
-        # AutoGraph puts the whole way to the error into its message; the cause keeps it.
-        raise ValueError(said) from error
     except tf.errors.InvalidArgumentError as error:
-        if _RANGE_RULE not in str(error):
+        if RANGE_RULE not in str(error):
             raise
-    raise ValueError(f"{_RANGE_RULE}, and these do not. Divide by 255, or pass uint8.")
+        raise ArgumentError(range_message()) from error

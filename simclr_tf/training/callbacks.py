@@ -14,7 +14,7 @@ import time
 from tensorflow import keras
 
 from simclr_tf.augment import RandomView
-from simclr_tf.errors import TrainingError
+from simclr_tf.errors import ArgumentError, TrainingError
 from simclr_tf.evaluate import extract_features, knn_accuracy
 
 
@@ -64,15 +64,17 @@ class KNNProbe(keras.callbacks.Callback):
       every_epochs: how often; the last epoch always.
       k: neighbours, weighted by exp(cosine / 0.1).
       epochs: of the run; None is those of the call of `fit`.
-      twin: an encoder outside the strategy, which is given the weights of the model's and probed in
-        its place; None probes the model's own.
+      probe_encoder: an encoder outside the strategy; it gets the weights of the model's encoder and
+        is probed in its place. None probes the model's own.
       probes: False for a worker that only takes part in reading the weights.
     """
 
-    def __init__(self, train, test, every_epochs=1, k=200, epochs=None, twin=None, probes=True):
+    def __init__(
+        self, train, test, every_epochs=1, k=200, epochs=None, probe_encoder=None, probes=True
+    ):
         super().__init__()
         self.train, self.test, self.every_epochs, self.k = train, test, every_epochs, k
-        self.epochs, self.twin, self.probes = epochs, twin, probes
+        self.epochs, self.probe_encoder, self.probes = epochs, probe_encoder, probes
 
     def on_epoch_end(self, epoch, logs=None):
         """Probes and writes into the logs."""
@@ -80,9 +82,9 @@ class KNNProbe(keras.callbacks.Callback):
         if not last and (epoch + 1) % self.every_epochs:
             return
         encoder = self.model.encoder
-        if self.twin is not None:
-            self.twin.set_weights(encoder.get_weights())
-            encoder = self.twin
+        if self.probe_encoder is not None:
+            self.probe_encoder.set_weights(encoder.get_weights())
+            encoder = self.probe_encoder
         if not self.probes:
             return
         train = extract_features(encoder, self.train)
@@ -198,7 +200,7 @@ def check_view_sizes(sizes):
     """Raises ValueError unless sizes are [(side, end share), ...] with ends rising to 1."""
     ends = [end for _, end in sizes]
     if not sizes or ends != sorted(ends) or ends[-1] != 1.0 or min(side for side, _ in sizes) < 1:
-        raise ValueError(
+        raise ArgumentError(
             "view sizes must be side:end pairs, sides of 1 pixel or more, ends rising to 1; "
             f"got {sizes}. For example 16:0.5,24:0.8,32:1."
         )

@@ -196,7 +196,7 @@ def _newest_first(directory, read, say=lambda text: None):
     return None
 
 
-def place_kept(directory):
+def latest_position(directory):
     """(epochs, steps of the next one) at the newest checkpoint; (0, 0) where there is none."""
 
     def read(prefix):

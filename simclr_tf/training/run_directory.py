@@ -62,7 +62,7 @@ class RunDirectory:
         return True
 
     @contextlib.contextmanager
-    def held(self):
+    def locked(self):
         """Holds the directory, made where it is missing, against other processes.
 
         The system lets go of it when this process ends, however it ends.
@@ -104,21 +104,21 @@ class RunDirectory:
                 return file
             file.close()  # its last holder removed it in the meantime
 
-    def create(self, flags):
+    def write_flags(self, flags):
         """Writes flags.cfg; flags is a dict of flag name to its text."""
         lines = [f"--{name}={value}" for name, value in sorted(flags.items())]
-        write_whole(self.flags, "\n".join(lines) + "\n")
+        write_atomically(self.flags, "\n".join(lines) + "\n")
 
-    def keep_epochs(self, epochs):
+    def truncate_metrics(self, epochs):
         """Drops the metrics of epochs after `epochs`: they are trained again."""
         rows = [row for row in read_metrics(self.metrics) if row["epoch"] <= epochs]
-        write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
-    def list_corrupt(self, corrupt):
+    def write_corrupt(self, corrupt):
         """Writes the files that could not be read: (id, reason) pairs, a line each."""
         if corrupt:
             lines = sorted(f"{name}\t{reason}\n" for name, reason in corrupt)
-            write_whole(self.corrupt, "".join(lines))
+            write_atomically(self.corrupt, "".join(lines))
 
 
 def read_flags(path):
@@ -142,7 +142,7 @@ def read_metrics(path):
     return rows
 
 
-def write_whole(path, text):
+def write_atomically(path, text):
     """Writes a file beside its place and renames it, so that nobody reads half of it."""
-    with _atomic.beside(path, parents=False) as place:
+    with _atomic.atomic_path(path, parents=False) as place:
         place.write_text(text)

@@ -1,0 +1,174 @@
+"""What a batch is and what an image is, each defined once.
+
+Training, evaluation, embedding and the exported signatures unpack batches, convert images to float,
+check their range and cut the centre square with these functions, so all of them see the same
+pixels. Decoding files is in `data.decode`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_tf.errors import ArgumentError
+
+RANGE_RULE = "float images must lie in [0, 1]"
+_TOLERANCE = 1e-3  # a resize may overshoot by as much
+
+
+class Batch(NamedTuple):
+    """The contents of a batch.
+
+    Attributes:
+      images: [B, H, W, 3], uint8, or float in [0, 1].
+      labels: what the dataset gives as labels, or None.
+      ids: strings or integers [B], or None.
+      extents: [B, 2] int, the height and width of each image where it fills only the upper left of
+        [H, W]; None where all images fill it.
+    """
+
+    images: Any
+    labels: Any = None
+    ids: Any = None
+    extents: Any = None
+
+
+def unpack(data) -> Batch:
+    """Returns the contents of a batch in any of the forms that the package accepts.
+
+    Args:
+      data: images alone; a tuple (images, labels) or (images, labels, ids); or a dict with "image"
+        and optionally "label", "id" and "extent". The first item of a tuple may be such a dict.
+
+    Returns:
+      A `Batch`.
+
+    Raises:
+      ArgumentError: a dict without the key "image".
+
+    Example:
+    >>> simclr_tf.images.unpack({"image": images, "label": labels}).labels.shape
+    (8,)
+    """
+    first, *rest = data if isinstance(data, (tuple, list)) else (data,)
+    labels, ids, *_ = [*rest, None, None]
+    if not isinstance(first, dict):
+        return Batch(first, labels, ids)
+    if "image" not in first:
+        raise ArgumentError(f'a dict of a batch needs the key "image"; got {sorted(first)}.')
+    return Batch(
+        first["image"],
+        first.get("label", labels),
+        first.get("id", ids),
+        first.get("extent"),
+    )
+
+
+def check_images(images) -> None:
+    """Raises `ArgumentError` unless images are [B, H, W, 3], uint8 or float; unknown shapes pass.
+
+    Args:
+      images: a tensor, an array or a `tf.TensorSpec`.
+    """
+    shape, dtype = tf.TensorShape(images.shape), tf.as_dtype(images.dtype)
+    if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (3, None)):
+        raise ArgumentError(
+            f"images must be a batch [batch, height, width, 3]; got shape {shape}. "
+            "Batch the dataset or add the batch axis; repeat a grey channel three times."
+        )
+    if dtype != tf.uint8 and not dtype.is_floating:
+        raise ArgumentError(
+            f"images must be uint8, or float in [0, 1]; got {dtype.name}. Cast them to uint8."
+        )
+
+
+def as_float(images):
+    """Returns images as float32 in [0, 1].
+
+    Args:
+      images: [B, H, W, 3], uint8, or float in [0, 1] (the range is not checked here).
+
+    Raises:
+      ArgumentError: the rank, the number of channels or the dtype is another.
+
+    Example:
+    >>> simclr_tf.images.as_float(images).dtype
+    tf.float32
+    """
+    images = tf.convert_to_tensor(images)
+    check_images(images)
+    if images.dtype == tf.uint8:
+        return tf.cast(images, tf.float32) / 255.0
+    return tf.cast(images, tf.float32)
+
+
+def check_range(images) -> None:
+    """Raises `ArgumentError` where float images are not in [0, 1].
+
+    Args:
+      images: an eager tensor or an array; uint8 images pass.
+    """
+    if tf.as_dtype(images.dtype) == tf.uint8 or not len(images):
+        return
+    images = np.asarray(images)
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -_TOLERANCE and high <= 1.0 + _TOLERANCE):  # a NaN fails too
+        raise ArgumentError(range_message(f"; got values from {low:g} to {high:g}"))
+
+
+def range_message(found=", and these do not") -> str:
+    """Returns the message for float images out of range."""
+    return f"{RANGE_RULE}{found}. Divide by 255, or pass uint8."
+
+
+def range_assertion(images):
+    """Returns an operation that fails where float images are not in [0, 1]; None for uint8.
+
+    For use in a graph; XLA drops it.
+    """
+    if not images.dtype.is_floating:
+        return None
+    low, high = tf.reduce_min(images), tf.reduce_max(images)
+    within = (low >= -_TOLERANCE) & (high <= 1.0 + _TOLERANCE)
+    return tf.debugging.Assert(within, [RANGE_RULE, low, high])
+
+
+def centre_square(images, size):
+    """Cuts the centre square out of images and resizes it (bicubic, antialiased).
+
+    Images of `size` are returned as they are. The result of a resize is rounded to multiples of
+    1/255, as in an image file, so that what is cached as uint8 and what is computed in a server are
+    the same image. Where `size` is not a square, images are resized without cutting.
+
+    Args:
+      images: [B, H, W, 3], uint8, or float in [0, 1]; H and W may be unknown until run time.
+      size: side of the result in pixels, or (height, width).
+
+    Returns:
+      [B, height, width, 3] float32 in [0, 1].
+
+    Example:
+    >>> simclr_tf.images.centre_square(images[:, :, :24], 16).shape
+    TensorShape([8, 16, 16, 3])
+    """
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    images = as_float(images)
+
+    def resized():
+        height, width = tf.shape(images)[1], tf.shape(images)[2]
+        square = images
+        if size[0] == size[1]:
+            side = tf.minimum(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            square = images[:, top : top + side, left : left + side]
+        out = tf.image.resize(square, size, tf.image.ResizeMethod.BICUBIC, antialias=True)
+        return tf.round(tf.clip_by_value(out, 0.0, 1.0) * 255.0) / 255.0
+
+    if None not in images.shape[1:3]:
+        images = images if tuple(images.shape[1:3]) == size else resized()
+    else:
+        same = tf.reduce_all(tf.shape(images)[1:3] == size)
+        images = tf.cond(same, lambda: images, resized)  # resizing costs time at any size
+    return tf.ensure_shape(images, [None, *size, 3])
