@@ -26,6 +26,26 @@ def nt_xent(z_a, z_b, temperature):
     return total / count
 
 
+def nt_xent_of_views(z, temperature):
+    """The double loop over ordered pairs of views of an image, z [V, N, d], in float64.
+
+    The denominator has the pair itself and all views of other images.
+    """
+    z = np.asarray(z, np.float64)
+    z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    views, images, _ = z.shape
+    losses = []
+    for i in range(images):
+        for a in range(views):
+            others = [z[a, i] @ z[v, j] for v in range(views) for j in range(images) if j != i]
+            negatives = sum(math.exp(s / temperature) for s in others)
+            for b in range(views):
+                if b != a:
+                    positive = math.exp(z[a, i] @ z[b, i] / temperature)
+                    losses.append(-math.log(positive / (positive + negatives)))
+    return sum(losses) / len(losses)
+
+
 def contrastive_accuracy(z_a, z_b):
     """Fraction of views whose nearest other view is their pair, by a loop; a tie is wrong."""
     z = np.concatenate([z_a, z_b]).astype(np.float64)

@@ -80,7 +80,7 @@ def assert_same(many, one, tolerance=1e-5):
 def in_blocks(monkeypatch):
     """Has NT-Xent take blocks of 3, whatever the size of the batch."""
     monkeypatch.setattr(log_sum_exp, "MAX_DENSE_LOGITS", 0)
-    monkeypatch.setattr(log_sum_exp, "default_size", lambda: 3)
+    monkeypatch.setattr(log_sum_exp, "default_tile_size", lambda: 3)
 
 
 def test_replicas_train_as_one_device():

@@ -7,11 +7,11 @@ import pytest
 import reference
 import tensorflow as tf
 
-from simclr_tf import NTXent, losses, nt_xent
+from simclr_tf import NTXent, distribute, losses, nt_xent
 from simclr_tf.losses import log_sum_exp
 
 RNG = np.random.default_rng(3)
-BLOCKS = [None, 1, 4, 16]  # chosen; a row; blocks that do and do not divide; one block and more
+TILE_SIZES = [None, 1, 4, 16]  # chosen; a row; tiles that do and do not divide; one tile and more
 
 
 def pair(count=7, dim=5, scale=3.0):
@@ -19,25 +19,25 @@ def pair(count=7, dim=5, scale=3.0):
     return (RNG.normal(size=[2, count, dim]) * scale).astype(np.float32)
 
 
-@pytest.mark.parametrize("block_size", BLOCKS)
+@pytest.mark.parametrize("tile_size", TILE_SIZES)
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 0.1, 1.0])
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_it_is_the_double_loop_of_the_paper(count, temperature, block_size):
+def test_it_is_the_double_loop_of_the_paper(count, temperature, tile_size):
     """1/(2N) of the sum over both directions, self excluded, cosine similarity."""
     z_a, z_b = pair(count)
     expected = reference.nt_xent(z_a, z_b, temperature)
     near = pytest.approx(expected, rel=2e-6, abs=1e-6 / min(1.0, 10 * temperature))
-    assert float(nt_xent(z_a, z_b, temperature, block_size)) == near
-    assert float(NTXent(temperature, block_size)(z_a, z_b)) == near
+    assert float(nt_xent(z_a, z_b, temperature, tile_size)) == near
+    assert float(NTXent(temperature, tile_size)(z_a, z_b)) == near
 
 
-@pytest.mark.parametrize("block_size", [None, 5])
+@pytest.mark.parametrize("tile_size", [None, 5])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
 @pytest.mark.parametrize("count", [2, 16])
-def test_embeddings_that_are_all_alike_give_chance(count, temperature, block_size):
+def test_embeddings_that_are_all_alike_give_chance(count, temperature, tile_size):
     """log(2N - 1), whatever the temperature; and no view finds its other one."""
     z = np.tile([[1.0, 2.0, 3.0]], [count, 1])
-    loss, correct = losses.nt_xent_with_top1(z, 5.0 * z, temperature, block_size)
+    loss, correct = losses.nt_xent_with_top1(z, 5.0 * z, temperature, tile_size)
     near = pytest.approx(math.log(2 * count - 1), rel=1e-6, abs=1e-6 / temperature)
     assert float(loss) == near
     assert not np.any(correct)
@@ -64,14 +64,14 @@ def test_what_leaves_it_as_it_is():
         assert float(nt_xent(*again)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("tile_size", [None, 3])
 @pytest.mark.parametrize("temperature", [0.013, 0.3])  # the lower one takes rows x columns
-def test_gradient_is_that_of_finite_differences(temperature, block_size):
+def test_gradient_is_that_of_finite_differences(temperature, tile_size):
     """Of the slow reference in float64, entry by entry."""
     z_a, z_b = pair(4, 3, 1.0)
     with tf.GradientTape() as tape:
         variables = [tf.Variable(z_a), tf.Variable(z_b)]
-        loss = nt_xent(*variables, temperature, block_size)
+        loss = nt_xent(*variables, temperature, tile_size)
     gradients = tape.gradient(loss, variables)
     for which, gradient in enumerate(gradients):
         for index in np.ndindex(z_a.shape):
@@ -84,42 +84,42 @@ def test_gradient_is_that_of_finite_differences(temperature, block_size):
             assert float(gradient[index]) == pytest.approx(expected, rel=1e-4, abs=2e-5)
 
 
-@pytest.mark.parametrize("block_size", [None, 6])
+@pytest.mark.parametrize("tile_size", [None, 6])
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
-def test_half_precision_is_exact_after_the_cast(dtype, scale, block_size):
+def test_half_precision_is_exact_after_the_cast(dtype, scale, tile_size):
     """Equal to float32 of the same rounded values; finite loss and gradient at every scale."""
     z_a, z_b = (tf.cast(z * scale, dtype) for z in pair(16, 8, 1.0))
     expected = nt_xent(tf.cast(z_a, tf.float32), tf.cast(z_b, tf.float32))
     with tf.GradientTape() as tape:
         tape.watch([z_a, z_b])
-        loss = nt_xent(z_a, z_b, block_size=block_size)
+        loss = nt_xent(z_a, z_b, tile_size=tile_size)
     assert loss.dtype == tf.float32
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     for gradient in tape.gradient(loss, [z_a, z_b]):
         assert np.isfinite(tf.cast(gradient, tf.float32)).all()
 
 
-@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("tile_size", [None, 3])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-def test_zeros_and_copies_give_no_nan(temperature, block_size):
+def test_zeros_and_copies_give_no_nan(temperature, tile_size):
     """Embeddings that died at 0, and images that are copies of each other."""
     zeros = tf.zeros([4, 3])
     same = tf.ones([4, 3])
     for z_a, z_b in ((zeros, zeros), (same, same), (zeros, same)):
         with tf.GradientTape() as tape:
             tape.watch([z_a, z_b])
-            loss = nt_xent(z_a, z_b, temperature, block_size)
+            loss = nt_xent(z_a, z_b, temperature, tile_size)
         assert np.isfinite(
             [loss, *(tf.reduce_sum(g) for g in tape.gradient(loss, [z_a, z_b]))]
         ).all()
 
 
-def value_gradients_hits(z_a, z_b, temperature, block_size):
+def value_gradients_top1(z_a, z_b, temperature, tile_size):
     """Of `nt_xent_with_top1`, the gradient with respect to both."""
     with tf.GradientTape() as tape:
         tape.watch([z_a, z_b])
-        loss, correct = losses.nt_xent_with_top1(z_a, z_b, temperature, block_size)
+        loss, correct = losses.nt_xent_with_top1(z_a, z_b, temperature, tile_size)
     return loss, *tape.gradient(loss, [z_a, z_b]), correct
 
 
@@ -131,17 +131,17 @@ def noisy_pair(count, dim=32):
 
 @pytest.mark.parametrize("how", ["static", "dynamic", "xla"])
 @pytest.mark.parametrize("temperature", [0.012, 0.1])
-@pytest.mark.parametrize(("count", "block_size"), [(256, 64), (300, 128)])
-def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
+@pytest.mark.parametrize(("count", "tile_size"), [(256, 64), (300, 128)])
+def test_tiles_equal_the_whole_matrix(count, tile_size, temperature, how):
     """Value, gradient and top-1; shapes known or not, in a graph and under XLA."""
     pairs = noisy_pair(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log_sum_exp, "MAX_PRODUCT", 0.0)  # rows against columns, and few: at once
-        expected = value_gradients_hits(*pairs, temperature, None)
+        expected = value_gradients_top1(*pairs, temperature, None)
     assert 0.1 < np.mean(expected[-1]) < 0.9
     unknown = [tf.TensorSpec([None, 32])] * 2 if how == "dynamic" else None
     function = tf.function(
-        lambda z_a, z_b: value_gradients_hits(z_a, z_b, temperature, block_size),
+        lambda z_a, z_b: value_gradients_top1(z_a, z_b, temperature, tile_size),
         input_signature=unknown,
         jit_compile=how == "xla",
     )
@@ -156,16 +156,16 @@ def test_blocks_equal_the_whole_matrix(count, block_size, temperature, how):
 
 @pytest.mark.parametrize("temperature", [0.012, 0.1])
 def test_an_unknown_number_of_images_takes_the_form_that_fits(temperature, monkeypatch):
-    """Small batches at once, larger ones in blocks, from one graph; both give the same."""
+    """Small batches at once, larger ones in tiles, from one graph; both give the same."""
     monkeypatch.setattr(log_sum_exp, "MAX_DENSE_LOGITS", 4 * 40**2)
-    monkeypatch.setattr(log_sum_exp, "default_size", lambda: 16)
+    monkeypatch.setattr(log_sum_exp, "default_tile_size", lambda: 16)
     function = tf.function(
-        lambda z_a, z_b: value_gradients_hits(z_a, z_b, temperature, None),
+        lambda z_a, z_b: value_gradients_top1(z_a, z_b, temperature, None),
         input_signature=[tf.TensorSpec([None, 32])] * 2,
     )
     for count in (5, 40, 41):
         pairs = noisy_pair(count)
-        for got, one in zip(function(*pairs), value_gradients_hits(*pairs, temperature, 7)):
+        for got, one in zip(function(*pairs), value_gradients_top1(*pairs, temperature, 7)):
             np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-7 / temperature)
 
 
@@ -174,7 +174,7 @@ def test_no_tensor_has_the_size_of_the_whole_matrix(temperature):
     """In the graph of value and gradient, loops and branches included."""
     count = 2048
     specs = [tf.TensorSpec([count, 32])] * 2
-    graph = tf.function(lambda a, b: value_gradients_hits(a, b, temperature, None))
+    graph = tf.function(lambda a, b: value_gradients_top1(a, b, temperature, None))
     definition = graph.get_concrete_function(*specs).graph.as_graph_def(add_shapes=True)
     nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
     sizes = [
@@ -182,13 +182,111 @@ def test_no_tensor_has_the_size_of_the_whole_matrix(temperature):
         for node in nodes
         for shape in node.attr["_output_shapes"].list.shape
     ]
-    assert len(sizes) > 100 and 1024**2 in sizes, "the blocks were found"
+    assert len(sizes) > 100 and 1024**2 in sizes, "the tiles were found"
     assert max(sizes) <= 1024**2 < (2 * count) ** 2
 
 
-@pytest.mark.parametrize("block_size", [None, 3])
+def several_views(views=3, count=7, dim=5):
+    """float32 [views, count, dim]: views of images that resemble each other."""
+    return (RNG.normal(size=[1, count, dim]) + RNG.normal(size=[views, count, dim])).astype("f")
+
+
+@pytest.mark.parametrize("tile_size", [None, 1, 4, 16])
+@pytest.mark.parametrize("temperature", [0.012, 0.3])  # the lower one takes rows x columns
+@pytest.mark.parametrize(("views", "count"), [(2, 5), (3, 1), (3, 7), (4, 6)])
+def test_several_views_are_the_double_loop_over_pairs(views, count, temperature, tile_size):
+    """Every ordered pair of views; other views of the same image count for nothing."""
+    z = several_views(views, count)
+    expected = reference.nt_xent_of_views(z, temperature)
+    assert float(nt_xent(z, None, temperature, tile_size)) == pytest.approx(
+        expected, rel=5e-6, abs=1e-6 / min(1.0, 10 * temperature)
+    )
+
+
+def test_two_of_several_views_are_the_paper():
+    """V = 2 in value and in gradient, whichever way the views are passed."""
+    z = tf.constant(several_views(2))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(z)
+        stacked, separate = nt_xent(z, temperature=0.2), nt_xent(z[0], z[1], 0.2)
+    assert float(stacked) == float(separate)
+    assert float(stacked) == pytest.approx(reference.nt_xent(z[0], z[1], 0.2), rel=2e-6)
+    np.testing.assert_array_equal(tape.gradient(stacked, z), tape.gradient(separate, z))
+
+
+@pytest.mark.parametrize("tile_size", [None, 2])
+@pytest.mark.parametrize("temperature", [0.013, 0.3])
+def test_gradient_of_several_views_is_that_of_finite_differences(temperature, tile_size):
+    """Of the slow reference in float64, entry by entry."""
+    z = tf.constant(several_views(3, 4, 3))
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        loss = nt_xent(z, None, temperature, tile_size)
+    gradient = tape.gradient(loss, z).numpy()
+    for index in np.ndindex(*z.shape):
+        values = []
+        for step in (1e-5, -1e-5):
+            moved = z.numpy().astype(np.float64)
+            moved[index] += step
+            values.append(reference.nt_xent_of_views(moved, temperature))
+        expected = (values[0] - values[1]) / 2e-5
+        assert gradient[index] == pytest.approx(expected, rel=1e-4, abs=5e-5)
+
+
+def test_a_single_image_has_no_gradient_and_no_nan():
+    """N = 1: there are no negatives, so the loss is 0; in a graph and under XLA too."""
+
+    def value_and_gradient(z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            loss = nt_xent(z, temperature=0.2)
+        return loss, tape.gradient(loss, z)
+
+    z = tf.constant(several_views(2, 1, 128))
+    for function in (value_and_gradient, tf.function(value_and_gradient, jit_compile=True)):
+        loss, gradient = function(z)
+        assert float(loss) == 0.0 and not np.any(gradient)
+    unknown = tf.function(value_and_gradient, input_signature=[tf.TensorSpec([2, None, 128])])
+    assert float(unknown(z)[0]) == 0.0 and not np.any(unknown(z)[1])
+
+
+@pytest.mark.parametrize("tile_size", [None, 3])
+def test_replicas_share_the_negatives_of_several_views(tile_size):
+    """Two replicas with unequal rows: the weighted loss and gradient are those of one device."""
+    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:2]
+    strategy = tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+    z = several_views(3, 7)
+    with tf.GradientTape() as tape:
+        whole = tf.constant(z)
+        tape.watch(whole)
+        expected = nt_xent(whole, temperature=0.2)
+    expected_gradient = tape.gradient(expected, whole)
+
+    def on_replica(rows):
+        # As from a dataset whose last batch is smaller: the number of rows is not static.
+        rows = tf.compat.v1.placeholder_with_default(rows, [3, None, 5])
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            _, fraction = distribute.replica_offset_and_fraction(rows[0])
+            loss = nt_xent(rows, None, 0.2, tile_size) * fraction
+        return loss, tape.gradient(loss, rows)
+
+    parts = [z[:, :4], z[:, 4:]]
+    distributed = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+    )
+    losses, gradients = tf.function(lambda x: strategy.run(on_replica, (x,)))(distributed)
+    total = sum(strategy.experimental_local_results(losses))
+    gradients = np.concatenate(strategy.experimental_local_results(gradients), axis=1)
+    assert float(total) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(gradients, expected_gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile_size", [None, 3])
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_share_their_negatives(replicas, block_size):
+def test_replicas_share_their_negatives(replicas, tile_size):
     """Mean loss and summed gradient of loss / replicas are those of one device with all rows."""
     devices = [d.name for d in tf.config.list_logical_devices("CPU")][:replicas]
     strategy = tf.distribute.MirroredStrategy(
@@ -204,7 +302,7 @@ def test_replicas_share_their_negatives(replicas, block_size):
     def on_replica(rows):
         with tf.GradientTape() as tape:
             tape.watch(rows)
-            loss = nt_xent(rows[:, 0], rows[:, 1], 0.2, block_size)
+            loss = nt_xent(rows[:, 0], rows[:, 1], 0.2, tile_size)
             scaled = loss / replicas
         return loss, tape.gradient(scaled, rows)
 
@@ -226,7 +324,7 @@ def test_replicas_share_their_negatives(replicas, block_size):
     [
         (lambda: nt_xent(*pair(), temperature=0.0), "above 0; got 0.0"),
         (lambda: NTXent(-1.0), "above 0; got -1.0"),
-        (lambda: nt_xent(*pair(), block_size=0), "1 or more; got 0"),
+        (lambda: nt_xent(*pair(), tile_size=0), "1 or more; got 0"),
         (lambda: nt_xent(np.ones([3, 2]), np.ones([4, 2])), r"\(3, 2\) and \(4, 2\)"),
         (lambda: nt_xent(np.ones([3]), np.ones([3])), r"\[batch, dim\]"),
     ],

@@ -248,7 +248,7 @@ def test_the_loss_in_blocks_trains_as_the_whole_matrix(monkeypatch):
     """Loss, accuracy and weights after three steps."""
     results = []
     for size in (64, 3):
-        monkeypatch.setattr(log_sum_exp, "default_size", lambda size=size: size)
+        monkeypatch.setattr(log_sum_exp, "default_tile_size", lambda size=size: size)
         keras.utils.set_random_seed(0)
         model = compiled()
         history = model.fit(dataset(7), verbose=0).history

@@ -1,10 +1,12 @@
-"""NT-Xent, the contrastive loss of SimCLR, over the views of the whole global batch.
+"""NT-Xent, the contrastive loss of SimCLR, over all views of the global batch.
 
-Functions carry the maths; `NTXent` is the Keras loss that calls them. What a step logs beside the
-loss lives in `metrics.py`.
+Functions carry the maths; `NTXent` is the Keras loss that calls them. The metrics that a step logs
+beside the loss are in `metrics.py`.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import tensorflow as tf
 from tensorflow import keras
@@ -15,155 +17,191 @@ from simclr_tf.losses import log_sum_exp
 
 
 def check_temperature(temperature):
-    """Raises ValueError unless the temperature is above 0."""
+    """Raises `ArgumentError` unless the temperature is above 0.
+
+    Example:
+    >>> simclr_tf.losses.check_temperature(0.0)
+    Traceback (most recent call last):
+    ...
+    simclr_tf.errors.ArgumentError: temperature must be above 0; got 0.0. Try 0.1 to 0.5.
+    """
     if not temperature > 0.0:
         raise ArgumentError(f"temperature must be above 0; got {temperature}. Try 0.1 to 0.5.")
 
 
-def normalised(z_a, z_b):
-    """Both as float32 rows of length 1.
+def normalised(z_a, z_b=None):
+    """Returns the projections of all views as unit vectors in float32.
+
+    Half precision would lose the small differences between near neighbours.
 
     Args:
-      z_a, z_b: [N, d], any float dtype: the projections of two views of the same N images.
-
-    Raises:
-      ValueError: the two differ in shape or are not of rank 2.
-    """
-    z_a, z_b = tf.convert_to_tensor(z_a), tf.convert_to_tensor(z_b)
-    if z_a.shape.rank != 2 or not z_a.shape.is_compatible_with(z_b.shape):
-        raise ArgumentError(
-            f"z_a and z_b must both be [batch, dim]; got {z_a.shape} and {z_b.shape}."
-        )
-    # Half precision loses what tells near neighbours apart: everything below is float32.
-    return tuple(tf.math.l2_normalize(tf.cast(z, tf.float32), axis=1) for z in (z_a, z_b))
-
-
-def nt_xent_with_top1(z_a, z_b, temperature=0.1, block_size=None):
-    """`nt_xent`, and which views have the other view of their image for nearest neighbour.
-
-    Arguments and errors are those of `nt_xent`.
+      z_a, z_b: [N, d], any float dtype: the projections of two views of the same N images; or
+        z_a: [V, N, d], the projections of V views, V of 2 or more, without z_b.
 
     Returns:
-      loss: scalar float32.
-      correct: [2N] bool, z_a's rows then z_b's. A lead of less than 1e-6 in the cosine is a tie,
-        and a tie is not correct.
+      [V, N, d] float32.
+
+    Raises:
+      ArgumentError: other shapes.
+
+    Example:
+    >>> simclr_tf.losses.normalised(z_a, z_b).shape
+    TensorShape([2, 8, 16])
     """
-    check_temperature(temperature)
-    if block_size is not None and block_size < 1:
-        raise ArgumentError(f"block_size must be 1 or more; got {block_size}. None chooses it.")
-    z_a, z_b = normalised(z_a, z_b)
-    all_a, first = gather_rows(z_a)
-    all_b, _ = gather_rows(z_b)
-    positive_logits = tf.tile(tf.reduce_sum(z_a * z_b, axis=1), [2]) / temperature  # [2N]
-
-    def of_pairs():
-        x = tf.stack([z_a, z_b]) / temperature**0.5
-        log_sum, best = (
-            tf.reshape(part, [-1]) for part in log_sum_exp.symmetric_log_sum_exp(x, block_size)
-        )
-        return log_sum - positive_logits, best
-
-    def of_rows():
-        rows = tf.concat([z_a, z_b], axis=0) / temperature
-        columns = tf.concat([all_a, all_b], axis=0)
-        log_sum, best = log_sum_exp.log_sum_exp(
-            rows, columns, *_self_and_positive_index(z_a, all_a, first), block_size
-        )
-        return log_sum - positive_logits, best
-
-    def at_once():
-        return _rows_at_once(z_a, z_b, all_a, all_b, first, temperature)
-
-    if all_a is z_a and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
-        losses, hardest_negative = of_pairs()
+    if z_b is None:
+        z = tf.convert_to_tensor(z_a)
+        if z.shape.rank != 3 or z.shape[0] is None or z.shape[0] < 2:
+            raise ArgumentError(f"z must be [views, batch, dim], views 2 or more; got {z.shape}.")
     else:
-        losses, hardest_negative = _choose(z_a, all_a, block_size, at_once, of_rows)
-    return tf.reduce_mean(losses), positive_logits > hardest_negative + 1e-6 / temperature
+        z_a, z_b = tf.convert_to_tensor(z_a), tf.convert_to_tensor(z_b)
+        if z_a.shape.rank != 2 or not z_a.shape.is_compatible_with(z_b.shape):
+            raise ArgumentError(
+                f"z_a and z_b must both be [batch, dim]; got {z_a.shape} and {z_b.shape}."
+            )
+        z = tf.stack([z_a, z_b])
+    return tf.math.l2_normalize(tf.cast(z, tf.float32), axis=-1)
 
 
-def _choose(z, all_z, block_size, at_once, in_blocks):
-    """Of rows against columns: at once where the whole matrix is no larger than a few blocks."""
-    if block_size is not None:
-        return in_blocks()
-    if z.shape[0] is not None and all_z.shape[0] is not None:
-        small = 4 * z.shape[0] * all_z.shape[0] <= log_sum_exp.MAX_DENSE_LOGITS
-        return at_once() if small else in_blocks()
-    entries = 4.0 * tf.cast(tf.shape(z)[0], tf.float32) * tf.cast(tf.shape(all_z)[0], tf.float32)
-    return tf.cond(entries <= log_sum_exp.MAX_DENSE_LOGITS, at_once, in_blocks)
-
-
-def _self_and_positive_index(z, all_z, first):
-    """The columns of each row itself and of its other view, [2N] int32 each."""
-    in_a = first + tf.range(tf.shape(z)[0])
-    in_b = in_a + tf.shape(all_z)[0]
-    return tf.concat([in_a, in_b], axis=0), tf.concat([in_b, in_a], axis=0)
-
-
-def _rows_at_once(z_a, z_b, all_a, all_b, first, temperature):
-    """Each row's loss and largest logit of another image, from the whole matrix: [2N] each."""
-    rows = tf.concat([z_a, z_b], axis=0) / temperature  # [2N, d]
-    columns = tf.concat([all_a, all_b], axis=0)  # [2M, d]
-    own, positive = _self_and_positive_index(z_a, all_a, first)
-    logits = _exclude(tf.matmul(rows, columns, transpose_b=True), own)  # [2N, 2M]
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=positive, logits=logits)
-    hardest_negative = tf.reduce_max(_exclude(tf.stop_gradient(logits), positive), axis=1)
-    return losses, hardest_negative
-
-
-def _exclude(logits, columns):
-    """Puts one entry of each row out of the race: logits [n, m], columns [n] int32."""
-    indices = tf.range(tf.shape(logits)[1])[None, :]
-    return tf.where(indices == columns[:, None], logits.dtype.min, logits)
-
-
-def nt_xent(z_a, z_b, temperature=0.1, block_size=None):
+def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None):
     """The normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, eq. 1).
 
         l(i, j) = -log( exp(sim(z_i, z_j) / T) / sum_{k != i} exp(sim(z_i, z_k) / T) )
         loss = 1/(2N) sum over the N pairs of l(a, b) + l(b, a)
 
-    sim is the cosine. Within a replica of a `tf.distribute` strategy the rows are this replica's
-    and the candidates are those of all replicas; the mean of the replicas' losses is then the loss
-    of the global batch, so a gradient that is summed over replicas wants loss / replicas (more
-    exactly loss x the replica's share of the rows, see `replica_offset_and_fraction`).
+    where sim is the cosine similarity. With V views of each image, the loss is the mean over every
+    ordered pair (i, j) of views of one image, and the sum runs over j and all views of other
+    images: the remaining views of the same image are neither positives nor negatives of that pair.
+    V = 2 is the paper's loss.
 
-    Memory is in proportion to N: the 2N x 2N matrix is made in blocks, once for the value and again
-    for the gradient, and of a symmetric one only half (`blocks`).
+    Within a replica of a `tf.distribute` strategy the rows are the replica's own, and the negatives
+    are those of all replicas. The loss of the global batch is the mean of the replicas' losses,
+    weighted by their fractions of the rows. Gradients are summed over replicas: differentiate loss
+    x fraction, see `distribute.replica_offset_and_fraction`.
+
+    Memory is linear in V N: the logits are computed in tiles, once for the value and once for the
+    gradient; on one replica, only half of the symmetric matrix (`log_sum_exp.py`).
 
     Args:
-      z_a, z_b: [N, d], float32, bfloat16 or float16: projections of two views of N images. They
-        need not be normalised. Row i of one and row i of the other are a positive pair.
+      z_a, z_b: [N, d], float32, bfloat16 or float16: the projections of two views of N images; row
+        i of z_a and row i of z_b are a positive pair. They need not be normalised. For V views,
+        pass z_a: [V, N, d] without z_b.
       temperature: T, above 0.
-      block_size: rows and columns of a block, 1 or more; None chooses.
+      tile_size: rows and columns of a tile, 1 or more; None chooses.
 
     Returns:
-      Scalar float32: the mean over the 2N views. log(2N - 1) where all z are alike.
+      Scalar float32. For two views it is log(2N - 1) where all z are equal.
 
     Raises:
-      ValueError: shapes that do not fit, or a temperature not above 0.
+      ArgumentError: shapes that do not fit, or a temperature not above 0.
+
+    Example:
+    >>> loss = simclr_tf.nt_xent(z_a, z_b, temperature=0.5)
+    >>> float(loss) == float(simclr_tf.nt_xent(np.stack([z_a, z_b]), temperature=0.5))
+    True
     """
-    return nt_xent_with_top1(z_a, z_b, temperature, block_size)[0]
+    return nt_xent_with_top1(z_a, z_b, temperature, tile_size)[0]
+
+
+def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None):
+    """Returns `nt_xent`, and for each positive pair whether it beats every negative.
+
+    Arguments and errors are those of `nt_xent`.
+
+    Returns:
+      loss: scalar float32.
+      correct: bool [V (V - 1) N], for every ordered pair of views (z_a's rows, then z_b's, for
+        two): whether the similarity of the pair is above that of the first view and any view of
+        another image. A lead of less than 1e-6 in the cosine is a tie, and a tie is not correct.
+
+    Example:
+    >>> loss, correct = simclr_tf.losses.nt_xent_with_top1(z_a, z_a)
+    >>> bool(np.all(correct))
+    True
+    """
+    check_temperature(temperature)
+    if tile_size is not None and tile_size < 1:
+        raise ArgumentError(f"tile_size must be 1 or more; got {tile_size}. None chooses it.")
+    z = normalised(z_a, z_b)  # [V, N, d]
+    negatives, hardest_negative = _over_negatives(z, temperature, tile_size)  # [V, N] each
+    pairs = list(itertools.permutations(range(z.shape[0]), 2))
+    similarity = {(a, b): tf.reduce_sum(z[a] * z[b], axis=1) for a, b in pairs if a < b}
+    positive_logits = tf.stack([similarity[min(p), max(p)] for p in pairs]) / temperature
+    first = [a for a, _ in pairs]
+    # -log( exp(p) / (exp(p) + exp(n)) ) = softplus(n - p)
+    losses = tf.nn.softplus(tf.gather(negatives, first) - positive_logits)  # [V (V - 1), N]
+    correct = positive_logits > tf.gather(hardest_negative, first) + 1e-6 / temperature
+    return tf.reduce_mean(losses), tf.reshape(correct, [-1])
+
+
+def _over_negatives(z, temperature, tile_size):
+    """Log-sum-exp and maximum of each view's logits with its negatives, [V, N] each."""
+    rows_of_all, offset = gather_rows(tf.transpose(z, [1, 0, 2]))  # [M, V, d]
+    one_replica = isinstance(offset, int) and offset == 0 and rows_of_all.shape[0] == z.shape[1]
+    if one_replica and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
+        return log_sum_exp.symmetric_log_sum_exp(z / temperature**0.5, tile_size)
+    views, images, all_images = z.shape[0], tf.shape(z)[1], tf.shape(rows_of_all)[0]
+    arguments = (
+        tf.reshape(z, [-1, z.shape[2]]) / temperature,  # [V N, d]
+        tf.reshape(rows_of_all, [-1, z.shape[2]]),  # [M V, d]
+        tf.tile(offset + tf.range(images), [views]),
+        tf.repeat(tf.range(all_images), views),
+    )
+    sums = _choose_form(views, z, rows_of_all, arguments, tile_size)
+    return [tf.reshape(x, [views, images]) for x in sums]
+
+
+def _choose_form(views, z, rows_of_all, arguments, tile_size):
+    """Computes a small matrix of logits whole, and a large one in tiles."""
+
+    def in_tiles():
+        return log_sum_exp.log_sum_exp(*arguments, tile_size)
+
+    def dense():
+        return log_sum_exp.dense_log_sum_exp(*arguments)
+
+    if tile_size is not None:
+        return in_tiles()
+    if z.shape[1] is not None and rows_of_all.shape[0] is not None:
+        small = views**2 * z.shape[1] * rows_of_all.shape[0] <= log_sum_exp.MAX_DENSE_LOGITS
+        return dense() if small else in_tiles()
+    sides = [tf.cast(n, tf.float32) for n in (tf.shape(z)[1], tf.shape(rows_of_all)[0])]
+    small = float(views) ** 2 * sides[0] * sides[1] <= log_sum_exp.MAX_DENSE_LOGITS
+    return tf.cond(small, dense, in_tiles)
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
 class NTXent(keras.losses.Loss):
-    """`nt_xent` as a Keras loss: `loss(z_a, z_b)`; both [N, d], scalar float32."""
+    """`nt_xent` as a Keras loss of two views.
 
-    def __init__(self, temperature=0.1, block_size=None, name="nt_xent", reduction="none"):
+    Args:
+      temperature: T, above 0.
+      tile_size: rows and columns of a tile of the logits; None chooses.
+      name: of the loss.
+      reduction: "none": the mean over the views is part of the loss.
+
+    Call arguments:
+      z_a, z_b: [N, d], any float dtype. The result is a float32 scalar.
+
+    Example:
+    >>> loss = simclr_tf.NTXent(temperature=0.5)
+    >>> loss(z_a, z_b).shape
+    TensorShape([])
+    """
+
+    def __init__(self, temperature=0.1, tile_size=None, name="nt_xent", reduction="none"):
         check_temperature(temperature)
-        # The mean over views is part of the loss, so there is nothing left to reduce.
         super().__init__(reduction=reduction, name=name)
         self.temperature = temperature
-        self.block_size = block_size
+        self.tile_size = tile_size
 
     def call(self, y_true, y_pred):
-        """`nt_xent` of z_a and z_b."""
-        return nt_xent(y_true, y_pred, self.temperature, self.block_size)
+        """Returns `nt_xent` of z_a and z_b."""
+        return nt_xent(y_true, y_pred, self.temperature, self.tile_size)
 
     def get_config(self):
-        """Constructor arguments."""
+        """Returns the constructor's arguments."""
         return {
             "temperature": self.temperature,
-            "block_size": self.block_size,
+            "tile_size": self.tile_size,
             "name": self.name,
         }
