@@ -27,12 +27,15 @@ class Batch(NamedTuple):
       ids: strings or integers [B], or None.
       extents: [B, 2] int, the height and width of each image where it fills only the upper left of
         [H, W]; None where all images fill it.
+      seeds: the seed of each view, [2] integers each, from which an `augment.Operator` draws its
+        parameters; None where there is no seed, and before the views are drawn.
     """
 
     images: Any
     labels: Any = None
     ids: Any = None
     extents: Any = None
+    seeds: Any = None
 
 
 def unpack(data) -> Batch:

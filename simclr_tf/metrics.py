@@ -66,9 +66,48 @@ class ContrastiveAccuracy(keras.metrics.Mean):
         super().__init__(name=name, dtype=dtype)
 
     def update_state(self, z_a, z_b):
-        """Takes in one batch: z_a, z_b are [N, d]."""
-        return self.update_correct(nt_xent_with_top1(z_a, z_b, temperature=1.0)[1])
-
-    def update_correct(self, correct):
-        """Takes in one batch's `correct`, [2N] bool, as `losses.nt_xent_with_top1` gives them."""
+        """Adds a batch of projections; z_a, z_b: [N, d]."""
+        _, correct = nt_xent_with_top1(z_a, z_b, temperature=1.0)
         return super().update_state(tf.cast(correct, tf.float32))
+
+
+class _UnsavedMean(keras.metrics.Mean):
+    """A running mean whose state is not written to, nor read from, a `.keras` file."""
+
+    def save_own_variables(self, store):
+        pass
+
+    def load_own_variables(self, store):
+        pass
+
+
+class RunningMeans:
+    """Running means by name, which are not weights of the model that logs them.
+
+    Args:
+      names: of the means that are there from the start; others are added when they are updated.
+
+    Example:
+    >>> means = simclr_tf.metrics.RunningMeans(["loss"])
+    >>> means.update("loss", [1.0, 3.0])
+    >>> float(means.results()["loss"])
+    2.0
+    """
+
+    def __init__(self, names):
+        self._means = {name: _UnsavedMean(name=name) for name in names}
+
+    @property
+    def metrics(self):
+        """The `keras.metrics.Mean` objects, a list."""
+        return list(self._means.values())
+
+    def update(self, name, values, weight=None):
+        """Adds values, a tensor of any shape and dtype; weight: a scalar for all of them."""
+        if name not in self._means:
+            self._means[name] = _UnsavedMean(name=name)
+        self._means[name].update_state(tf.cast(values, tf.float32), sample_weight=weight)
+
+    def results(self):
+        """Returns a dict of name to mean."""
+        return {name: mean.result() for name, mean in self._means.items()}

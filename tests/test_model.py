@@ -189,7 +189,9 @@ def test_what_augment_may_be(views):
     model.compile(optimizer=LARS(0.1))  # built by its first batch
     model.fit(dataset(), verbose=0)
     if views is None:
-        assert model.augment.size == 8 and model.augment.strength == 0.5
+        family, _ = model._families(IMAGES)
+        assert family.size == 8 and family.strength == 0.5
+        assert model.augment is None and model.get_config()["augment"] is None
 
 
 def test_a_pair_gives_each_view_its_own_family():
@@ -289,11 +291,11 @@ def test_pieces_have_the_views_of_the_batch(whole_images):
     if whole_images:
         data = {"image": data, "extent": tf.constant([[8, 6], [5, 8]] * 4)}
     model, seed = model_of(augment=view, micro_batch_size=4), tf.constant([3, 8])
-    views_of, count = model._views_in_micro_batches(data, seed)
-    view_a, view_b = model.views(data, seed)
-    for k in range(count):
-        rows = slice(2 * k, 2 * k + 2)
-        np.testing.assert_allclose(views_of(k), np.concatenate([view_a[rows], view_b[rows]]))
+    views_of, micro_batches = model._views_in_micro_batches(data, seed)
+    views = model.views(data, seed)
+    for k in range(micro_batches.count):
+        for got, view in zip(views_of(k), views):
+            np.testing.assert_allclose(got, view[2 * k : 2 * k + 2])
 
 
 @pytest.mark.parametrize("chain", [False, True])
@@ -305,7 +307,7 @@ def test_views_that_no_seed_repeats_are_kept_for_the_second_pass(chain):
         IMAGES[:8], None
     )
     np.testing.assert_array_equal(views_of(1), views_of(1))
-    assert np.abs(views_of(1)[:2] - views_of(1)[2:]).max() > 0
+    assert np.abs(views_of(1)[0] - views_of(1)[1]).max() > 0
 
 
 def test_views_of_no_seed_are_drawn_once_a_step():
@@ -338,12 +340,6 @@ WRONG_DATA = [
     (np.full([4, 8, 8, 3], 255.0, np.float32), r"\[0, 1\].*Divide by 255"),
     (tf.data.Dataset.from_tensor_slices(IMAGES).batch(99, drop_remainder=True), "no batch"),
     (tf.data.Dataset.from_tensor_slices(IMAGES), r"Batch the dataset"),
-    (
-        tf.data.Dataset.from_generator(
-            lambda: iter([IMAGES]), output_signature=tf.TensorSpec([None, None, None, 3], tf.uint8)
-        ),
-        "static height and width",
-    ),
 ]
 
 
@@ -362,7 +358,7 @@ def test_wrong_data_is_one_clear_error(data, message):
     [
         (lambda: SimCLR(small_encoder(), temperature=0.0), "temperature must be above 0"),
         (lambda: SimCLR(small_encoder(), augment=3), "augment must be a callable"),
-        (lambda: SimCLR(small_encoder(), augment=(tf.identity,)), "two callables"),
+        (lambda: SimCLR(small_encoder(), augment=(tf.identity,)), "two callables or more"),
         (lambda: SimCLR(small_encoder(), micro_batch_size=0), "2 or more; got 0"),
         (lambda: SimCLR(small_encoder(), micro_batch_size=3), "even, 2 or more; got 3"),
         (lambda: SimCLR(tf.identity).build((None, 8, 8, 3)), "keras.Model"),
@@ -377,7 +373,5 @@ def test_wrong_arguments_are_told(make, message):
 
 def test_a_loss_given_to_compile_is_refused():
     """SimCLR has its own."""
-    model = model_of()
-    model.compile(optimizer=LARS(0.1), loss="mse")
     with pytest.raises(ValueError, match="brings its own loss"):
-        model.fit(dataset(), verbose=0)
+        model_of().compile(optimizer=LARS(0.1), loss="mse")

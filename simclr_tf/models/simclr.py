@@ -1,7 +1,8 @@
-"""SimCLR as a `keras.Model`: two views, one encoder, one head, NT-Xent over the global batch.
+"""SimCLR as a `keras.Model`: views, encoder, projection head, NT-Xent over the global batch.
 
-The parts live in `augment`, `resnet`/`encoders`, `projection`, `losses` and `metrics`; here they
-are put together in `train_step`. Run directories, logs and probes are in `run.py`, `callbacks.py`.
+`train_step` reads top to bottom: views -> encoder -> head -> objective -> gradient. The drawing of
+views is in `views.py`, gradient caching in `micro_batches.py`, the checks of what `fit` takes in
+`inputs.py`.
 """
 
 from __future__ import annotations
@@ -9,22 +10,29 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf import augment as augmentations
+from simclr_tf.augment.random import fold_in
 from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
 from simclr_tf.errors import ArgumentError
 from simclr_tf.heads import ProjectionHead
-from simclr_tf.images import (
-    RANGE_RULE,
-    as_float,
-    check_images,
-    range_assertion,
-    range_message,
-    unpack,
-)
+from simclr_tf.images import RANGE_RULE, as_float, range_assertion, range_message, unpack
 from simclr_tf.losses import check_temperature, nt_xent_with_top1
-from simclr_tf.metrics import ContrastiveAccuracy
-from simclr_tf.models.micro_batches import cached_gradients, must_unroll, split_micro_batches
+from simclr_tf.metrics import RunningMeans
+from simclr_tf.models import inputs
+from simclr_tf.models.micro_batches import MicroBatches, cached_gradients, must_unroll
+from simclr_tf.models.views import (
+    check_augment,
+    draw,
+    given,
+    labels_of_given,
+    number_of_views,
+    seeds_of_views,
+    with_static_size,
+)
+
+_EVALUATION_STEP = -1  # of which `evaluate` has the seed; training counts from 0
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
@@ -32,29 +40,43 @@ class SimCLR(keras.Model):
     """SimCLR (Chen et al., arXiv:2002.05709), used as `model.fit(dataset)`.
 
     A batch is `images`, [B, H, W, 3] in uint8 or float in [0, 1]; or a tuple whose first item is
-    that (labels are ignored); or a dict with "image", and with "extent" where images of several
-    sizes each fill only the upper left of [H, W]: their heights and widths, [B, 2] int.
-    `model(images)` and `predict` give h, the encoder's [B, D] float32; `project` gives z,
-    [B, output_dim] float32.
+    that; or a dict with "image", and with "extent" where images of several sizes each fill only the
+    upper left of [H, W]: their heights and widths, [B, 2] int. Labels, if present, are passed to
+    the objective, which ignores them by default. `model(images)` and `predict` return h, the
+    encoder's [B, D] float32; `project` returns z, [B, output_dim] float32.
 
     Args:
       encoder: a `keras.Model` that maps images to vectors, such as `ResNet(18)`.
       projection_head: maps h to z; None is `ProjectionHead()`.
       augment: a callable batch -> batch (a Keras layer too), called twice on the device; one that
-        is not ours gets float32 images in [0, 1]. A pair of callables gives each view its own;
-        None is the paper's family for the size of the images; False is for a dataset that yields
-        pairs of views.
-      temperature: T of NT-Xent.
-      micro_batch_size: embed the 2B views (a replica's share of them) in pieces of this many,
-        both views of half as many images (gradient caching, see `gradient_cache`), so that memory
-        is that of a piece; None embeds them at once. It is even and divides their number. The
-        gradient is that of the whole batch; batch norm sees a piece at a time.
-      seed: int; the views of step s are then a function of (seed, s) alone, whatever ran before.
-        None draws them from TensorFlow's global generator.
+        is not an `augment.Operator` gets float32 images in [0, 1]. A list of V callables draws V
+        views, one by each, whose sizes may differ (multi-crop). None is the paper's family for the
+        size of the images; False is for a dataset that yields tuples of views.
+      temperature: T of NT-Xent, above 0.
+      micro_batch_size: embed the V B views (a replica's own) in micro-batches of this many, all
+        views of some images at a time (gradient caching, see `micro_batches.py`), so that memory
+        is that of a micro-batch; None embeds them at once. A multiple of V that divides their
+        number; where the batch size is not static, the last micro-batch may be smaller. The
+        gradient is that of the whole batch; batch normalisation sees one micro-batch at a time.
+      seed: int; the views of step s are then a function of (seed, s) alone: view v has the seed
+        fold_in(fold_in(seed, s), v). None draws them from TensorFlow's global generator.
+      objective: a function (z, batch) -> (loss, logs) in place of NT-Xent. z: [V, B, d] float32,
+        not normalised; batch: an `images.Batch` with the labels, ids and extents of the dataset
+        (None where it has none) and the seeds of the views; loss: scalar, the mean over this
+        replica's rows (`distribute.gather_rows` returns those of all replicas); logs: dict of name
+        to tensor, whose running means are logged.
 
     Raises:
-      ValueError: a temperature not above 0, a wrong `augment`; from `fit`, images of a wrong rank,
-        dtype or range and an empty dataset.
+      ArgumentError: an argument out of range; from `fit`, images of a wrong rank, dtype or range,
+        an empty dataset, batches of a single image.
+
+    Example:
+    >>> model = simclr_tf.SimCLR(encoder, simclr_tf.ProjectionHead(output_dim=8), temperature=0.2)
+    >>> model.compile(optimizer=simclr_tf.LARS(learning_rate=0.1))
+    >>> sorted(model.fit(dataset, epochs=1, verbose=0).history)
+    ['contrastive_accuracy', 'loss']
+    >>> model.predict(images, verbose=0).shape
+    (8, 8)
     """
 
     def __init__(
@@ -65,33 +87,34 @@ class SimCLR(keras.Model):
         temperature=0.1,
         micro_batch_size=None,
         seed=None,
+        objective=None,
         name="simclr",
         **kwargs,
     ):
-        # The views are float32 and each part casts for itself.
+        # The views are float32 and each layer casts for itself.
         super().__init__(name=name, autocast=False, **kwargs)
         check_temperature(temperature)
-        _check_augment(augment)
-        if micro_batch_size is not None and (micro_batch_size < 1 or micro_batch_size % 2):
-            raise ArgumentError(
-                f"micro_batch_size must be even, 2 or more; got {micro_batch_size}."
-            )
+        check_augment(augment)
+        _check_micro_batch_size(micro_batch_size, number_of_views(augment))
         self.encoder = encoder
         self.projection_head = ProjectionHead() if projection_head is None else projection_head
         self.augment = augment
         self.temperature = temperature
         self.micro_batch_size = micro_batch_size
         self.seed = seed
+        self.objective = objective
         self._image_shape = None
-        # Past Keras's attribute tracking: what a metric counts is not a weight of the model.
-        vars(self)["_running"] = [keras.metrics.Mean(name="loss"), ContrastiveAccuracy()]
+        self._input_size = None  # (H, W) of the images that `fit` was given, where Keras forgets it
+        self._default_family = None
+        names = ["loss"] + (["contrastive_accuracy"] if objective is None else [])
+        self._running_means = RunningMeans(names)
 
     @property
     def image_shape(self):
         """(H, W, 3) of the images that the model was built for; None before."""
         return self._image_shape
 
-    # -- the parts ---------------------------------------------------------------------------
+    # -- encoder and head --------------------------------------------------------------------
 
     def build(self, input_shape):
         """Creates the variables for images of `input_shape`, (None, H, W, 3)."""
@@ -105,200 +128,292 @@ class SimCLR(keras.Model):
         self.built = True
 
     def call(self, images, training=False):
-        """h, [B, D] float32, of images [B, H, W, 3], uint8 or float in [0, 1]."""
+        """Returns h, [B, D] float32, of images [B, H, W, 3], uint8 or float in [0, 1]."""
         images = as_float(images)
         return tf.cast(self.encoder(images, training=training), tf.float32)
 
     def project(self, images, training=False):
-        """z, [B, output_dim] float32, not normalised, of images as in `call`."""
+        """Returns z, [B, output_dim] float32, not normalised, of images as in `call`."""
         if not self.built:
             self.build(images.shape)
         return self.projection_head(self(images, training=training), training=training)
 
+    # -- views -------------------------------------------------------------------------------
+
     def views(self, data, seed=None):
-        """Two views of a batch: float32 [B, S, S, 3] each, in [0, 1].
+        """Draws the views of a batch.
 
         Args:
           data: a batch as in the class's description.
-          seed: [2] int32 or None; where replicas share a batch, each takes its rows of one draw.
+          seed: of the step, [2] integers; None draws one. Where replicas share a batch, each takes
+            its rows of one draw.
+
+        Returns:
+          A tuple of V tensors, float32 [B, S, S, 3] each, in [0, 1].
         """
         if self.augment is False:
-            pair = unpack(data).images
-            if not isinstance(pair, (tuple, list)):
-                pair = data
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise ArgumentError("augment=False needs a dataset of pairs (view_a, view_b).")
-            return tuple(as_float(view) for view in pair)
-        images = unpack(data).images
-        as_float(images)  # rank and dtype are told before anything else
+            return tuple(given(data))
+        images, extents = self._images(data), unpack(data).extents
+        families = self._families(images)
         first_row, _ = replica_offset_and_fraction(images)
-        return self._draw_views(images, unpack(data).extents, _seeds_of_views(seed), first_row)
+        seeds = seeds_of_views(seed, len(families))
+        return tuple(self._draw(families, images, extents, seeds, first_row))
 
-    def _draw_views(self, images, extent, seeds, first_row):
-        return tuple(
-            augmentations.call_view(family, images, seed, first_row, extent)
-            for family, seed in zip(self._families(images), seeds)
-        )
-
-    def _views_in_micro_batches(self, data, seed):
-        """A function of k that gives the views of piece k, each time the same, and how many k.
-
-        The views are [micro_batch_size, S, S, 3]: first views of some images, then second ones.
-        """
+    def _images(self, data):
+        """The images of a batch, with a static height and width."""
         images = unpack(data).images
-        if not self._makes_views_anew(images):
-            kept = [
-                split_micro_batches(view, self.micro_batch_size) for view in self.views(data, seed)
-            ]
-            return lambda k: tf.concat([view[k] for view in kept], axis=0), kept[0].shape[0]
-        first_row, _ = replica_offset_and_fraction(images)
-        seeds = [augmentations.as_seed(each) for each in _seeds_of_views(seed)]
-        pieces, extents = split_micro_batches(images, self.micro_batch_size), unpack(data).extents
-        if extents is not None:
-            extents = split_micro_batches(extents, self.micro_batch_size)
+        images = images if hasattr(images, "shape") else tf.convert_to_tensor(images)
+        images = with_static_size(tf.convert_to_tensor(images), self._input_size)
+        as_float(images)  # an error of rank or dtype is raised before anything is drawn
+        return images
 
-        def views_of(k):
-            row = first_row + k * pieces.shape[1]
-            extent = None if extents is None else extents[k]
-            return tf.concat(self._draw_views(pieces[k], extent, seeds, row), axis=0)
-
-        return views_of, pieces.shape[0]
+    def _draw(self, families, *arguments):
+        size = self._image_shape and self._image_shape[:2]
+        return [with_static_size(view, size) for view in draw(families, *arguments)]
 
     def _families(self, images):
-        if self.augment is None:
-            height, width = augmentations.static_size(images)
-            self.augment = augmentations.RandomView.for_size(min(height, width))
+        """V augmentations, one per view."""
         if isinstance(self.augment, (tuple, list)):
             return self.augment
-        return self.augment, self.augment
-
-    def _makes_views_anew(self, images):
-        """Whether gradient caching makes the views of a piece twice, or keeps those of all pieces.
-
-        Where the pieces are unrolled each would have a graph of the views of its own.
-        """
-        if self.augment is False or must_unroll():
-            return False
-        return all(augmentations.is_repeatable(family) for family in self._families(images))
+        family = self.augment
+        if family is None:  # the argument stays None, as the config says
+            size = min(augmentations.static_size(images))
+            family = self._default_family
+            if family is None or family.size != size:
+                family = augmentations.RandomView.for_size(size)
+                self._default_family = family
+        return family, family
 
     def _step_seed(self, step):
-        if self.seed is None:
-            return None
-        # Two views a step: seeds 2s and 2s + 1.
-        return tf.stack([self.seed % (2**31 - 1), 2 * tf.cast(step, tf.int32)])
+        """The seed of a step, [2]; drawn from TensorFlow's global generator without a seed."""
+        seed = augmentations.as_seed(self.seed)
+        return seed if self.seed is None else fold_in(seed, step)
 
-    def _embed(self, views, training):
-        """Z [V, d] float32 of views [V, S, S, 3]; one pass, so that batch norm sees both views."""
-        h = self.encoder(views, training=training)
-        return tf.cast(self.projection_head(h, training=training), tf.float32)
+    def _views_in_micro_batches(self, data, seed):
+        """A function of k that returns the views of micro-batch k, and the `MicroBatches`.
+
+        The views are those of `views(data, seed)`, equal at each call. They are drawn again at each
+        call where that is possible, so that one micro-batch of them is in memory.
+        """
+        images = None if self.augment is False else self._images(data)
+        if self.augment is False or not self._draws_again(self._families(images)):
+            views = self.views(data, seed)
+            micro_batches = MicroBatches(_count(views[0]), self.micro_batch_size, len(views))
+            slices = [micro_batches.slices(view) for view in views]
+            return lambda k: [rows(k) for rows in slices], micro_batches
+        families, extents = self._families(images), unpack(data).extents
+        micro_batches = MicroBatches(_count(images), self.micro_batch_size, len(families))
+        first_row, _ = replica_offset_and_fraction(images)
+        seeds = seeds_of_views(seed, len(families))
+        images_of = micro_batches.slices(images)
+        extents_of = (lambda k: None) if extents is None else micro_batches.slices(extents)
+
+        def views_of(k):
+            row = first_row + k * micro_batches.size
+            return self._draw(families, images_of(k), extents_of(k), seeds, row)
+
+        return views_of, micro_batches
+
+    def _draws_again(self, families):
+        """Whether gradient caching draws the views of a micro-batch twice, or keeps all of them.
+
+        Where micro-batches are unrolled each would have a graph of the views of its own.
+        """
+        return not must_unroll() and all(map(augmentations.is_repeatable, families))
 
     # -- the steps ---------------------------------------------------------------------------
 
     def train_step(self, data):
         """One update; Keras calls it with a batch."""
         seed = self._step_seed(self.optimizer.iterations)
-        with _range_check(data, self.augment is False):
-            if self.micro_batch_size is None:
-                views = tf.concat(self.views(data, seed), axis=0)
-            else:
-                views_of, count = self._views_in_micro_batches(data, seed)
-                views = views_of(0)
-        if not self.built:
-            self.build(views.shape)
         if self.micro_batch_size is None:
-            loss, correct = self._step_at_once(views)
+            with self._range_check(data):
+                views = self.views(data, seed)
+            self._build_for(views)
+            loss, logs = self._step_at_once(views, self._batch(data, seed))
         else:
-            loss, correct = self._step_in_micro_batches(views_of, count)
-        return self._log(loss, correct)
+            with self._range_check(data):
+                views_of, micro_batches = self._views_in_micro_batches(data, seed)
+                if not self.built:
+                    self._build_for(views_of(0))
+            batch = self._batch(data, seed)
+            loss, logs = self._step_in_micro_batches(views_of, micro_batches, batch)
+        return self._log(loss, logs, data)
 
-    def _objective(self, z_a, z_b):
-        """What is differentiated, the loss that is shown and `correct`; z_a, z_b: [B, d]."""
-        loss, correct = nt_xent_with_top1(z_a, z_b, self.temperature)
-        # Gradients are summed over replicas, and each replica's loss is a mean of its own rows.
-        _, share = replica_offset_and_fraction(z_a)
-        return loss * share, loss, correct
+    def test_step(self, data):
+        """Loss and logs of views that are the same at each call; inference mode."""
+        seed = fold_in(augmentations.as_seed(self.seed or 0), _EVALUATION_STEP)
+        with self._range_check(data):
+            views = self.views(data, seed)
+        self._build_for(views)
+        z = self._embed(views, training=False)
+        return self._log(*self._loss(z, self._batch(data, seed)), data)
 
-    def _step_at_once(self, views):
+    def predict_step(self, data):
+        """Returns h of a batch; labels, if present, are ignored."""
+        return self(unpack(data).images, training=False)
+
+    def _batch(self, data, seed):
+        """What the objective sees of a batch."""
+        if self.augment is False:
+            return unpack(given(data)[0])._replace(labels=labels_of_given(data))
+        views = number_of_views(self.augment)
+        return unpack(data)._replace(seeds=seeds_of_views(seed, views))
+
+    def _embed(self, views, training):
+        """Z [V, B, d] float32 of V views; one pass for all of one size (batch norm sees them)."""
+        sizes = list(dict.fromkeys(tuple(view.shape[1:3]) for view in views))
+        order = [[v for v, view in enumerate(views) if view.shape[1:3] == s] for s in sizes]
+        h = [
+            self.encoder(tf.concat([views[v] for v in group], axis=0), training=training)
+            for group in order
+        ]
+        h = h[0] if len(h) == 1 else tf.concat(h, axis=0)  # [V B, D]
+        z = tf.cast(self.projection_head(h, training=training), tf.float32)
+        z = tf.reshape(z, [len(views), -1, z.shape[-1]])
+        positions = [v for group in order for v in group]
+        if positions == sorted(positions):
+            return z
+        return tf.gather(z, [positions.index(v) for v in range(len(views))])
+
+    def _loss(self, z, batch):
+        """(loss, logs) of the objective."""
+        if self.objective is not None:
+            return self.objective(z, batch)
+        loss, correct = nt_xent_with_top1(z, temperature=self.temperature)
+        return loss, {"contrastive_accuracy": correct}
+
+    def _fraction_of_loss(self, z, batch):
+        """What is differentiated, the loss that is shown, and the logs.
+
+        Gradients are summed over replicas, and each replica's loss is a mean over its own rows.
+        """
+        loss, logs = self._loss(z, batch)
+        _, fraction = replica_offset_and_fraction(z[0])
+        return loss * fraction, loss, logs
+
+    def _penalty(self):
+        """Regularisation losses of the layers, a replica's part of them."""
+        return sum(self.losses) / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def _step_at_once(self, views, batch):
         with tf.GradientTape() as tape:
-            z = self._embed(views, training=True)  # [2B, d]
-            objective, loss, correct = self._objective(*tf.split(z, 2))
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            objective += sum(self.losses) / replicas
-        self.optimizer.minimize(objective, self.trainable_variables, tape=tape)
-        return loss, correct
+            z = self._embed(views, training=True)  # [V, B, d]
+            total, loss, logs = self._fraction_of_loss(z, batch)
+            total = _keras.scale_loss(self.optimizer, total + self._penalty())
+        self._descend(tape.gradient(total, self.trainable_variables))
+        return loss, logs
 
-    def _step_in_micro_batches(self, views_of, count):
-        """Gradient caching; regularisation losses of layers are not part of it."""
-        scaled = hasattr(self.optimizer, "get_scaled_loss")
-
-        def loss_of(z):  # [pieces, views a piece, d], the two views of its images in each
-            pair = (tf.reshape(view, [-1, z.shape[-1]]) for view in tf.split(z, 2, axis=1))
-            objective, *shown = self._objective(*pair)
-            return (self.optimizer.get_scaled_loss(objective) if scaled else objective), shown
+    def _step_in_micro_batches(self, views_of, micro_batches, batch):
+        def loss_of(z):  # [V, B, d]
+            total, *shown = self._fraction_of_loss(z, batch)
+            return _keras.scale_loss(self.optimizer, total), shown
 
         gradients, shown = cached_gradients(
             lambda k: self._embed(views_of(k), training=True),
-            count,
+            micro_batches,
             loss_of,
             self.trainable_variables,
             self.encoder.non_trainable_variables + self.projection_head.non_trainable_variables,
+            lambda: _keras.scale_loss(self.optimizer, tf.convert_to_tensor(self._penalty())),
         )
-        if scaled:
-            gradients = self.optimizer.get_unscaled_gradients(gradients)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+        self._descend(gradients)
         return shown
 
-    def test_step(self, data):
-        """Loss and contrastive accuracy of two views, with batch norm in inference mode."""
-        seed = tf.constant([0 if self.seed is None else self.seed % (2**31 - 1), -2], tf.int32)
-        with _range_check(data, self.augment is False):
-            view_a, view_b = self.views(data, seed)
+    def _descend(self, gradients):
+        """Updates the variables."""
+        gradients = _keras.unscale_gradients(self.optimizer, gradients)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+
+    def _range_check(self, data):
+        """A context in which everything waits for float images to have been found in [0, 1]."""
+        images = data if self.augment is False else unpack(data).images
+        checks = [range_assertion(x) for x in tf.nest.flatten(images) if x.shape.rank in (4, None)]
+        return tf.control_dependencies([check for check in checks if check is not None])
+
+    def _build_for(self, views):
         if not self.built:
-            self.build(view_a.shape)
-        z_a, z_b = tf.split(self._embed(tf.concat([view_a, view_b], axis=0), training=False), 2)
-        return self._log(*nt_xent_with_top1(z_a, z_b, self.temperature))
+            self.build(max((view.shape for view in views), key=lambda shape: shape[1]))
 
-    def predict_step(self, data):
-        """H of a batch; labels beside the images are ignored."""
-        return self(unpack(data).images, training=False)
-
-    def _log(self, loss, correct):
-        mean_loss, accuracy = self._running
-        mean_loss.update_state(loss, sample_weight=tf.cast(tf.shape(correct)[0], tf.float32))
-        accuracy.update_correct(correct)
-        return {metric.name: metric.result() for metric in self.metrics}
+    def _log(self, loss, logs, data):
+        """Updates the running means, that of the loss weighted by the number of images."""
+        images = tf.nest.flatten(unpack(data).images)[0]
+        weight = tf.cast(tf.shape(images)[0], tf.float32)
+        self._running_means.update("loss", loss, weight)
+        for name, values in logs.items():
+            self._running_means.update(name, values)
+        return self._running_means.results()
 
     @property
     def metrics(self):
-        """Running means of the loss and the contrastive accuracy."""
-        return self._running
+        """Running means of the loss and of what the objective logs."""
+        return self._running_means.metrics
 
-    def fit(self, x=None, y=None, *args, **kwargs):
-        """`keras.Model.fit`; y, where given, is ignored."""
-        if getattr(self, "compiled_loss", None) is not None and self.compiled_loss._losses:
+    # -- Keras's methods ---------------------------------------------------------------------
+
+    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+        """`keras.Model.compile` without a loss: SimCLR has its own, or the `objective`."""
+        if loss is not None:
             raise ArgumentError(
-                "SimCLR brings its own loss; call compile(optimizer=...) without one."
+                "SimCLR brings its own loss; call compile(optimizer=...) without one, and pass "
+                "another loss as `objective`."
             )
-        del y
-        _check_input(x)
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def compile_from_config(self, config):
+        """Compiles as the saved model was; needed, as Keras does so for its own `compile` alone."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:  # so that there are variables to load the optimizer's state into
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
+        """`keras.Model.fit`; labels, if present, reach the objective alone."""
+        inputs.check_batch_size(batch_size)
         if kwargs.get("validation_data") is not None:
-            _check_input(kwargs["validation_data"])
-        return _range_error_in_one_line(super().fit, x, None, *args, **kwargs)
+            validation = inputs.validation_input(kwargs["validation_data"])
+            inputs.check(validation[0] if isinstance(validation, tuple) else validation)
+            kwargs["validation_data"] = validation
+        x = self._prepare(x)
+        if y is not None and self.objective is None:
+            y = None  # Keras would check its length and pass it on for nothing
+        return _range_error_in_one_line(super().fit, x, y, batch_size, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        """`keras.Model.evaluate`: loss and contrastive accuracy; y is ignored."""
-        del y
-        _check_input(x)
-        return _range_error_in_one_line(super().evaluate, x, None, *args, **kwargs)
+        """`keras.Model.evaluate`: the loss and what the objective logs."""
+        y = None if self.objective is None else y
+        return _range_error_in_one_line(super().evaluate, self._prepare(x), y, *args, **kwargs)
 
-    # -- saving ------------------------------------------------------------------------------
+    def _prepare(self, x):
+        """Checks an input, and reads from its first batch what Keras does not know of it."""
+        inputs.check(x)
+        custom = self.augment is not False and not all(
+            isinstance(family, augmentations.Operator) for family in (self._families_given() or ())
+        )
+        if not inputs.needs_peek(x) and (self.built or not custom):
+            return x
+        x, batch = inputs.peek(x)
+        if batch is None:
+            return x
+        images = tf.nest.flatten(unpack(batch).images)[0]
+        inputs.check(images)
+        self._input_size = tuple(images.shape[1:3])
+        if custom and not self.built:  # what a function of the user returns, only a call can tell
+            with self.distribute_strategy.scope():
+                self._build_for(self.views(tf.nest.map_structure(tf.convert_to_tensor, batch)))
+        return x
+
+    def _families_given(self):
+        """The augmentations that were passed as `augment`, a list; None for the default."""
+        if self.augment is None:
+            return None
+        return self.augment if isinstance(self.augment, (tuple, list)) else [self.augment]
 
     def export(self, path, **kwargs):
         """Writes the encoder alone as a SavedModel for TF Serving; see `export.export_encoder`.
 
-        `layer="head1"` and the like give a layer of the projection head.
+        `layer="head1"` and the like export a layer of the projection head.
         """
-        from simclr_tf.export import export_encoder  # export.py stands below: only on demand
+        from simclr_tf.export import export_encoder  # a layer above: imported on demand
 
         if not self.built:
             raise ArgumentError(
@@ -308,25 +423,27 @@ class SimCLR(keras.Model):
         return export_encoder(self.encoder, path, **kwargs)
 
     def get_config(self):
-        """Constructor arguments, the parts serialised."""
+        """Returns the constructor's arguments, layers and functions serialised."""
+        serialise = keras.saving.serialize_keras_object
         augment = self.augment
         if isinstance(augment, (tuple, list)):
-            augment = [keras.saving.serialize_keras_object(family) for family in augment]
+            augment = [serialise(family) for family in augment]
         elif augment is not None and augment is not False:
-            augment = keras.saving.serialize_keras_object(augment)
+            augment = serialise(augment)
         return {
-            "encoder": keras.saving.serialize_keras_object(self.encoder),
-            "projection_head": keras.saving.serialize_keras_object(self.projection_head),
+            "encoder": serialise(self.encoder),
+            "projection_head": serialise(self.projection_head),
             "augment": augment,
             "temperature": self.temperature,
             "micro_batch_size": self.micro_batch_size,
             "seed": self.seed,
+            "objective": self.objective and serialise(self.objective),
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """The model of a config, without its weights."""
+        """Returns the model of a config, without its weights."""
         restore = keras.saving.deserialize_keras_object
         config = dict(config)
         for part in ("encoder", "projection_head"):
@@ -336,6 +453,8 @@ class SimCLR(keras.Model):
             config["augment"] = [restore(f, custom_objects=custom_objects) for f in augment]
         elif isinstance(augment, dict):
             config["augment"] = restore(augment, custom_objects=custom_objects)
+        if config.get("objective") is not None:
+            config["objective"] = restore(config["objective"], custom_objects=custom_objects)
         return cls(**config)
 
     def get_build_config(self):
@@ -348,41 +467,17 @@ class SimCLR(keras.Model):
             self.build(config["input_shape"])
 
 
-def _check_augment(augment):
-    pair = isinstance(augment, (tuple, list))
-    if pair and (len(augment) != 2 or not all(callable(family) for family in augment)):
-        raise ArgumentError(f"a pair of augmentations must be two callables; got {augment!r}.")
-    if not pair and augment is not None and augment is not False and not callable(augment):
-        raise ArgumentError(
-            "augment must be a callable batch -> batch, a pair of them, None or False; "
-            f"got {augment!r}."
-        )
+def _check_micro_batch_size(size, views):
+    if size is None:
+        return
+    if size < 2 or size % (views or 1):
+        rule = "even" if views in (2, None) else f"a multiple of the {views} views"
+        raise ArgumentError(f"micro_batch_size must be {rule}, 2 or more; got {size}.")
 
 
-def _seeds_of_views(seed):
-    """The seeds of the two views; seed: that of the step, [2], or None."""
-    return [None if seed is None else seed + tf.constant([0, i]) for i in (0, 1)]
-
-
-def _range_check(data, views=False):
-    """A context in which everything waits for float images to have been found in [0, 1]."""
-    images = data if views else unpack(data).images
-    checks = [range_assertion(x) for x in tf.nest.flatten(images) if x.shape.rank == 4]
-    return tf.control_dependencies([check for check in checks if check is not None])
-
-
-def _check_input(x):
-    """Raises ValueError for what can be told before the first step."""
-    if isinstance(x, tf.data.Dataset):
-        if int(x.cardinality()) == 0:
-            raise ArgumentError(
-                "the dataset has no batch; with drop_remainder=True it holds fewer images than "
-                "one batch. Take a smaller batch."
-            )
-        for part in tf.nest.flatten(unpack(x.element_spec).images):
-            check_images(part)
-    elif hasattr(x, "shape") and hasattr(x, "dtype"):
-        check_images(x)
+def _count(batch):
+    """The length of the first axis: an int where it is static, else a tensor."""
+    return batch.shape[0] if batch.shape[0] is not None else tf.shape(batch)[0]
 
 
 def _range_error_in_one_line(function, *args, **kwargs):

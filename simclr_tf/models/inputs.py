@@ -1,0 +1,79 @@
+"""What `fit`, `evaluate` and `predict` take, checked before the first step.
+
+Keras forgets the shapes of what a generator or a `keras.utils.Sequence` yields; here the size of
+the images is read off the first batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from simclr_tf.errors import ArgumentError
+from simclr_tf.images import check_images, unpack
+
+
+def check_batch_size(batch_size, element_shape=None):
+    """Raises `ArgumentError` for batches of one image, which have no negatives."""
+    static = element_shape is not None and element_shape.rank and element_shape[0]
+    if 1 in (batch_size, static):
+        raise ArgumentError(
+            "a batch must have 2 images or more, since the negatives are the other images of the "
+            "batch; got batch_size=1."
+        )
+
+
+def check(x):
+    """Raises `ArgumentError` for what can be told of the input before the first step.
+
+    Args:
+      x: what `fit` takes.
+    """
+    if isinstance(x, tf.data.Dataset):
+        if int(x.cardinality()) == 0:
+            raise ArgumentError(
+                "the dataset has no batch; with drop_remainder=True it holds fewer images than "
+                "one batch. Take a smaller batch."
+            )
+        for spec in tf.nest.flatten(unpack(x.element_spec).images):
+            check_images(spec)
+            check_batch_size(None, spec.shape)
+    elif hasattr(x, "shape") and hasattr(x, "dtype"):
+        check_images(x)
+
+
+def peek(x):
+    """Returns (the input again, its first batch), without losing the batch of a generator.
+
+    Args:
+      x: a tf.data.Dataset, a `keras.utils.Sequence`, a generator, or arrays.
+
+    Returns:
+      (x, batch); the batch is None where it cannot be read beforehand.
+    """
+    if isinstance(x, tf.data.Dataset):
+        return x, next(iter(x.take(1)), None)
+    if isinstance(x, keras.utils.Sequence):
+        return x, x[0]
+    if hasattr(x, "__next__"):
+        first = next(x, None)
+        return itertools.chain([] if first is None else [first], x), first
+    if hasattr(x, "shape"):
+        return x, x[:2]
+    return x, None
+
+
+def needs_peek(x):
+    """Whether the height and width of the images are not known without reading a batch."""
+    if isinstance(x, tf.data.Dataset):
+        specs = tf.nest.flatten(unpack(x.element_spec).images)
+        return any(s.shape.rank is None or None in s.shape[1:] for s in specs)
+    return isinstance(x, keras.utils.Sequence) or hasattr(x, "__next__")
+
+
+def validation_input(data):
+    """Returns `validation_data` in a form that Keras does not take for labels or a truth value."""
+    return (data,) if isinstance(data, (np.ndarray, tf.Tensor)) else data

@@ -1,0 +1,93 @@
+"""The views of a batch: which family draws each view, and from which seed.
+
+The families themselves are in `augment`.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from simclr_tf import augment as augmentations
+from simclr_tf.augment.random import fold_in
+from simclr_tf.errors import ArgumentError
+from simclr_tf.images import as_float, unpack
+
+
+def check_augment(augment):
+    """Raises `ArgumentError` unless `augment` is what `SimCLR` takes."""
+    several = isinstance(augment, (tuple, list))
+    if several and (len(augment) < 2 or not all(callable(family) for family in augment)):
+        raise ArgumentError(
+            f"a list of augmentations must be two callables or more, one per view; got {augment!r}."
+        )
+    if not several and augment is not None and augment is not False and not callable(augment):
+        raise ArgumentError(
+            "augment must be a callable batch -> batch, a list of them (one per view), None or "
+            f"False; got {augment!r}."
+        )
+
+
+def number_of_views(augment):
+    """V, or None where the dataset yields the views itself (`augment=False`)."""
+    if augment is False:
+        return None
+    return len(augment) if isinstance(augment, (tuple, list)) else 2
+
+
+def seeds_of_views(seed, count):
+    """Returns the seed of each view of a step, [2] int64 each: fold_in(seed of the step, view).
+
+    Args:
+      seed: of the step, [2]; None draws each from TensorFlow's global generator.
+      count: V.
+    """
+    if seed is None:
+        return [augmentations.as_seed(None) for _ in range(count)]
+    seed = augmentations.as_seed(seed)
+    return [fold_in(seed, view) for view in range(count)]
+
+
+def draw(families, images, extents, seeds, first_row):
+    """Returns a view by each family, a list of [B, S_v, S_v, 3] float32 in [0, 1].
+
+    Args:
+      families: V callables.
+      images, extents: of a `Batch`.
+      seeds: as `seeds_of_views` returns them.
+      first_row: position of the first image in the global batch.
+    """
+    return [
+        augmentations.call_view(family, images, seed, first_row, extents)
+        for family, seed in zip(families, seeds)
+    ]
+
+
+def given(data):
+    """Returns the views that a dataset yields itself, a list of float32 [B, S_v, S_v, 3].
+
+    Args:
+      data: a tuple of views, or (tuple of views, labels).
+
+    Raises:
+      ArgumentError: fewer than two views.
+    """
+    views = unpack(data).images
+    if not isinstance(views, (tuple, list)):
+        views = data
+    if not isinstance(views, (tuple, list)) or len(views) < 2:
+        raise ArgumentError("augment=False needs a dataset of tuples of views (view_a, view_b).")
+    return [as_float(view) for view in views]
+
+
+def labels_of_given(data):
+    """Returns the labels of (tuple of views, labels), or None."""
+    return unpack(data).labels if isinstance(unpack(data).images, (tuple, list)) else None
+
+
+def with_static_size(images, size):
+    """Returns images with a static height and width, where `size` (H, W) says what is not known."""
+    known = images.shape.rank is not None and None not in images.shape[1:]
+    if known or size is None:
+        return images
+    batch = images.shape[0] if images.shape.rank is not None else None
+    return tf.ensure_shape(images, [batch, *size, 3])
