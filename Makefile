@@ -1,15 +1,16 @@
 # `make demo` trains on drawn shapes in three minutes; `make test` runs the tests; `make lint` checks style.
-# Each sets up .venv by itself, from requirements.txt. Another Python: make test PYTHON=/path/to/python3.10
+# Every target creates .venv from requirements.txt if it is missing. To use another Python:
+# make test PYTHON=/path/to/python3.10
 
-# The first Python for which the locked stack exists. Each is run, for a name on the PATH may be an empty shim.
+# The first Python that the locked stack supports. Each one is run, since a name on the PATH may be an empty shim.
 SUPPORTED := import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))
 PYTHON ?= $(shell for python in python3.11 python3.10 python3.9 python3; do \
 	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 usable = $(shell test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null && echo yes)
-wanted := simclr_tf needs Python 3.9, 3.10 or 3.11 (TensorFlow 2.15 exists for no other)
-way_out := Install one of them, or name it: make PYTHON=/path/to/python3.11
+required := simclr_tf needs Python 3.9, 3.10 or 3.11, the versions that TensorFlow 2.15 supports
+advice := Install one of them, or pass its path: make PYTHON=/path/to/python3.11
 
-# What `make lock` resolves for, the oldest first.
+# The Pythons that `make lock` resolves for, oldest first.
 LOCK_PYTHONS ?= python3.9 python3.10 python3.11
 
 .PHONY: demo test test-slow lint bench wheel lock clean
@@ -42,7 +43,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/locked: requirements.txt
-	$(if $(usable),,$(error $(wanted); $(or $(PYTHON),python3) is not one. $(way_out)))
+	$(if $(usable),,$(error $(required); got $(or $(PYTHON),python3). $(advice)))
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r requirements.txt
 	touch $@
