@@ -20,6 +20,7 @@ from simclr_tf.evaluate import (
     pixel_features,
     stream_features,
 )
+from simclr_tf.images import centre_square
 
 
 def reference_knn(train_h, train_labels, test_h, k, temperature=None):
@@ -131,7 +132,9 @@ def test_tuples_bare_images_and_floats_give_the_same_h():
     pairs = extract_features(net, tf.data.Dataset.from_tensor_slices((x, y)).batch(8))
     bare = extract_features(net, tf.data.Dataset.from_tensor_slices(x).batch(8))
     floats = extract_features(net, [x[:8] / 255.0, x[8:16] / 255.0, x[16:] / 255.0])
-    for found in (pairs, bare, floats):
+    dict_and_labels = extract_features(net, [({"image": x[:8]}, y[:8]), ({"image": x[8:]}, y[8:])])
+    np.testing.assert_array_equal(dict_and_labels.labels, y)
+    for found in (pairs, bare, floats, dict_and_labels):
         np.testing.assert_allclose(found.h, expected.h, atol=1e-6)
         assert found.ids is None
     np.testing.assert_array_equal(pairs.labels, y)
@@ -162,22 +165,42 @@ def test_pixels_are_the_image_flattened():
     np.testing.assert_allclose(found.h, x.reshape(21, -1) / 255.0, atol=1e-6)
 
 
-def test_images_of_another_size_are_resized():
-    net, (x, _) = encoder(), images()
-    found = extract_features(net, [np.repeat(np.repeat(x, 2, 1), 2, 2)], image_size=8)
-    resized = tf.image.resize(np.repeat(np.repeat(x, 2, 1), 2, 2) / 255.0, (8, 8), antialias=True)
-    np.testing.assert_allclose(found.h, net(resized, training=False), atol=1e-5)
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16), (8, 8), (5, 7)])
+def test_images_of_another_size_are_cut_to_the_centre_square(shape):
+    """Landscape, portrait and square images, larger and smaller: the same pixels as in serving."""
+    net = encoder()
+    x = np.random.default_rng(0).integers(0, 256, (9, *shape, 3), np.uint8)
+    found = extract_features(net, [x[:5], x[5:]], image_size=8)
+    expected = net(centre_square(x, 8), training=False)
+    np.testing.assert_allclose(found.h, expected, atol=1e-5)
+
+
+def test_padding_outside_an_images_extent_is_not_seen():
+    """Images of several sizes, padded into one batch: h is that of each image alone."""
+    net, rng = encoder(), np.random.default_rng(0)
+    sizes = [(10, 16), (16, 9), (16, 16)]
+    alone = [rng.integers(0, 256, (1, *size, 3), np.uint8) for size in sizes]
+    padded = np.full((3, 16, 16, 3), 255, np.uint8)
+    for row, (image, (height, width)) in enumerate(zip(alone, sizes)):
+        padded[row, :height, :width] = image
+    batch = {"image": padded, "extent": np.array(sizes), "label": np.arange(3)}
+    found = extract_features(net, [batch], image_size=8)
+    expected = np.concatenate([extract_features(net, [x], image_size=8).h for x in alone])
+    np.testing.assert_allclose(found.h, expected, atol=1e-5)
+    assert found.labels.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match='image_size must be given where a batch has "extent"'):
+        extract_features(net, [batch])
 
 
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
         ([], "at least one image"),
-        ([np.zeros((2, 8, 8, 1), np.uint8)], r"\[B, H, W, 3\]; got shape \(2, 8, 8, 1\)"),
-        ([np.zeros((8, 8, 3), np.uint8)], r"\[B, H, W, 3\]"),
-        ([np.full((2, 8, 8, 3), 200.0)], r"lie in \[0, 1\]; got 200"),
-        ([np.full((2, 8, 8, 3), np.nan)], r"lie in \[0, 1\]; got nan"),
-        ([np.zeros((2, 8, 8, 3), np.int64)], "uint8, or floating"),
+        ([np.zeros((2, 8, 8, 1), np.uint8)], r"width, 3\]; got shape \(2, 8, 8, 1\)"),
+        ([np.zeros((8, 8, 3), np.uint8)], r"width, 3\]; got shape \(8, 8, 3\)"),
+        ([np.full((2, 8, 8, 3), 200.0)], r"lie in \[0, 1\]; got values from 200"),
+        ([np.full((2, 8, 8, 3), np.nan)], r"lie in \[0, 1\]; got values from nan"),
+        ([np.zeros((2, 8, 8, 3), np.int64)], "uint8, or float in"),
         ([{"picture": np.zeros((2, 8, 8, 3), np.uint8)}], r"key \"image\"; got \['picture'\]"),
         ([(np.zeros((2, 8, 8, 3), np.uint8), np.eye(2))], "integers \\[B\\]; got float64"),
         (

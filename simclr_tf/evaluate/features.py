@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf.errors import ArgumentError
+from simclr_tf.images import as_float, centre_square, check_images, check_range, unpack
 
 
 class Features(NamedTuple):
@@ -62,11 +63,13 @@ def stream_features(encoder, dataset, image_size=None):
     Args:
       encoder: a `keras.Model` (a `SimCLR` gives its h) or any callable from images
         [B, H, W, 3], float32 in [0, 1], to [B, D].
-      dataset: a finite `tf.data.Dataset`, or another iterable, of batches: dicts with "image" and,
-        where present, "label" and "id"; tuples (images, labels) or (images, labels, ids); or images
-        alone. Images are [B, H, W, 3], uint8 or floating in [0, 1].
-      image_size: int, pixels; images of another size are resized to this square (bilinear,
-        antialiased). None leaves them as they are.
+      dataset: a finite `tf.data.Dataset`, or another iterable, of batches in any form that
+        `images.unpack` accepts: images alone; tuples (images, labels) or (images, labels, ids);
+        dicts with "image" and optionally "label", "id" and "extent". Images are [B, H, W, 3],
+        uint8, or float in [0, 1]; labels are integers [B].
+      image_size: int, pixels: the side of the centre square that images of another size are cut
+        and resized to, exactly as an exported encoder does (`images.centre_square`). None leaves
+        images as they are; batches with "extent" need it, as their images are padded.
 
     Yields:
       `Features` of each batch of `dataset`, all with the same columns.
@@ -80,8 +83,8 @@ def stream_features(encoder, dataset, image_size=None):
     num_images = num_batches = padded_size = 0
     first = None
     for batch in dataset:
-        images, labels, ids = _unpack(batch)
-        images = _to_float(images, image_size)
+        batch = unpack(batch)
+        images = _images(batch, image_size)
         padded_size = max(padded_size, len(images))
         h = np.asarray(encode(_pad(images, padded_size)))
         if h.ndim != 2 or len(h) != padded_size:
@@ -89,7 +92,8 @@ def stream_features(encoder, dataset, image_size=None):
                 f"encoder must map images to vectors [{padded_size}, D]; got shape {h.shape}. "
                 "Pool its feature map, for instance with GlobalAveragePooling2D."
             )
-        features = Features(h[: len(images)].astype(np.float32), labels, ids)
+        h = h[: len(images)].astype(np.float32)
+        features = Features(h, _labels(batch.labels), _ids(batch.ids))
         first = first or features
         num_images, num_batches = num_images + len(images), num_batches + 1
         _check_columns(features, first, num_batches)
@@ -107,8 +111,11 @@ def pixel_features(images):
     Returns:
       float32 [B, H * W * 3] in [0, 1].
     """
-    images = _to_float(images, None)
-    return tf.reshape(images, [len(images), -1])
+    images = tf.convert_to_tensor(images)
+    if tf.executing_eagerly():
+        check_range(images)
+    images = as_float(images)
+    return tf.reshape(images, [tf.shape(images)[0], -1])
 
 
 def check_features(h, labels, name):
@@ -209,20 +216,6 @@ def _num_batches(dataset):
         return None
 
 
-def _unpack(batch):
-    """(images, labels or None, ids or None) of a batch in any of the accepted forms."""
-    if isinstance(batch, dict):
-        if "image" not in batch:
-            raise ArgumentError(f'a dict batch must have the key "image"; got {sorted(batch)}.')
-        columns = (batch["image"], batch.get("label"), batch.get("id"))
-    elif isinstance(batch, (tuple, list)):
-        columns = (*batch, None, None)[:3]
-    else:
-        columns = (batch, None, None)
-    images, labels, ids = columns
-    return images, _labels(labels), _ids(ids)
-
-
 def _labels(labels):
     if labels is None:
         return None
@@ -244,36 +237,28 @@ def _ids(ids):
     return ids
 
 
-def _to_float(images, image_size):
-    """Images, uint8 or floating in [0, 1], as a float32 tensor [B, H, W, 3] in [0, 1]."""
-    images = tf.convert_to_tensor(images)
-    if images.shape.rank != 4 or images.shape[-1] != 3:
-        raise ArgumentError(f"images must be [B, H, W, 3]; got shape {tuple(images.shape)}.")
-    if images.dtype == tf.uint8:
-        images = tf.cast(images, tf.float32) / 255.0
-    elif images.dtype.is_floating:
-        images = tf.cast(images, tf.float32)
-        _check_range(images)
-    else:
-        raise ArgumentError(
-            f"images must be uint8, or floating in [0, 1]; got {images.dtype.name}. "
-            "Cast 0 to 255 to uint8."
-        )
-    if image_size and tuple(images.shape[1:3]) != (image_size, image_size):
-        images = tf.image.resize(images, [image_size, image_size], antialias=True)
-        images = tf.clip_by_value(images, 0.0, 1.0)
-    return images
+def _images(batch, image_size):
+    """Images of a `Batch` as an encoder takes them, float32 [B, H, W, 3] in [0, 1]."""
+    images = tf.convert_to_tensor(batch.images)
+    check_images(images)
+    check_range(images)
+    if batch.extents is not None:
+        return _without_padding(images, np.asarray(batch.extents), image_size)
+    return as_float(images) if image_size is None else centre_square(images, image_size)
 
 
-def _check_range(images):
-    if not tf.executing_eagerly() or not len(images):
-        return
-    low, high = float(tf.reduce_min(images)), float(tf.reduce_max(images))
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # a NaN fails too
+def _without_padding(images, extents, image_size):
+    """Centre squares of images that fill only the upper left of [H, W], one image at a time."""
+    if image_size is None:
         raise ArgumentError(
-            f"floating images must lie in [0, 1]; got {low:g} to {high:g}. "
-            "Pass uint8, or divide by 255."
+            'image_size must be given where a batch has "extent", as its images are padded; '
+            "got None. Pass the size that the encoder takes."
         )
+    squares = [
+        centre_square(image[None, :height, :width], image_size)
+        for image, (height, width) in zip(images, extents)
+    ]
+    return tf.concat(squares, axis=0)
 
 
 def _pad(images, size):
