@@ -16,6 +16,7 @@ from simclr_tf.evaluate import (
     extract_features,
     knn_accuracy,
     knn_predict,
+    linear,
     linear_probe,
     pixel_features,
     stream_features,
@@ -350,7 +351,53 @@ def test_linear_probe_reports_what_did_not_converge_and_warns_of_nothing():
 def test_constant_features_are_no_error():
     train_h, train_labels = clusters(100)
     train_h[:, 3] = 7.0
-    assert linear_probe(train_h, train_labels, train_h, train_labels).accuracy > 0.5
+    test_h = train_h.copy()
+    test_h[:, 3] = 8.0  # constant in the training set only
+    for h in (train_h, test_h):
+        probe = linear_probe(train_h, train_labels, h, train_labels)
+        assert probe.accuracy > 0.5 and np.isfinite(list(probe.held_out_accuracy.values())).all()
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [2] * 40,
+        [2, 3, 4, 5] * 10 + [1] * 30,
+        [1000] + [2] * 400,
+        [2, 1],
+        [30_000, 2, 1],
+        [2] * 6000,
+        [8000] * 3,
+    ],
+    ids=str,
+)
+def test_rows_held_out_to_choose_c_are_stratified_and_every_class_is_fitted(counts):
+    """Few rows of many classes, single rows, rare classes, and more rows than are looked at."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    fitted, held_out = linear._hold_out(labels, seed=0)
+    assert not set(fitted) & set(held_out) and len(held_out)
+    assert set(labels[fitted]) == set(range(len(counts)))
+    assert not set(labels[held_out]) & {c for c, count in enumerate(counts) if count == 1}
+    assert len(fitted) + len(held_out) <= max(10_000, 2 * len(counts)) + len(counts)
+    if min(counts) > 100:
+        shares = np.bincount(labels[held_out]) / len(held_out)
+        np.testing.assert_allclose(shares, np.array(counts) / sum(counts), atol=1e-3)
+    again = linear._hold_out(labels, seed=0)
+    np.testing.assert_array_equal(again[0], fitted)
+    np.testing.assert_array_equal(again[1], held_out)
+    assert len(labels) < 4 or not np.array_equal(linear._hold_out(labels, seed=1)[1], held_out)
+
+
+def test_linear_probe_chooses_c_for_many_classes_of_few_rows():
+    """Forty classes of one to three rows each; a class of a single row is predicted too."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(40), np.arange(40) % 3 + 1)
+    h = 10 * np.eye(40)[labels] + 0.1 * rng.normal(size=(len(labels), 40))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe = linear_probe(h, labels, h, labels)
+    assert set(probe.held_out_accuracy) == set(linear.C_GRID)
+    assert probe.accuracy == 1.0 and probe.classes.tolist() == list(range(40))
 
 
 @pytest.mark.parametrize("classify", [knn_accuracy, linear_probe])
