@@ -257,13 +257,13 @@ def test_knn_accuracy_equals_scikit_learn():
     assert 0.3 < found < 0.95  # neither chance nor trivial
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 60, 1000])
-def test_blocks_do_not_matter(block_size):
+@pytest.mark.parametrize("batch_size", [1, 7, 60, 1000])
+def test_the_batch_size_of_knn_does_not_matter(batch_size):
     train_h, train_labels = clusters()
     test_h, _ = clusters(60, seed=1)
-    one_block = knn_predict(train_h, train_labels, test_h, 20)
-    blocks = knn_predict(train_h, train_labels, test_h, 20, block_size=block_size)
-    np.testing.assert_array_equal(blocks, one_block)
+    at_once = knn_predict(train_h, train_labels, test_h, 20)
+    batched = knn_predict(train_h, train_labels, test_h, 20, batch_size=batch_size)
+    np.testing.assert_array_equal(batched, at_once)
 
 
 def test_lengths_of_embeddings_do_not_matter():
@@ -427,7 +427,7 @@ def test_settings_out_of_range_are_named():
     for settings, message in (
         ({"k": 0}, "k must be 1 or more"),
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"block_size": 0}, "block_size must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
     ):
         with pytest.raises(ValueError, match=message):
             knn_predict(h, y, h, **settings)
