@@ -410,7 +410,7 @@ def test_linear_probe_chooses_c_for_many_classes_of_few_rows():
         ({2: np.full((6, 4), np.inf)}, "test_h must be finite; 6 of 6 rows"),
         ({1: np.arange(9)}, "one for each of the 10 rows"),
         ({1: np.arange(10) / 2}, "must be integers"),
-        ({2: np.ones((6, 5))}, "equally wide, from one encoder; got 4 and 5"),
+        ({2: np.ones((6, 5))}, "same number of features; got 4 and 5"),
         ({0: np.ones((0, 4)), 1: np.arange(0)}, "n and D of 1 or more"),
     ],
 )

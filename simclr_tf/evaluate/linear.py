@@ -107,7 +107,7 @@ def linear_probe(
     held_out_accuracy, best_c = {}, C
     if C is None:
         held_out_accuracy = _try_grid(train_h, train_labels, max_iter, tolerance, seed)
-        best_c = max(held_out_accuracy, key=held_out_accuracy.get)  # the first of equals
+        best_c = max(held_out_accuracy, key=held_out_accuracy.get)  # the smallest in a tie
     model = _classifier(best_c, max_iter, tolerance)
     converged = _fit(model, train_h, train_labels)
     predicted = model.predict(test_h)
@@ -128,14 +128,14 @@ def _check_settings(train_labels, c, max_iter, tolerance):
     if len(classes) < 2:
         raise ArgumentError(
             f"train_labels must have two classes or more; got only label {classes[0]}. "
-            "A split taken from sorted data may hold a single class: shuffle it first."
+            "A split of sorted data may have a single class: shuffle the data before the split."
         )
     if c is not None and not c > 0:
         raise ArgumentError(f"C must be above 0; got {c}. None chooses it on the training set.")
     if max_iter < 1 or not tolerance > 0:
         raise ArgumentError(
             "max_iter must be 1 or more and tolerance above 0; "
-            f"got max_iter={max_iter}, tolerance={tolerance}."
+            f"got max_iter={max_iter}, tolerance={tolerance}. The defaults are 300 and 1e-3."
         )
 
 

@@ -32,8 +32,8 @@ def draw_views(images, views, path, zoom=None, extents=None):
 
     Example:
 
-    >>> view = simclr_tf.RandomView(32)
-    >>> simclr_tf.report.draw_views(images, [view(images, seed=s) for s in (0, 1)], "views.png")
+    >>> flipped = images[:, :, ::-1] / 255.0
+    >>> simclr_tf.report.draw_views(images, [flipped], "views.png")
     >>> import os; os.path.getsize("views.png") > 0
     True
     """
