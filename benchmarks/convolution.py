@@ -1,10 +1,11 @@
-"""The weight gradient of 3x3 convolutions in bfloat16: TensorFlow's against matrix products.
+"""Weight gradients of 3x3 convolutions in bfloat16: TensorFlow's and by matrix products.
 
-    python benchmarks/convolution.py
+    python benchmarks/convolution.py [--repeats=7]
 
 The layers are those of a ResNet-18 of half width and of full width at 16 to 32 pixels.
 """
 
+import argparse
 import functools
 
 import measure
@@ -32,15 +33,15 @@ LAYERS = (
 
 
 def run(repeats):
-    """Rows: layer, milliseconds of both, ratio, whether the products are chosen."""
+    """Returns rows: layer, milliseconds of both, ratio, whether the package uses the products."""
     rows = []
     for side, channels in LAYERS:
         shape = [VIEWS, side, side, channels]
         x = tf.cast(tf.random.normal(shape), tf.bfloat16)
         dy = tf.cast(tf.random.normal(shape), tf.bfloat16)
-        of_kernel = [3, 3, channels, channels]
+        kernel_shape = [3, 3, channels, channels]
         functions = {
-            "stock": lambda x, dy, k=of_kernel: tf.compat.v1.nn.conv2d_backprop_filter(
+            "stock": lambda x, dy, k=kernel_shape: tf.compat.v1.nn.conv2d_backprop_filter(
                 x, k, dy, [1, 1, 1, 1], "SAME"
             ),
             "products": lambda x, dy: convolution.weight_gradient(x, dy, 3, 1, "SAME"),
@@ -64,8 +65,10 @@ COLUMNS = {
     "stock": ("TensorFlow, ms", ".1f"),
     "products": ("products, ms", ".1f"),
     "ratio": ("ratio", ".2f"),
-    "chosen": ("products chosen", ""),
+    "chosen": ("products used", ""),
 }
 
 if __name__ == "__main__":
-    measure.show(__doc__.splitlines()[0], COLUMNS, run(7))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls")
+    measure.show(__doc__.splitlines()[0], COLUMNS, run(parser.parse_args().repeats))

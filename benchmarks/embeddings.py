@@ -1,9 +1,9 @@
-"""Seconds, peak memory and size of a file of many embeddings, in each format.
+"""Time, peak memory and file size of writing embeddings, in each format.
 
     python benchmarks/embeddings.py --rows=1000000 [--dim=512] [--folder=DIR]
 
-The embeddings are random numbers: little but writing costs anything. Each file is written by a
-process of its own and removed; the memory is that of the whole process, TensorFlow included.
+The embeddings are random, so that nearly all time is spent on writing. Each file is written by a
+separate process and removed; the memory is that of the whole process, TensorFlow included.
 """
 
 import argparse
@@ -21,7 +21,7 @@ BATCH_ROWS = 256
 
 
 def batches(rows, dim):
-    """`Features` of so many embeddings in all, labelled and named."""
+    """Yields `Features` of random embeddings, with labels and ids, batch by batch."""
     from simclr_tf.evaluate import Features
 
     rng = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def batches(rows, dim):
 
 
 def write(path, rows, dim):
-    """Writes a file and returns what it took."""
+    """Writes a file and returns its time, peak memory and size."""
     from simclr_tf import _quiet
 
     _quiet.import_tensorflow()
@@ -50,14 +50,14 @@ def write(path, rows, dim):
 
 
 def main(rows, dim, folder):
-    """Prints the table: few rows and many, in each format."""
+    """Prints the table: each format with 2,000 rows and with `rows`."""
     table = []
     for kind in FORMATS:
         for count in (2000, rows):
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                place = pathlib.Path(scratch) / f"h.{kind}"
-                found = measure.in_fresh_process("embeddings.py", "--write", place, count, dim)
-            table.append({"format": kind, "rows": count, **found})
+            with tempfile.TemporaryDirectory(dir=folder) as directory:
+                path = pathlib.Path(directory) / f"h.{kind}"
+                result = measure.in_fresh_process("embeddings.py", "--write", path, count, dim)
+            table.append({"format": kind, "rows": count, **result})
     columns = {
         "format": ("format", ""),
         "rows": ("rows", ",d"),
@@ -65,7 +65,7 @@ def main(rows, dim, folder):
         "peak_megabytes": ("peak MB", ".0f"),
         "file_megabytes": ("file MB", ".0f"),
     }
-    measure.show(f"embeddings of {dim} numbers", columns, table)
+    measure.show(f"Embeddings of {dim} dimensions", columns, table)
 
 
 if __name__ == "__main__":
@@ -73,7 +73,7 @@ if __name__ == "__main__":
         print(json.dumps(write(sys.argv[2], *map(int, sys.argv[3:]))))
         sys.exit()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--folder", help="where there is room")
+    parser.add_argument("--rows", type=int, default=200_000, help="number of embeddings")
+    parser.add_argument("--dim", type=int, default=512, help="dimensions of an embedding")
+    parser.add_argument("--folder", help="directory of the temporary files")
     main(**vars(parser.parse_args()))

@@ -1,10 +1,11 @@
-"""A process that has lightly and PyTorch: does its piece of work once for each line it is sent.
+"""Runs a task with lightly and PyTorch in a process of its own, once per line on stdin.
 
-    python benchmarks/lightly_worker.py loss N        NT-Xent and its gradient for N pairs
-    python benchmarks/lightly_worker.py views 32      views of 32-pixel uint8 in memory
-    python benchmarks/lightly_worker.py views 224 F   two views of each JPEG file of the npz F
+    python benchmarks/lightly_worker.py loss N        NT-Xent and its gradient for N images
+    python benchmarks/lightly_worker.py views 32      views of 32-pixel uint8 images in memory
+    python benchmarks/lightly_worker.py views 224 F   views of the JPEG files in the npz file F
 
-`torch_lightly.py` starts it, in the Python that SIMCLR_LIGHTLY names. Answers each line with one.
+`torch_lightly.py` starts it with the Python interpreter that SIMCLR_LIGHTLY names. It prints a line
+after each run.
 """
 
 import io
@@ -15,11 +16,11 @@ import numpy as np
 import torch
 
 DIM, TEMPERATURE = 128, 0.1
-IMAGES = {32: 512, 224: 64}  # as many as the others in views.py take at a time, two views of each
+IMAGES = {32: 512, 224: 64}  # two views of each, so as many views as the others in views.py
 
 
 def loss(pairs):
-    """A function without arguments: one value and gradient."""
+    """Returns a function that computes the loss and its gradient once."""
     from lightly.loss import NTXentLoss
 
     torch.manual_seed(0)
@@ -34,7 +35,7 @@ def loss(pairs):
 
 
 def views(side, path=None):
-    """A function without arguments: the views of one pass of a DataLoader on all cores."""
+    """Returns a function that makes the views of all images once, by a DataLoader on all cores."""
     from lightly.transforms import SimCLRTransform
     from PIL import Image
 

@@ -1,7 +1,7 @@
-"""Paired timings and peak memory: what every benchmark here is made of.
+"""Interleaved timings and peak memory, used by all benchmarks.
 
-Contenders take turns in one process, so that a slow minute of the machine is slow for all; the
-median of the turns counts. Memory is the peak of a fresh process, above what it held before.
+Implementations are timed alternately in one process, so that a change in the machine's speed
+affects all of them; the median is reported. Peak memory is measured in a fresh process.
 """
 
 import json
@@ -17,28 +17,36 @@ import time
 
 import numpy as np
 
-HERE = pathlib.Path(__file__).resolve().parent
+DIRECTORY = pathlib.Path(__file__).resolve().parent
 
 
-def seconds(contenders, repeats):
-    """Median seconds of each, taken in turns after one call that is not counted."""
+def seconds(calls, repeats):
+    """Times functions alternately, after one untimed call of each.
+
+    Args:
+      calls: dict from a name to a function without arguments.
+      repeats: int, timed calls of each.
+
+    Returns:
+      dict from each name to its median time in seconds.
+    """
     import tensorflow as tf
 
-    taken = {name: [] for name in contenders}
+    times = {name: [] for name in calls}
     for turn in range(repeats + 1):
-        for name, call in contenders.items():
+        for name, call in calls.items():
             start = time.perf_counter()
             for result in tf.nest.flatten(call()):
                 np.asarray(result)
             if turn:
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in taken.items()}
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def peak_bytes():
-    """The most memory that this process has held so far."""
+    """Returns the peak memory of this process so far, in bytes."""
     try:
-        # What getrusage says begins with the peak of the process that started this one.
+        # getrusage starts with the peak of the parent process.
         status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
     except OSError:  # not Linux
@@ -46,11 +54,11 @@ def peak_bytes():
 
 
 def in_fresh_process(script, *arguments):
-    """Runs benchmarks/`script` with arguments; returns the JSON of the last line it prints.
+    """Runs benchmarks/`script` with arguments and returns the JSON of its last line.
 
-    None where the process was killed, as for want of memory.
+    Returns None where the process was killed, for example by the system for lack of memory.
     """
-    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    command = [sys.executable, str(DIRECTORY / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         return None
@@ -60,7 +68,7 @@ def in_fresh_process(script, *arguments):
 
 
 def machine():
-    """What the figures were measured on."""
+    """Returns a description of the machine and the versions."""
     import tensorflow as tf
 
     model, flags = platform.processor() or platform.machine(), ""
@@ -72,7 +80,7 @@ def machine():
     except OSError:  # not Linux
         pass
     return {
-        "processor": model,
+        "cpu": model,
         "cores": os.cpu_count(),
         "bfloat16": [f for f in ("avx512_bf16", "amx_bf16") if f in flags.split()],
         "tensorflow": tf.__version__,
@@ -82,17 +90,17 @@ def machine():
 
 
 def show(title, columns, rows):
-    """Prints a table: columns maps a row's key to (heading, format)."""
+    """Prints a table; `columns` maps a key of the rows to (heading, format)."""
     print(f"\n{title}")
     lines = [[heading for heading, _ in columns.values()]]
     for row in rows:
         lines.append(
             [
-                "-" if row.get(key) is None else format(row[key], how)
-                for key, (_, how) in columns.items()
+                "-" if row.get(key) is None else format(row[key], spec)
+                for key, (_, spec) in columns.items()
             ]
         )
-    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
     for line in lines:
         cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]
         print("  ".join(cells), flush=True)

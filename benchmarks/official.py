@@ -1,7 +1,7 @@
-"""The official code (google-research/simclr, tf2/) as a contender, where a person has it.
+"""The official code (google-research/simclr, tf2/), for comparison where it is available.
 
-SIMCLR_OFFICIAL names its folder; without it there is no such row. Its modules are imported as they
-are: they read flags of absl, which are defined here as its run.py does.
+The environment variable SIMCLR_OFFICIAL names its directory; without it the tables have no such
+row. Its modules read absl flags, which are defined here in place of its run.py.
 """
 
 import importlib
@@ -13,20 +13,20 @@ from absl import flags
 VARIABLE = "SIMCLR_OFFICIAL"
 
 
-def is_at_hand():
-    """Whether the environment names a folder with the official code."""
+def is_available():
+    """Returns whether SIMCLR_OFFICIAL names a directory with the official code."""
     return os.path.exists(os.path.join(os.environ.get(VARIABLE, ""), "data_util.py"))
 
 
 def _module(name):
     folder = os.environ[VARIABLE]
     if folder not in sys.path:
-        sys.path.append(folder)  # last: its names (data, model, run) are common ones
+        sys.path.append(folder)  # last, as its modules have common names (data, model, run)
     return importlib.import_module(name)
 
 
 def loss(temperature):
-    """(z_a, z_b) -> its `add_contrastive_loss`, twice NT-Xent as its two directions are summed."""
+    """Returns (z_a, z_b) -> `add_contrastive_loss`, twice NT-Xent: it sums both directions."""
     import tensorflow as tf
 
     objective = _module("objective")
@@ -36,11 +36,11 @@ def loss(temperature):
 
 
 def view(size, strength):
-    """Uint8 image -> one view, without blur, which it makes of a batch (see `blur`)."""
+    """Returns a function from a uint8 image to a view without blur (see `blur`)."""
     import tensorflow as tf
 
     if "color_jitter_strength" not in flags.FLAGS:
-        flags.DEFINE_float("color_jitter_strength", strength, "Of the official code.")
+        flags.DEFINE_float("color_jitter_strength", strength, "Strength of color jitter.")
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     data_util = _module("data_util")
@@ -54,5 +54,5 @@ def view(size, strength):
 
 
 def blur(images, size):
-    """A batch of views, half of them blurred, with one sigma for all."""
+    """Blurs half of a batch of views, all with one sigma."""
     return _module("data_util").batch_random_blur([images], size, size)[0]

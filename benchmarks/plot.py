@@ -1,4 +1,4 @@
-"""Time and memory of NT-Xent against the batch, from the JSON of run.py.
+"""Plots time and memory of NT-Xent against the batch size, from the JSON file of run.py.
 
 python benchmarks/plot.py benchmarks.json docs/loss.png
 """
@@ -14,14 +14,14 @@ import matplotlib.pyplot as plt
 
 
 def plot(source, target):
-    """Two panels, both axes logarithmic."""
+    """Draws two panels, seconds and memory, with logarithmic axes."""
     rows = json.loads(pathlib.Path(source).read_text(encoding="utf-8"))["loss"]
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for name in dict.fromkeys(row["contender"] for row in rows):
-        mine = [row for row in rows if row["contender"] == name]
+    for name in dict.fromkeys(row["implementation"] for row in rows):
+        rows_of_name = [row for row in rows if row["implementation"] == name]
         style = {"linestyle": ":", "color": "grey"} if name == "three products" else {"marker": "o"}
         for panel, key in zip(panels, ("seconds", "megabytes")):
-            points = [(row["images"], row[key]) for row in mine if row.get(key)]
+            points = [(row["images"], row[key]) for row in rows_of_name if row.get(key)]
             if points:
                 panel.plot(*zip(*points), label=name, **style)
     for panel, label in zip(panels, ("seconds, value and gradient", "memory added, MB")):

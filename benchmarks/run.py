@@ -1,9 +1,9 @@
-"""All benchmarks: tables on the terminal, and one JSON file with the machine described.
+"""Runs all benchmarks, prints their tables, and writes a JSON file with a machine description.
 
     python benchmarks/run.py [--only=views,loss] [--repeats=5] [--json=benchmarks.json]
 
-What each table compares stands in the module of its name. All figures of a table come from one
-run, contenders in turns. The whole takes about half an hour on two cores.
+The module of a table documents what it compares. All figures of a table come from one run, timed
+alternately. All tables take about half an hour on two cores.
 """
 
 import json
@@ -25,7 +25,7 @@ from simclr_tf import devices  # noqa: E402 - after TensorFlow's start-up lines
 
 
 def in_best_precision(function, *arguments):
-    """Calls it under the policy that `--precision=auto` takes."""
+    """Calls a function under the precision policy of `--precision=auto`."""
     tf.keras.mixed_precision.set_global_policy(devices.precision_policy("auto"))
     try:
         return function(*arguments)
@@ -54,23 +54,24 @@ TABLES = {
 
 
 def main(_):
-    """Runs the tables asked for."""
+    """Runs the selected tables."""
     options = flags.FLAGS
     unknown = sorted({*options.only} - {*TABLES})
     if unknown:
         raise app.UsageError(f"--only takes {', '.join(TABLES)}; got {', '.join(unknown)}.")
-    found = {"machine": measure.machine()}
-    print("  ".join(f"{key}: {value}" for key, value in found["machine"].items()))
+    results = {"machine": measure.machine()}
+    print("  ".join(f"{key}: {value}" for key, value in results["machine"].items()))
     for name in options.only or TABLES:
         title, columns, run = TABLES[name]
-        found[name] = run(options.repeats)
-        measure.show(title, columns, found[name])
+        results[name] = run(options.repeats)
+        measure.show(title, columns, results[name])
     if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(results, indent=1) + "\n"
+        pathlib.Path(options.json).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("only", [], "Tables to make; all by default.")
-    flags.DEFINE_integer("repeats", 5, "Counted calls of each contender.", 1)
-    flags.DEFINE_string("json", None, "Where the figures go, besides the terminal.")
+    flags.DEFINE_list("only", [], "Tables to run; default: all.")
+    flags.DEFINE_integer("repeats", 5, "Timed calls of each implementation.", 1)
+    flags.DEFINE_string("json", None, "JSON file to write.")
     app.run(main)

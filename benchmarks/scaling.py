@@ -1,10 +1,10 @@
-"""What a step costs a replica, counted in the graph that TensorFlow builds for 1 to 8 replicas.
+"""Operations and communication of a step per replica, counted in TensorFlow's graphs.
 
     python benchmarks/scaling.py
 
-Nothing is run and nothing is timed: floating-point operations of convolutions and matrix products,
-and the bytes that the replicas' collectives are given, are exact where times on one machine say
-nothing about many. Beside each count stands what docs/scaling.md predicts.
+Graphs for 1 to 8 replicas are built and not run: the floating-point operations of convolutions and
+matrix products, and the bytes that replicas pass to collectives, are exact, whereas times on one
+machine do not carry over to many. The table also has the predictions of docs/scaling.md.
 """
 
 import math
@@ -23,7 +23,7 @@ IMAGES, SIDE, DIM = 40, 32, 48  # a replica's images, pixels, length of z
 
 
 def graph_of(replicas):
-    """The graph of a step on that many logical processors, and the model."""
+    """Returns the graph of a step on that many logical CPUs, and the model."""
     devices = [device.name for device in tf.config.list_logical_devices("CPU")][:replicas]
     strategy = tf.distribute.get_strategy()
     if replicas > 1:
@@ -47,9 +47,9 @@ def graph_of(replicas):
 
 
 def products(graph, replicas):
-    """Floating-point operations of a replica: (encoder and head, NT-Xent or None).
+    """Counts floating-point operations of a replica: (encoder and head, NT-Xent or None).
 
-    One replica takes NT-Xent in half as many blocks, in a loop, whose turns a graph does not count.
+    A single replica computes NT-Xent in a loop over tiles, whose iterations a graph does not count.
     """
     encoder = loss = 0
     for op in graph.get_operations():
@@ -71,7 +71,7 @@ def _matrix(op):
 
 
 def _convolution(op):
-    """2 x the multiplications of a convolution or one of its two gradients, all of them equal."""
+    """Counts the operations of a convolution or of one of its gradients, which are equal."""
     consts = {"Conv2D": (1, 0), "Conv2DBackpropInput": (1, 2), "Conv2DBackpropFilter": (None, 2)}
     kernel, result = consts[op.type]
     shape = op.outputs[0].shape if kernel is None else op.inputs[kernel].shape
@@ -80,41 +80,39 @@ def _convolution(op):
 
 
 def collectives(graph, replicas):
-    """Bytes that one replica hands in: {"gather": ..., "reduce": ...}."""
-    given = {"gather": 0, "reduce": 0}
+    """Counts the bytes that a replica passes to collectives: {"gather": ..., "reduce": ...}."""
+    sent = {"gather": 0, "reduce": 0}
     for op in graph.get_operations():
         if op.type.startswith(("CollectiveReduce", "CollectiveGather")):
             tensor = op.inputs[0]
             if tensor.dtype == tf.int32:  # the lengths that are gathered first
                 continue
-            # What is gathered has no static shape; it is the z of one view.
+            # The gathered tensor, the z of one view, has no static shape.
             count = math.prod(tensor.shape) if tensor.shape.is_fully_defined() else IMAGES * DIM
             kind = "gather" if "Gather" in op.type else "reduce"
-            given[kind] += count * tensor.dtype.size
-    return {kind: total / replicas for kind, total in given.items()}
+            sent[kind] += count * tensor.dtype.size
+    return {kind: total / replicas for kind, total in sent.items()}
 
 
 def predicted(model, replicas):
-    """What docs/scaling.md says of the bytes and of the loss's operations, for a replica."""
+    """Returns the bytes and operations of a replica by the formulas of docs/scaling.md."""
     parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     norms = [m for m in model.submodules if isinstance(m, tf.keras.layers.BatchNormalization)]
     channels = sum(norm.gamma.shape[0] for norm in norms)
     z = 2 * IMAGES * DIM * 4
-    shared = replicas > 1
+    distributed = replicas > 1
     return {
-        "loss": 6 * (2 * IMAGES) * (2 * IMAGES * replicas) * DIM if shared else None,
-        "gather": shared * z,
-        # Gradients; batch norm, forwards and backwards; the gradient of the gathering.
-        "reduce": shared * (4 * parameters + 4 * 5 * channels + z * replicas),
+        "loss": 6 * (2 * IMAGES) * (2 * IMAGES * replicas) * DIM if distributed else None,
+        "gather": distributed * z,
+        # Gradients; batch normalisation, forward and backward; the gradient of gathering.
+        "reduce": distributed * (4 * parameters + 4 * 5 * channels + z * replicas),
     }
 
 
 def run():
-    """Rows: replicas, operations and bytes of one of them."""
-    chosen, log_sum_exp.MAX_DENSE_LOGITS = (
-        log_sum_exp.MAX_DENSE_LOGITS,
-        2**62,
-    )  # one product instead of a loop, to count it
+    """Returns rows: replicas, operations and bytes per replica."""
+    limit = log_sum_exp.MAX_DENSE_LOGITS
+    log_sum_exp.MAX_DENSE_LOGITS = 2**62  # one product instead of a loop, so that it is counted
     rows = []
     for replicas in REPLICAS:
         graph, model = graph_of(replicas)
@@ -123,7 +121,7 @@ def run():
         counted.update((f"p_{key}", value) for key, value in predicted(model, replicas).items())
         millions = {key: value and value / 1e6 for key, value in counted.items()}
         rows.append({"replicas": replicas, **millions})
-    log_sum_exp.MAX_DENSE_LOGITS = chosen
+    log_sum_exp.MAX_DENSE_LOGITS = limit
     return rows
 
 
@@ -140,7 +138,7 @@ COLUMNS = {
 
 
 def plan():
-    """Rows: ResNet-50 at 224 pixels on many replicas, by the formulas that the counts confirm."""
+    """Returns rows: ResNet-50 at 224 pixels on many replicas, by the formulas verified above."""
     encoder = simclr_tf.ResNet(50)
     encoder.build((None, 224, 224, 3))
     call = tf.function(lambda images: encoder(images, training=True))
@@ -152,7 +150,7 @@ def plan():
     rows = []
     for replicas, batch in ((32, 4096), (128, 4096), (128, 16384), (512, 32768), (1024, 65536)):
         images, z = batch / replicas, 2 * batch * 128 * 4
-        # Forwards and two backwards; value, its recomputation and two gradients of NT-Xent.
+        # Encoder: forward and two backward. NT-Xent: value, its recomputation, two gradients.
         work, loss = 3 * 2 * images * forward, 4 * 2 * (2 * images) * (2 * batch) * 128
         rows.append(
             {
@@ -161,7 +159,7 @@ def plan():
                 "images": int(images),
                 "work": work / 1e12,
                 "loss": loss / 1e12,
-                "share": 100 * loss / (loss + work),
+                "percent": 100 * loss / (loss + work),
                 "z": z / 1e6,
                 "reduced": (4 * parameters + 20 * channels + z) / 1e6,
                 "memory": 3 * z / 1e6,
@@ -173,10 +171,10 @@ def plan():
 PLAN_COLUMNS = {
     "replicas": ("replicas", ",d"),
     "batch": ("batch", ",d"),
-    "images": ("a replica's images", ",d"),
+    "images": ("images per replica", ",d"),
     "work": ("encoder TFLOP", ".2f"),
     "loss": ("loss TFLOP", ".4f"),
-    "share": ("% of all", ".2f"),
+    "percent": ("% of total", ".2f"),
     "z": ("all z, MB", ".1f"),
     "reduced": ("reduced MB", ".0f"),
     "memory": ("loss memory MB", ".0f"),
@@ -187,5 +185,5 @@ if __name__ == "__main__":
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * max(REPLICAS),
     )
-    measure.show("A replica's part of a step", COLUMNS, run())
-    measure.show("ResNet-50, 224 pixels, by the formulas", PLAN_COLUMNS, plan())
+    measure.show("A step, per replica", COLUMNS, run())
+    measure.show("ResNet-50 at 224 pixels, by the formulas", PLAN_COLUMNS, plan())

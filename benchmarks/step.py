@@ -1,10 +1,11 @@
-"""A training step against its limits: the bare encoder, and a batch without gradient caching.
+"""Time of a training step, compared with the bare encoder; time and memory of micro-batches.
 
     python benchmarks/step.py
 
-Whole `fit` steps on CIFAR-sized images (views, encoder, head, loss, LARS, metrics) against the
-bare encoder's forward and backward pass on a constant batch in the same precision; then time and
-memory of gradient caching. With `--one BATCH MICRO` a step runs alone and its peak is printed.
+Measures whole `fit` steps on CIFAR-sized images (views, encoder, head, loss, LARS, metrics) and the
+bare encoder's forward and backward pass on a constant batch in the same precision; then steps with
+and without micro-batches. With `--one BATCH MICRO_BATCH` only such a step runs, and its time and
+the peak memory are printed.
 """
 
 import argparse
@@ -27,12 +28,12 @@ CACHE_BATCHES = ((256, None), (4096, 512))
 
 
 def random_images(count):
-    """uint8 [count, 32, 32, 3]."""
+    """Returns random images, uint8 [count, 32, 32, 3]."""
     return tf.constant(np.random.default_rng(0).integers(0, 256, [count, 32, 32, 3], np.uint8))
 
 
 def training_step(batch_size, width, micro_batch_size=None):
-    """A compiled SimCLR, and a call that takes a step as `fit` does."""
+    """Returns a compiled SimCLR model, and a function that runs a step of `fit`."""
     model = simclr_tf.SimCLR(
         simclr_tf.ResNet(18, width=width), micro_batch_size=micro_batch_size, seed=0
     )
@@ -44,7 +45,7 @@ def training_step(batch_size, width, micro_batch_size=None):
 
 
 def bare_encoder(encoder, batch_size):
-    """A call of forward and backward pass on the views of a batch."""
+    """Returns a function that runs a forward and a backward pass on the views of a batch."""
     views = tf.random.uniform([2 * batch_size, 32, 32, 3])
 
     @tf.function
@@ -57,7 +58,7 @@ def bare_encoder(encoder, batch_size):
 
 
 def run_step(repeats, width):
-    """Rows: what, images a second, ratio to the bare encoder."""
+    """Returns rows: what, images per second, ratio to the bare encoder."""
     model, step = training_step(STEP_BATCH, width)
     calls = {
         "whole step": step,
@@ -65,10 +66,10 @@ def run_step(repeats, width):
     }
     stock = simclr_tf.ResNet(18, width=width)
     stock.build((None, 32, 32, 3))
-    chosen, convolution.is_deep = convolution.is_deep, lambda side, channels: False
+    is_deep, convolution.is_deep = convolution.is_deep, lambda side, channels: False
     calls["bare encoder, stock gradients"] = bare_encoder(stock, STEP_BATCH)
-    calls["bare encoder, stock gradients"]()  # traced here, while the products are off
-    convolution.is_deep = chosen
+    calls["bare encoder, stock gradients"]()  # traced here, without matrix products
+    convolution.is_deep = is_deep
     medians = measure.seconds(calls, repeats)
     return [
         {
@@ -81,30 +82,32 @@ def run_step(repeats, width):
 
 
 def one(batch_size, micro_batch_size):
-    """Prints seconds of a step and the peak memory of the process, ResNet-18 of full width."""
+    """Prints the seconds of a step of a full-width ResNet-18 and the peak memory of the process."""
     keras.mixed_precision.set_global_policy(devices.precision_policy("auto"))
     _, step = training_step(batch_size, 1, micro_batch_size)
-    # As many images whatever the batch: the memory of a process grows over its first steps.
+    # The same number of images for each batch size: memory grows over the first steps.
     repeats = max(batch for batch, _ in CACHE_BATCHES) // batch_size
     seconds = measure.seconds({"step": step}, repeats)["step"]
     print(json.dumps({"seconds": seconds, "peak": measure.peak_bytes()}))
 
 
 def run_cache(rounds):
-    """Rows: batch, piece, images a second, and ratios of time an image and memory to the first.
+    """Returns rows: batch, micro-batch, images/s, and time and memory relative to the first.
 
-    Each batch has a process of its own; the rounds interleave them and the medians count.
+    Each measurement runs in its own process; rounds alternate, and medians are reported.
     """
-    taken = {key: [] for key in CACHE_BATCHES}
+    measured = {key: [] for key in CACHE_BATCHES}
     for _ in range(rounds):
         for batch_size, micro in CACHE_BATCHES:
             result = measure.in_fresh_process("step.py", "--one", batch_size, micro or 0)
-            taken[batch_size, micro].append(result)
+            measured[batch_size, micro].append(result)
     rows = []
-    for (batch_size, micro), results in taken.items():
+    for (batch_size, micro), results in measured.items():
         seconds = float(np.median([r["seconds"] for r in results]))
         peak = float(np.median([r["peak"] for r in results]))
-        rows.append({"batch": batch_size, "piece": micro, "seconds": seconds, "peak": peak / 1e6})
+        rows.append(
+            {"batch": batch_size, "micro_batch": micro, "seconds": seconds, "peak": peak / 1e6}
+        )
     first = rows[0]
     for row in rows:
         row["rate"] = row["batch"] / row["seconds"]
@@ -116,25 +119,25 @@ def run_cache(rounds):
 STEP_COLUMNS = {
     "what": (f"batch {STEP_BATCH}, 32 pixels", ""),
     "rate": ("images/s", ",.0f"),
-    "ratio": ("of the bare encoder", ".2f"),
+    "ratio": ("ratio to the bare encoder", ".2f"),
 }
 CACHE_COLUMNS = {
     "batch": ("ResNet-18, batch", ",d"),
-    "piece": ("views a piece", ",d"),
+    "micro_batch": ("micro-batch", ",d"),
     "rate": ("images/s", ",.0f"),
-    "time_ratio": ("time an image", ".2f"),
+    "time_ratio": ("time per image", ".2f"),
     "peak": ("peak MB", ",.0f"),
     "memory_ratio": ("memory", ".2f"),
 }
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--one", nargs=2, type=int)
-    given = parser.parse_args()
-    if given.one:
-        one(given.one[0], given.one[1] or None)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--one", nargs=2, type=int, metavar=("BATCH", "MICRO_BATCH"))
+    args = parser.parse_args()
+    if args.one:
+        one(args.one[0], args.one[1] or None)
     else:
         keras.mixed_precision.set_global_policy(devices.precision_policy("auto"))
         for width in (0.5, 1):
-            measure.show("A step", STEP_COLUMNS, run_step(5, width))
-        measure.show("Gradient caching", CACHE_COLUMNS, run_cache(1))
+            measure.show("A training step", STEP_COLUMNS, run_step(5, width))
+        measure.show("Micro-batches", CACHE_COLUMNS, run_cache(1))

@@ -1,8 +1,8 @@
-"""Where the time of a training step goes: one step under the profiler, summed by operation.
+"""Profiles one training step and sums its time by operation.
 
     python benchmarks/step_profile.py [LOGDIR]
 
-The trace stays in LOGDIR, where TensorBoard's profiler can open it.
+The trace is written to LOGDIR, for TensorBoard's profiler.
 """
 
 import collections
@@ -21,12 +21,12 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2  # noqa: E402 - as above
 
 from simclr_tf import devices  # noqa: E402 - after TensorFlow's start-up lines
 
-# Operations that hold others: their time is that of what they hold.
+# Operations that call others: their time includes the time of those.
 _CONTAINERS = ("PartitionedCall", "StatefulPartitionedCall", "While", "If", "StatelessIf")
 
 
 def run(logdir, width=0.5):
-    """Rows: operation, milliseconds summed over threads, share, for the operations above 1 %."""
+    """Returns rows: operation, milliseconds summed over threads, percentage of at least 1 %."""
     policy = devices.precision_policy("auto")
     tf.keras.mixed_precision.set_global_policy(policy)
     _, take_step = step.training_step(step.STEP_BATCH, width)
@@ -34,7 +34,7 @@ def run(logdir, width=0.5):
         take_step().numpy()
     with tf.profiler.experimental.Profile(logdir):
         take_step().numpy()
-    taken = collections.Counter()
+    milliseconds = collections.Counter()
     (path,) = glob.glob(f"{logdir}/plugins/profile/*/*.xplane.pb")
     space = xplane_pb2.XSpace()
     with open(path, "rb") as file:
@@ -43,31 +43,31 @@ def run(logdir, width=0.5):
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
-                place, colon, kind = name.rpartition(":")
-                # An operation is "place:kind"; "Class::Method" is TensorFlow's machinery.
+                scope, colon, kind = name.rpartition(":")
+                # An operation is named "scope:kind"; "Class::Method" is TensorFlow's own code.
                 if (
                     colon
-                    and place
+                    and scope
                     and "::" not in name
                     and kind not in _CONTAINERS
                     and " " not in kind
                 ):
-                    taken[kind] += event.duration_ps / 1e9
-    total = sum(taken.values())
+                    milliseconds[kind] += event.duration_ps / 1e9
+    total = sum(milliseconds.values())
     rows = [
-        {"operation": kind, "milliseconds": time, "share": 100 * time / total}
-        for kind, time in taken.most_common()
+        {"operation": kind, "milliseconds": time, "percent": 100 * time / total}
+        for kind, time in milliseconds.most_common()
     ]
-    return [row for row in rows if row["share"] >= 1]
+    return [row for row in rows if row["percent"] >= 1]
 
 
 COLUMNS = {
     "operation": ("operation", ""),
-    "milliseconds": ("ms, both cores", ".0f"),
-    "share": ("%", ".0f"),
+    "milliseconds": ("ms, all threads", ".0f"),
+    "percent": ("%", ".0f"),
 }
 
 if __name__ == "__main__":
-    found = run(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+    rows = run(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     title = f"A step of {step.STEP_BATCH} images, ResNet-18 of half width"
-    measure.show(title, COLUMNS, found)
+    measure.show(title, COLUMNS, rows)

@@ -1,6 +1,7 @@
-"""lightly (PyTorch) as a contender, where a person has it: it takes its turns in its own process.
+"""lightly (PyTorch) in a process of its own, for comparison where it is available.
 
-SIMCLR_LIGHTLY names a Python that can import lightly and torch; without it there is no such row.
+The environment variable SIMCLR_LIGHTLY names a Python interpreter that can import lightly and
+torch; without it the tables have no such row.
 """
 
 import os
@@ -10,16 +11,19 @@ import subprocess
 VARIABLE = "SIMCLR_LIGHTLY"
 
 
-def is_at_hand():
-    """Whether the environment names such a Python."""
+def is_available():
+    """Returns whether SIMCLR_LIGHTLY is set."""
     return bool(os.environ.get(VARIABLE))
 
 
 class Worker:
-    """A piece of work of `lightly_worker.py`, done once by each call.
+    """Starts `lightly_worker.py`; each call runs its task once.
 
     Args:
-      *arguments: of that program.
+      *arguments: arguments of `lightly_worker.py`.
+
+    Raises:
+      RuntimeError: the process has ended.
     """
 
     def __init__(self, *arguments):

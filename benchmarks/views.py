@@ -1,11 +1,13 @@
-"""Random views a second, from 32-pixel uint8 and from 224-pixel JPEG files.
+"""Random views per second, from 32-pixel uint8 images and from 224-pixel JPEG files.
 
-    python benchmarks/views.py
+    python benchmarks/views.py [--repeats=5]
 
-Contenders: ours; the usual per-image `tf.image` map in tf.data with the operators of the official
-code; KerasCV's augmenter.
+The implementations are `RandomView`; a per-image map in tf.data of the official code's operators,
+written with `tf.image`; KerasCV's augmenter; and, where they are installed, the official code and
+lightly.
 """
 
+import argparse
 import tempfile
 
 import measure
@@ -20,11 +22,11 @@ tf = _quiet.import_tensorflow()
 import simclr_tf  # noqa: E402 - after TensorFlow's start-up lines
 
 BATCH = {32: 256, 224: 64}
-BATCHES = {32: 4, 224: 1}  # of views in a timed call
+BATCHES = {32: 4, 224: 1}  # batches of views in a timed call
 
 
 def tf_image_view(image, size):
-    """One view of one image as tf.image's operators make it, in the order of the paper."""
+    """Returns one view of one image by operators of tf.image, in the order of the paper."""
     image = tf.image.convert_image_dtype(image, tf.float32)
     begin, extent, _ = tf.image.sample_distorted_bounding_box(
         tf.shape(image),
@@ -51,7 +53,7 @@ def tf_image_view(image, size):
 
 
 def _blurred(image, sigma, radius):
-    """Two depthwise convolutions, as the official code's `gaussian_blur`."""
+    """Blurs an image by two depthwise convolutions, as the official code's `gaussian_blur`."""
     distance = tf.range(-radius, radius + 1, dtype=tf.float32)
     taps = tf.exp(-0.5 * tf.square(distance / sigma))
     taps = tf.tile((taps / tf.reduce_sum(taps))[:, None, None, None], [1, 1, 3, 1])
@@ -61,13 +63,13 @@ def _blurred(image, sigma, radius):
 
 
 def keras_cv_views(size):
-    """KerasCV's layers with the same parameters."""
+    """Returns a function of images that applies KerasCV's layers with the same parameters."""
     layers = _quiet.import_keras_cv().layers
     strength = 0.5 if size <= 64 else 1.0
     jitter = layers.RandomColorJitter(
         (0, 1), 0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength
     )
-    parts = [
+    operators = [
         layers.RandomCropAndResize((size, size), (0.08, 1.0), (3 / 4, 4 / 3)),
         layers.RandomFlip("horizontal"),
         layers.RandomApply(jitter, rate=0.8),
@@ -75,35 +77,35 @@ def keras_cv_views(size):
     ]
     if size > 64:
         blur = layers.RandomGaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))
-        parts.append(layers.RandomApply(blur, rate=0.5))
-    augmenter = layers.Augmenter(parts)
+        operators.append(layers.RandomApply(blur, rate=0.5))
+    augmenter = layers.Augmenter(operators)
     return tf.function(lambda images: augmenter(tf.cast(images, tf.float32)))
 
 
-def small_contenders(images):
-    """Of uint8 [B, 32, 32, 3] in memory."""
+def small_image_calls(images):
+    """Returns a dict from a name to a call that makes views of uint8 [B, 32, 32, 3] in memory."""
     ours, theirs = tf.function(simclr_tf.RandomView(32, 0.5).__call__), keras_cv_views(32)
     mapped = tf.data.Dataset.from_tensor_slices(images).repeat()
     mapped = mapped.map(lambda image: tf_image_view(image, 32), tf.data.AUTOTUNE)
     mapped = mapped.batch(len(images)).take(BATCHES[32])
-    contenders = {
+    calls = {
         "simclr_tf": lambda: [ours(images) for _ in range(BATCHES[32])],
-        # A new iterator each time: nothing was made ahead while the others had their turn.
+        # A new iterator each time, so that nothing is prefetched while others are timed.
         "tf.image in tf.data": lambda: list(mapped),
         "KerasCV": lambda: [theirs(images) for _ in range(BATCHES[32])],
     }
-    if official.is_at_hand():
-        made = tf.data.Dataset.from_tensor_slices(images).repeat()
-        made = made.map(official.view(32, 0.5), tf.data.AUTOTUNE)
-        made = made.batch(len(images)).take(BATCHES[32])
-        contenders["official code"] = lambda: list(made)
-    if torch_lightly.is_at_hand():
-        contenders["lightly"] = torch_lightly.Worker("views", 32)
-    return contenders
+    if official.is_available():
+        views = tf.data.Dataset.from_tensor_slices(images).repeat()
+        views = views.map(official.view(32, 0.5), tf.data.AUTOTUNE)
+        views = views.batch(len(images)).take(BATCHES[32])
+        calls["official code"] = lambda: list(views)
+    if torch_lightly.is_available():
+        calls["lightly"] = torch_lightly.Worker("views", 32)
+    return calls
 
 
-def photo_contenders(files):
-    """Of JPEG files in memory, [B] strings of 224 x 224 pixels: two views of each."""
+def jpeg_calls(files):
+    """Returns the same for JPEG files, [B] strings of 224 x 224 pixels: two views of each."""
     encoded = tf.data.Dataset.from_tensor_slices(files)
     decoded = encoded.map(lambda f: tf.io.decode_jpeg(f, 3), tf.data.AUTOTUNE)
     decoded = decoded.map(lambda image: tf.ensure_shape(image, [224, 224, 3]))
@@ -113,29 +115,29 @@ def photo_contenders(files):
         lambda f: [tf_image_view(tf.io.decode_jpeg(f, 3), 224) for _ in range(2)], tf.data.AUTOTUNE
     )
     mapped = mapped.batch(len(files))
-    contenders = {
+    calls = {
         "simclr_tf": lambda: [ours(images) for images in batched for _ in range(2)],
         "tf.image in tf.data": lambda: list(mapped),
         "KerasCV": lambda: [theirs(images) for images in batched for _ in range(2)],
         "decoding alone": lambda: list(batched),
     }
-    if official.is_at_hand():
+    if official.is_available():
         one = official.view(224, 1.0)
-        made = encoded.map(
+        views = encoded.map(
             lambda f: [one(tf.io.decode_jpeg(f, 3)) for _ in range(2)], tf.data.AUTOTUNE
         )
-        made = made.batch(len(files)).map(lambda *pair: [official.blur(v, 224) for v in pair])
-        contenders["official code"] = lambda: list(made)
-    if torch_lightly.is_at_hand():
-        with tempfile.NamedTemporaryFile(suffix=".npz") as place:
-            np.savez(place, files=np.array(files.numpy().tolist()))  # bytes, none ends in a zero
-            place.flush()
-            contenders["lightly"] = torch_lightly.Worker("views", 224, place.name)
-    return contenders
+        views = views.batch(len(files)).map(lambda *pair: [official.blur(v, 224) for v in pair])
+        calls["official code"] = lambda: list(views)
+    if torch_lightly.is_available():
+        with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+            np.savez(file, files=np.array(files.numpy().tolist()))  # JPEG never ends in a zero byte
+            file.flush()
+            calls["lightly"] = torch_lightly.Worker("views", 224, file.name)
+    return calls
 
 
 def photos(count):
-    """[count] JPEG strings of smooth random pictures, 224 x 224."""
+    """Returns [count] JPEG strings of smooth random images of 224 x 224 pixels."""
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0, 255, [count, 14, 14, 3])
     images = tf.image.resize(coarse, [224, 224], method="bicubic")
@@ -145,28 +147,30 @@ def photos(count):
 
 
 def run(repeats):
-    """Rows: source, contender, views a second, ratio to ours."""
+    """Returns rows: source, implementation, views per second, ratio to `RandomView`."""
     rng = np.random.default_rng(0)
     images = tf.constant(rng.integers(0, 256, [BATCH[32], 32, 32, 3], np.uint8))
     sources = {
-        "32 px uint8": (small_contenders(images), BATCHES[32] * BATCH[32]),
-        "224 px JPEG": (photo_contenders(photos(BATCH[224])), 2 * BATCH[224]),
+        "32 px uint8": (small_image_calls(images), BATCHES[32] * BATCH[32]),
+        "224 px JPEG": (jpeg_calls(photos(BATCH[224])), 2 * BATCH[224]),
     }
     rows = []
-    for source, (contenders, views) in sources.items():
-        medians = measure.seconds(contenders, repeats)
+    for source, (calls, views) in sources.items():
+        medians = measure.seconds(calls, repeats)
         for name, median in medians.items():
-            rate = {"source": source, "contender": name, "rate": views / median}
+            rate = {"source": source, "implementation": name, "rate": views / median}
             rows.append({**rate, "ratio": medians["simclr_tf"] / median})
     return rows
 
 
 COLUMNS = {
     "source": ("views of", ""),
-    "contender": ("made by", ""),
+    "implementation": ("implementation", ""),
     "rate": ("views/s", ",.0f"),
-    "ratio": ("of ours", ".2f"),
+    "ratio": ("ratio", ".2f"),
 }
 
 if __name__ == "__main__":
-    measure.show(__doc__.splitlines()[0], COLUMNS, run(5))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls")
+    measure.show(__doc__.splitlines()[0], COLUMNS, run(parser.parse_args().repeats))

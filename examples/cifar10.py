@@ -1,8 +1,8 @@
-"""SimCLR on CIFAR-10 from Python: the three calls of Keras, then the two protocols.
+"""Pretrains on CIFAR-10 with Keras's compile and fit, then evaluates by kNN and linear probe.
 
     python examples/cifar10.py --data_dir=DIR [--epochs=10]
 
-DIR is where TensorFlow Datasets has prepared `cifar10`. The command line does the same with
+DIR is the directory where TensorFlow Datasets has prepared `cifar10`. On the command line:
 `simclr-tf pretrain --flagfile=examples/recipes/cifar10_two_cores.cfg --data_dir=DIR --run_dir=...`.
 """
 
@@ -13,7 +13,7 @@ from simclr_tf import data, evaluate, optimizers
 
 
 def train(source, epochs, batch_size=512, width=0.5, seed=0):
-    """A `SimCLR` trained on the images of a source; its labels are not looked at."""
+    """Trains a `SimCLR` model on the images of a source; labels are not used."""
     steps = source.steps_per_epoch(batch_size)
     model = simclr_tf.SimCLR(
         encoder=simclr_tf.ResNet(18, width=width),
@@ -28,26 +28,25 @@ def train(source, epochs, batch_size=512, width=0.5, seed=0):
 
 
 def score(model, train_source, test_source, batch_size=256):
-    """KNN and linear accuracy of h on every last test example."""
-    train_h = evaluate.extract_features(model.encoder, train_source.batches(batch_size))
-    test_h = evaluate.extract_features(model.encoder, test_source.batches(batch_size))
-    pair = (train_h.h, train_h.labels, test_h.h, test_h.labels)
-    return evaluate.knn_accuracy(*pair), evaluate.linear_probe(*pair).accuracy
+    """Returns the accuracies of a kNN classifier and a linear probe on all test examples."""
+    train = evaluate.extract_features(model.encoder, train_source.batches(batch_size))
+    test = evaluate.extract_features(model.encoder, test_source.batches(batch_size))
+    features = (train.h, train.labels, test.h, test.labels)
+    return evaluate.knn_accuracy(*features), evaluate.linear_probe(*features).accuracy
 
 
 def main(_):
-    """Trains, scores, exports."""
+    """Trains, evaluates and exports."""
     options = flags.FLAGS
-    sources = [
-        data.load("cifar10", split, data_dir=options.data_dir) for split in ("train", "test")
-    ]
-    model = train(sources[0], options.epochs)
-    knn, linear = score(model, *sources)
+    train_source = data.load("cifar10", "train", data_dir=options.data_dir)
+    test_source = data.load("cifar10", "test", data_dir=options.data_dir)
+    model = train(train_source, options.epochs)
+    knn, linear = score(model, train_source, test_source)
     print(f"kNN {100 * knn:.2f} %, linear {100 * linear:.2f} %")
-    print("encoder:", model.export("cifar10_encoder/1"))
+    print("exported encoder:", model.export("cifar10_encoder/1"))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets has its data sets.")
-    flags.DEFINE_integer("epochs", 10, "Passes over the data.")
+    flags.DEFINE_string("data_dir", None, "Directory of TensorFlow Datasets.")
+    flags.DEFINE_integer("epochs", 10, "Epochs of pretraining.")
     app.run(main)

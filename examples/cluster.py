@@ -1,11 +1,11 @@
-"""Pretrain with several worker processes on this machine, as a cluster of machines would.
+"""Pretrains with several worker processes on this machine, as on a cluster of machines.
 
     python examples/cluster.py --workers=2 -- --dataset=shapes --run_dir=runs/cluster --epochs=2
 
-Everything after `--` goes to `simclr-tf pretrain`. Each worker is told the addresses of all and its
-own place among them by TF_CONFIG, which is all that a cluster has to do (docs/scaling.md has
-Kubernetes, Slurm and Cloud TPU). Workers take every step together, so when one is gone the others
-end too, with exit code 75, and all are started again: the run goes on from its last checkpoint.
+Flags after `--` are passed to `simclr-tf pretrain`. The environment variable TF_CONFIG tells each
+worker the addresses of all workers and its own index; a cluster needs nothing else (docs/scaling.md
+covers Kubernetes, Slurm and Cloud TPU). Workers run every step together: when one fails, the others
+exit with code 75, and all are restarted and resume from the latest checkpoint.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import subprocess
 import sys
 import time
 
-TRY_AGAIN = 75
+TRY_AGAIN = os.EX_TEMPFAIL  # 75: the same command resumes the run
 
 
 def free_ports(count):
-    """Ports of this machine that nobody listens to."""
+    """Returns ports of this machine that are not in use."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -32,19 +32,19 @@ def free_ports(count):
 
 
 def start(workers, flags):
-    """The processes of one attempt."""
+    """Starts the workers and returns their processes."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     command = [sys.executable, "-m", "simclr_tf", "pretrain", "--strategy=multi_worker", *flags]
     processes = []
     for index in range(workers):
-        place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        environment = {**os.environ, "TF_CONFIG": json.dumps(place)}
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
         processes.append(subprocess.Popen(command, env=environment))
     return processes
 
 
 def wait(processes, grace_seconds):
-    """Exit codes of all; once one has ended badly the others have `grace_seconds` to notice."""
+    """Returns all exit codes; after a failure, the others are killed after `grace_seconds`."""
     deadline = None
     while any(process.poll() is None for process in processes):
         if deadline is None and any(process.poll() for process in processes):
@@ -57,20 +57,20 @@ def wait(processes, grace_seconds):
 
 
 def run(workers, flags, restarts=3, grace_seconds=60):
-    """Trains to the end; returns an exit code."""
+    """Trains to the end, with restarts after failures, and returns an exit code."""
     for attempt in range(restarts + 1):
         codes = wait(start(workers, flags), grace_seconds)
-        # Below 0: ended by a signal. A mistake (1, 2) would only be made again.
+        # Negative: killed by a signal. Other codes are errors that a restart would repeat.
         if not any(code == TRY_AGAIN or code < 0 for code in codes):
             return max(codes)
-        print(f"workers ended with {codes}; attempt {attempt + 2} of {restarts + 1}", flush=True)
+        print(f"workers exited with {codes} (attempt {attempt + 1} of {restarts + 1})", flush=True)
     return TRY_AGAIN
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--restarts", type=int, default=3, help="maximum number of restarts")
     parser.add_argument("flags", nargs="*", help="flags of simclr-tf pretrain, after --")
-    given = parser.parse_args()
-    sys.exit(run(given.workers, given.flags, given.restarts))
+    options = parser.parse_args()
+    sys.exit(run(options.workers, options.flags, options.restarts))

@@ -1,12 +1,13 @@
-"""See SimCLR learn in three minutes: pretrain on drawn shapes, then compare.
+"""Pretrains on generated shapes in about three minutes, then compares encoders.
 
     python examples/demo.py [--run_dir=runs/demo]
 
-The images have no labels while the encoder learns; the labels serve only to see, afterwards, what
-nearest neighbours and a linear classifier make of raw pixels, of an encoder that has learnt
-nothing, and of the trained one.
+Pretraining uses no labels. The labels are used afterwards, to compare the accuracies of nearest
+neighbours and of a linear classifier on raw pixels, on the features of an encoder with random
+weights, and on those of the trained encoder.
 """
 
+import argparse
 import pathlib
 import sys
 import time
@@ -17,25 +18,25 @@ RECIPE = pathlib.Path(__file__).parent / "recipes" / "shapes.cfg"
 
 
 def run(run_dir, *extra):
-    """Pretrains into run_dir and prints the table; extra flags go to `pretrain`."""
-    started = time.time()
-    steps = (
+    """Pretrains into run_dir and prints the table; extra flags are passed to `pretrain`."""
+    start = time.time()
+    commands = (
         ["pretrain", f"--flagfile={RECIPE}", f"--run_dir={run_dir}", *extra],
         ["evaluate", f"--run_dir={run_dir}", "--protocol=all", "--baselines"],
     )
-    for arguments in steps:
+    for arguments in commands:
         print(f"\n$ simclr-tf {' '.join(arguments)}", flush=True)
         code = cli.main(arguments)
         if code:
             return code
     print(
-        f"\nIn {time.time() - started:.0f} s. The run is in {run_dir}: views.png shows what the "
-        "encoder saw,\ncurve.png how it learnt, metrics.jsonl has the numbers, and export/1 is the "
-        "encoder for TF Serving."
+        f"\nFinished in {time.time() - start:.0f} s. {run_dir} has report.html (curves, views and "
+        "flags),\nmetrics.jsonl, and the encoder as a SavedModel for TF Serving in export/1."
     )
     return 0
 
 
 if __name__ == "__main__":
-    words = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:])
-    sys.exit(run(words.get("run_dir", "runs/demo")))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run_dir", default="runs/demo", help="directory of the run")
+    sys.exit(run(parser.parse_args().run_dir))

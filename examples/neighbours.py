@@ -1,14 +1,15 @@
-"""A search for like images over a file of embeddings, as `simclr-tf embed` writes them.
+"""Finds similar images in a file of embeddings written by `simclr-tf embed`.
 
     simclr-tf embed --run_dir=runs/photos --output=photos.parquet
     python examples/neighbours.py --embeddings=photos.parquet [--like=ID] [--images=photos]
 
-Prints the images nearest to the given ones, or to a few at random, by cosine similarity; where
-there are labels, also precision@k: the share of the k nearest that have the label of the query.
-`--images` names the folder that was embedded, or its npz, and draws them to `--picture`.
+Prints the nearest neighbours of the images given by `--like`, or of a few random images, by cosine
+similarity. If the file has labels, also prints precision@k: the fraction of the k nearest
+neighbours that have the label of the query. With `--images`, the folder or npz file that was
+embedded, the neighbours are drawn to `--picture`.
 
-The search is exact, by scikit-learn, and needs the file in memory: right up to some 100,000 images.
-Beyond, give `index_of`'s unit vectors to an approximate index; what is below stays.
+The search is exact (scikit-learn) and holds the file in memory, which suits up to about 100,000
+images. For more, replace `build_index` with an approximate index.
 """
 
 import pathlib
@@ -21,62 +22,70 @@ from sklearn.neighbors import NearestNeighbors
 from simclr_tf import embeddings
 
 
-def index_of(h):
-    """A search by cosine similarity in h, float [n, D]."""
-    # Brute force is a matrix product; trees are slower at this many dimensions.
+def build_index(h):
+    """Returns an index of h, float [n, D], that searches by cosine similarity."""
+    # Brute force is a matrix product; trees are slower in high dimensions.
     return NearestNeighbors(metric="cosine", algorithm="brute").fit(h)
 
 
-def neighbours(index, h, rows, k):
-    """The k nearest of each of the rows of h, without itself.
+def nearest_neighbours(index, h, rows, k):
+    """Finds the k nearest neighbours of rows of h, without the row itself.
 
     Returns:
-      (which [q, k], cosine similarity [q, k]), the most alike first.
+      (rows of the neighbours [q, k], cosine similarities [q, k]), the most similar first.
     """
     rows = np.asarray(rows)
     distance, found = index.kneighbors(h[rows], n_neighbors=k + 1)
-    # Itself comes first, unless another image has the same embedding: the last is left out then.
+    # A row is its own nearest neighbour and is removed. Where enough others have the same embedding
+    # it may not be among the k + 1; then the last one is removed.
     others = found != rows[:, None]
     others[others.all(axis=1), -1] = False
     return found[others].reshape(-1, k), 1 - distance[others].reshape(-1, k)
 
 
-def precision_at(index, h, labels, k, most=5000):
-    """Fraction of the k nearest that share the query's label, over at most `most` queries."""
-    rows = np.unique(np.linspace(0, len(h) - 1, most).astype(int))
-    found, _ = neighbours(index, h, rows, k)
+def precision_at_k(index, h, labels, k, max_queries=5000):
+    """Returns the fraction of the k nearest neighbours that have the label of the query."""
+    rows = np.unique(np.linspace(0, len(h) - 1, max_queries).astype(int))
+    found, _ = nearest_neighbours(index, h, rows, k)
     return float(np.mean(labels[found] == labels[rows, None]))
 
 
-def rows_of(features, like, count, seed=0):
-    """Rows of the ids that are asked for; `count` at random where none is."""
-    if not like:
+def query_rows(features, ids, count, seed=0):
+    """Returns the rows of the given ids, or `count` random rows where no id is given."""
+    if not ids:
         rng = np.random.default_rng(seed)
         return np.sort(rng.choice(len(features.h), min(count, len(features.h)), replace=False))
-    place = {name: row for row, name in enumerate(features.ids)}
-    unknown = [name for name in like if name not in place]
+    row_of = {name: row for row, name in enumerate(features.ids)}
+    unknown = [name for name in ids if name not in row_of]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no id of the file, such as {features.ids[0]!r}.")
-    return np.array([place[name] for name in like])
+        raise ValueError(
+            f"--like must be an id of the file, such as {features.ids[0]!r}; got {unknown[0]!r}."
+        )
+    return np.array([row_of[name] for name in ids])
 
 
 def describe(features, row):
-    """Id and label of a row."""
+    """Returns the id and label of a row as text."""
     label = "" if features.labels is None else f"  (label {features.labels[row]})"
     return f"{features.ids[row]}{label}"
 
 
 def draw(path, features, rows, found, image_of):
-    """A picture: in each row a query and its neighbours; a green edge where the label is the same.
+    """Draws each query and its neighbours in a row, framed green if the label is the query's.
 
-    image_of: id -> uint8 or float image [H, W, 3].
+    Args:
+      path: picture to write.
+      features: `Features` of the file.
+      rows: rows of the queries [q].
+      found: rows of their neighbours [q, k].
+      image_of: function from an id to an image [H, W, 3], uint8 or float in [0, 1].
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.3 * (1 + found.shape[1]), 1.4 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), 1 + found.shape[1], squeeze=False)
-    for query, others, line in zip(rows, found, panels):
-        for column, (row, panel) in enumerate(zip([query, *others], line)):
+    for query, others, panels_of_row in zip(rows, found, panels):
+        for column, (row, panel) in enumerate(zip([query, *others], panels_of_row)):
             panel.imshow(image_of(features.ids[row]))
             panel.set(xticks=[], yticks=[])
             panel.set_title("query" if not column else f"{column}", fontsize=8)
@@ -87,40 +96,40 @@ def draw(path, features, rows, found, image_of):
     figure.savefig(path, dpi=120)
 
 
-def image_reader(place, split="all"):
-    """Id -> image, of a folder or of an npz."""
-    if pathlib.Path(place).is_dir():
+def image_reader(path, split="all"):
+    """Returns a function from an id to its image, for a folder or an npz file."""
+    if pathlib.Path(path).is_dir():
         from PIL import Image
 
-        return lambda name: Image.open(pathlib.Path(place) / name).convert("RGB")
+        return lambda name: Image.open(pathlib.Path(path) / name).convert("RGB")
     from simclr_tf import data
 
-    images, _, ids = data.load(f"npz:{place}", split).arrays()
+    images, _, ids = data.load(f"npz:{path}", split).arrays()
     row_of = {name: row for row, name in enumerate(ids)}
     return lambda name: images[row_of[name]]
 
 
 def main(_):
-    """Reads, builds the index, prints, and draws."""
+    """Runs the search; errors of the flags and of files are printed as one line."""
     try:
-        show(flags.FLAGS)
+        search(flags.FLAGS)
     except (ValueError, OSError) as error:
         sys.exit(f"neighbours: {error}")
 
 
-def show(options):
-    """The same, given the flags' values."""
+def search(options):
+    """Reads the file, prints the neighbours and, on request, draws them."""
     features = embeddings.read(options.embeddings)
     k = min(options.k, len(features.h) - 1)
-    index = index_of(features.h)
-    rows = rows_of(features, options.like, options.queries)
-    found, similarity = neighbours(index, features.h, rows, k)
-    for query, others, how in zip(rows, found, similarity):
-        print(f"most like {describe(features, query)}:")
-        for row, value in zip(others, how):
+    index = build_index(features.h)
+    rows = query_rows(features, options.like, options.queries)
+    found, similarities = nearest_neighbours(index, features.h, rows, k)
+    for query, others, values in zip(rows, found, similarities):
+        print(f"most similar to {describe(features, query)}:")
+        for row, value in zip(others, values):
             print(f"  {value:.3f}  {describe(features, row)}")
     if features.labels is not None:
-        precision = precision_at(index, features.h, features.labels, k)
+        precision = precision_at_k(index, features.h, features.labels, k)
         print(f"precision@{k}: {precision:.4f}")
     if options.images:
         draw(options.picture, features, rows, found, image_reader(options.images, options.split))
@@ -128,11 +137,13 @@ def show(options):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("embeddings", None, "The .npz, .parquet or .tfrecord.", required=True)
-    flags.DEFINE_multi_string("like", [], "Id to search for, repeatable; else a few at random.")
-    flags.DEFINE_integer("queries", 5, "How many at random.", 1)
-    flags.DEFINE_integer("k", 8, "Neighbours of each.", 1)
-    flags.DEFINE_string("images", None, "The folder that was embedded, or its npz, for a picture.")
-    flags.DEFINE_string("split", "train", "Of the npz, as it was embedded.")
-    flags.DEFINE_string("picture", "neighbours.png", "Where the picture goes.")
+    flags.DEFINE_string(
+        "embeddings", None, "File of embeddings: .npz, .parquet or .tfrecord.", required=True
+    )
+    flags.DEFINE_multi_string("like", [], "Id of a query; repeatable. Default: random queries.")
+    flags.DEFINE_integer("queries", 5, "Number of random queries.", 1)
+    flags.DEFINE_integer("k", 8, "Number of neighbours.", 1)
+    flags.DEFINE_string("images", None, "Embedded folder or npz file, to draw.")
+    flags.DEFINE_string("split", "train", "Split of the npz file that was embedded.")
+    flags.DEFINE_string("picture", "neighbours.png", "Picture to write.")
     app.run(main)

@@ -1,9 +1,9 @@
-"""An encoder from a folder of one's own images, and the images most like a given one.
+"""Pretrains an encoder on a folder of your own images and finds images similar to a given one.
 
     python examples/own_images.py --images=FOLDER [--image_size=96] [--epochs=20] [--like=ID]
 
-FOLDER may hold JPEG, PNG, WebP and BMP of any size, nested, with or without class folders; no label
-is needed or used. Afterwards each image has a vector, and near vectors mean like images.
+FOLDER has JPEG, PNG, WebP or BMP images of any size, in subfolders or not; no labels are used. The
+encoder maps each image to a vector, and similar images to vectors of high cosine similarity.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from simclr_tf import data, evaluate, optimizers
 
 
 def train(source, epochs, batch_size=64, width=0.5, seed=0):
-    """A `SimCLR` trained on the images of a source."""
+    """Trains a `SimCLR` model on the images of a source."""
     steps = source.steps_per_epoch(batch_size)
     model = simclr_tf.SimCLR(
         encoder=simclr_tf.ResNet(18, width=width),
@@ -28,32 +28,34 @@ def train(source, epochs, batch_size=64, width=0.5, seed=0):
     return model
 
 
-def most_alike(features, which, count=5):
-    """Ids and cosine similarities of the images nearest to image number `which`."""
+def most_similar(features, row, count=5):
+    """Returns (id, cosine similarity) of the images most similar to the image of a row."""
     h = features.h / np.linalg.norm(features.h, axis=1, keepdims=True)
-    similarity = h @ h[which]
-    nearest = [i for i in np.argsort(-similarity) if i != which][:count]
+    similarity = h @ h[row]
+    nearest = [i for i in np.argsort(-similarity) if i != row][:count]
     return [(features.ids[i], float(similarity[i])) for i in nearest]
 
 
 def main(_):
-    """Trains, embeds, and shows the neighbours of one image."""
+    """Trains, extracts features, prints the neighbours of one image, and exports."""
     options = flags.FLAGS
     source = data.load(f"folder:{options.images}", options.split, image_size=options.image_size)
     model = train(source, options.epochs)
     features = evaluate.extract_features(model.encoder, source.batches(64))
     ids = list(features.ids)
-    which = ids.index(options.like) if options.like else 0
-    print(f"most like {ids[which]}:")
-    for name, similarity in most_alike(features, which):
+    if options.like and options.like not in ids:
+        raise app.UsageError(f"--like must be an id, such as {ids[0]!r}; got {options.like!r}.")
+    row = ids.index(options.like) if options.like else 0
+    print(f"most similar to {ids[row]}:")
+    for name, similarity in most_similar(features, row):
         print(f"  {similarity:.3f}  {name}")
-    print("encoder:", model.export("own_encoder/1"))
+    print("exported encoder:", model.export("own_encoder/1"))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("images", None, "Folder of images.", required=True)
-    flags.DEFINE_string("split", "train", "Which part of the folder, such as train or all.")
+    flags.DEFINE_string("split", "train", "Split of the folder, such as train or all.")
     flags.DEFINE_integer("image_size", 96, "Side of the images in pixels.")
-    flags.DEFINE_integer("epochs", 20, "Passes over the images.")
-    flags.DEFINE_string("like", None, "Id (path below the folder) of the image to look for.")
+    flags.DEFINE_integer("epochs", 20, "Epochs of pretraining.")
+    flags.DEFINE_string("like", None, "Id (path below the folder) of the query image.")
     app.run(main)

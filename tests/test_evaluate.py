@@ -16,10 +16,12 @@ from simclr_tf.evaluate import (
     extract_features,
     knn_accuracy,
     knn_predict,
+    linear,
     linear_probe,
     pixel_features,
     stream_features,
 )
+from simclr_tf.images import centre_square
 
 
 def reference_knn(train_h, train_labels, test_h, k, temperature=None):
@@ -131,7 +133,9 @@ def test_tuples_bare_images_and_floats_give_the_same_h():
     pairs = extract_features(net, tf.data.Dataset.from_tensor_slices((x, y)).batch(8))
     bare = extract_features(net, tf.data.Dataset.from_tensor_slices(x).batch(8))
     floats = extract_features(net, [x[:8] / 255.0, x[8:16] / 255.0, x[16:] / 255.0])
-    for found in (pairs, bare, floats):
+    dict_and_labels = extract_features(net, [({"image": x[:8]}, y[:8]), ({"image": x[8:]}, y[8:])])
+    np.testing.assert_array_equal(dict_and_labels.labels, y)
+    for found in (pairs, bare, floats, dict_and_labels):
         np.testing.assert_allclose(found.h, expected.h, atol=1e-6)
         assert found.ids is None
     np.testing.assert_array_equal(pairs.labels, y)
@@ -162,22 +166,42 @@ def test_pixels_are_the_image_flattened():
     np.testing.assert_allclose(found.h, x.reshape(21, -1) / 255.0, atol=1e-6)
 
 
-def test_images_of_another_size_are_resized():
-    net, (x, _) = encoder(), images()
-    found = extract_features(net, [np.repeat(np.repeat(x, 2, 1), 2, 2)], image_size=8)
-    resized = tf.image.resize(np.repeat(np.repeat(x, 2, 1), 2, 2) / 255.0, (8, 8), antialias=True)
-    np.testing.assert_allclose(found.h, net(resized, training=False), atol=1e-5)
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16), (8, 8), (5, 7)])
+def test_images_of_another_size_are_cut_to_the_centre_square(shape):
+    """Landscape, portrait and square images, larger and smaller: the same pixels as in serving."""
+    net = encoder()
+    x = np.random.default_rng(0).integers(0, 256, (9, *shape, 3), np.uint8)
+    found = extract_features(net, [x[:5], x[5:]], image_size=8)
+    expected = net(centre_square(x, 8), training=False)
+    np.testing.assert_allclose(found.h, expected, atol=1e-5)
+
+
+def test_padding_outside_an_images_extent_is_not_seen():
+    """Images of several sizes, padded into one batch: h is that of each image alone."""
+    net, rng = encoder(), np.random.default_rng(0)
+    sizes = [(10, 16), (16, 9), (16, 16)]
+    alone = [rng.integers(0, 256, (1, *size, 3), np.uint8) for size in sizes]
+    padded = np.full((3, 16, 16, 3), 255, np.uint8)
+    for row, (image, (height, width)) in enumerate(zip(alone, sizes)):
+        padded[row, :height, :width] = image
+    batch = {"image": padded, "extent": np.array(sizes), "label": np.arange(3)}
+    found = extract_features(net, [batch], image_size=8)
+    expected = np.concatenate([extract_features(net, [x], image_size=8).h for x in alone])
+    np.testing.assert_allclose(found.h, expected, atol=1e-5)
+    assert found.labels.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match='image_size must be given where a batch has "extent"'):
+        extract_features(net, [batch])
 
 
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
         ([], "at least one image"),
-        ([np.zeros((2, 8, 8, 1), np.uint8)], r"\[B, H, W, 3\]; got shape \(2, 8, 8, 1\)"),
-        ([np.zeros((8, 8, 3), np.uint8)], r"\[B, H, W, 3\]"),
-        ([np.full((2, 8, 8, 3), 200.0)], r"lie in \[0, 1\]; got 200"),
-        ([np.full((2, 8, 8, 3), np.nan)], r"lie in \[0, 1\]; got nan"),
-        ([np.zeros((2, 8, 8, 3), np.int64)], "uint8, or floating"),
+        ([np.zeros((2, 8, 8, 1), np.uint8)], r"width, 3\]; got shape \(2, 8, 8, 1\)"),
+        ([np.zeros((8, 8, 3), np.uint8)], r"width, 3\]; got shape \(8, 8, 3\)"),
+        ([np.full((2, 8, 8, 3), 200.0)], r"lie in \[0, 1\]; got values from 200"),
+        ([np.full((2, 8, 8, 3), np.nan)], r"lie in \[0, 1\]; got values from nan"),
+        ([np.zeros((2, 8, 8, 3), np.int64)], "uint8, or float in"),
         ([{"picture": np.zeros((2, 8, 8, 3), np.uint8)}], r"key \"image\"; got \['picture'\]"),
         ([(np.zeros((2, 8, 8, 3), np.uint8), np.eye(2))], "integers \\[B\\]; got float64"),
         (
@@ -233,13 +257,13 @@ def test_knn_accuracy_equals_scikit_learn():
     assert 0.3 < found < 0.95  # neither chance nor trivial
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 60, 1000])
-def test_blocks_do_not_matter(block_size):
+@pytest.mark.parametrize("batch_size", [1, 7, 60, 1000])
+def test_the_batch_size_of_knn_does_not_matter(batch_size):
     train_h, train_labels = clusters()
     test_h, _ = clusters(60, seed=1)
-    one_block = knn_predict(train_h, train_labels, test_h, 20)
-    blocks = knn_predict(train_h, train_labels, test_h, 20, block_size=block_size)
-    np.testing.assert_array_equal(blocks, one_block)
+    at_once = knn_predict(train_h, train_labels, test_h, 20)
+    batched = knn_predict(train_h, train_labels, test_h, 20, batch_size=batch_size)
+    np.testing.assert_array_equal(batched, at_once)
 
 
 def test_lengths_of_embeddings_do_not_matter():
@@ -327,7 +351,53 @@ def test_linear_probe_reports_what_did_not_converge_and_warns_of_nothing():
 def test_constant_features_are_no_error():
     train_h, train_labels = clusters(100)
     train_h[:, 3] = 7.0
-    assert linear_probe(train_h, train_labels, train_h, train_labels).accuracy > 0.5
+    test_h = train_h.copy()
+    test_h[:, 3] = 8.0  # constant in the training set only
+    for h in (train_h, test_h):
+        probe = linear_probe(train_h, train_labels, h, train_labels)
+        assert probe.accuracy > 0.5 and np.isfinite(list(probe.held_out_accuracy.values())).all()
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [2] * 40,
+        [2, 3, 4, 5] * 10 + [1] * 30,
+        [1000] + [2] * 400,
+        [2, 1],
+        [30_000, 2, 1],
+        [2] * 6000,
+        [8000] * 3,
+    ],
+    ids=str,
+)
+def test_rows_held_out_to_choose_c_are_stratified_and_every_class_is_fitted(counts):
+    """Few rows of many classes, single rows, rare classes, and more rows than are looked at."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    fitted, held_out = linear._hold_out(labels, seed=0)
+    assert not set(fitted) & set(held_out) and len(held_out)
+    assert set(labels[fitted]) == set(range(len(counts)))
+    assert not set(labels[held_out]) & {c for c, count in enumerate(counts) if count == 1}
+    assert len(fitted) + len(held_out) <= max(10_000, 2 * len(counts)) + len(counts)
+    if min(counts) > 100:
+        shares = np.bincount(labels[held_out]) / len(held_out)
+        np.testing.assert_allclose(shares, np.array(counts) / sum(counts), atol=1e-3)
+    again = linear._hold_out(labels, seed=0)
+    np.testing.assert_array_equal(again[0], fitted)
+    np.testing.assert_array_equal(again[1], held_out)
+    assert len(labels) < 4 or not np.array_equal(linear._hold_out(labels, seed=1)[1], held_out)
+
+
+def test_linear_probe_chooses_c_for_many_classes_of_few_rows():
+    """Forty classes of one to three rows each; a class of a single row is predicted too."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(40), np.arange(40) % 3 + 1)
+    h = 10 * np.eye(40)[labels] + 0.1 * rng.normal(size=(len(labels), 40))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe = linear_probe(h, labels, h, labels)
+    assert set(probe.held_out_accuracy) == set(linear.C_GRID)
+    assert probe.accuracy == 1.0 and probe.classes.tolist() == list(range(40))
 
 
 @pytest.mark.parametrize("classify", [knn_accuracy, linear_probe])
@@ -340,7 +410,7 @@ def test_constant_features_are_no_error():
         ({2: np.full((6, 4), np.inf)}, "test_h must be finite; 6 of 6 rows"),
         ({1: np.arange(9)}, "one for each of the 10 rows"),
         ({1: np.arange(10) / 2}, "must be integers"),
-        ({2: np.ones((6, 5))}, "equally wide, from one encoder; got 4 and 5"),
+        ({2: np.ones((6, 5))}, "same number of features; got 4 and 5"),
         ({0: np.ones((0, 4)), 1: np.arange(0)}, "n and D of 1 or more"),
     ],
 )
@@ -357,7 +427,7 @@ def test_settings_out_of_range_are_named():
     for settings, message in (
         ({"k": 0}, "k must be 1 or more"),
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"block_size": 0}, "block_size must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
     ):
         with pytest.raises(ValueError, match=message):
             knn_predict(h, y, h, **settings)

@@ -1,4 +1,4 @@
-"""The examples run: the same functions as their `main` calls, at a small size."""
+"""The examples run: the functions that each `main` calls, at a small size."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
 
 def load(name):
-    """The module of examples/NAME.py."""
+    """Imports examples/NAME.py."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -35,20 +35,20 @@ def test_cifar10_trains_and_scores(sources):
     assert all(0.0 <= accuracy <= 1.0 for accuracy in example.score(model, *sources))
 
 
-def test_own_images_finds_like_ones(sources):
-    """The nearest of an image, by falling similarity, without the image itself."""
+def test_own_images_finds_similar_images(sources):
+    """The nearest neighbours of an image, most similar first, without the image itself."""
     example = load("own_images")
     model = example.train(sources[0], epochs=1, batch_size=32, width=1 / 16)
     features = evaluate.extract_features(model.encoder, sources[1].batches(16))
-    found = example.most_alike(features, 3, count=4)
+    found = example.most_similar(features, 3, count=4)
     assert len(found) == 4 and features.ids[3] not in [name for name, _ in found]
     assert sorted((s for _, s in found), reverse=True) == [s for _, s in found]
     assert np.isfinite([s for _, s in found]).all()
 
 
 @pytest.mark.parametrize("kind", ["npz", "parquet", "tfrecord"])
-def test_neighbours_are_the_most_alike_of_a_file(kind, tmp_path):
-    """As by a full sort of all cosines, without the query itself, though two embeddings are one."""
+def test_neighbours_are_the_most_similar_of_a_file(kind, tmp_path):
+    """Equal to a full sort of all cosines, without the query, though some embeddings are equal."""
     example = load("neighbours")
     rng = np.random.default_rng(0)
     h, labels = rng.normal(size=[40, 6]).astype(np.float32), np.arange(40) % 3
@@ -56,20 +56,21 @@ def test_neighbours_are_the_most_alike_of_a_file(kind, tmp_path):
     with embeddings.Writer(tmp_path / f"h.{kind}") as file:
         file.write(evaluate.Features(h, labels, np.array([f"é/{i}.png" for i in range(40)])))
     features = embeddings.read(tmp_path / f"h.{kind}")
-    found, similarity = example.neighbours(example.index_of(features.h), features.h, range(40), 2)
+    index = example.build_index(features.h)
+    found, similarity = example.nearest_neighbours(index, features.h, range(40), 2)
     unit = h / np.linalg.norm(h, axis=1, keepdims=True)
     cosines = unit @ unit.T - 9 * np.eye(40)
     np.testing.assert_allclose(similarity, -np.sort(-cosines)[:, :2], atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(cosines, found, 1), similarity, atol=1e-5)
-    share = np.mean([labels[i] == labels[j] for i in range(40) for j in found[i]])
-    assert example.precision_at(example.index_of(h), h, labels, 2) == pytest.approx(share)
-    assert example.rows_of(features, ["é/7.png"], 5).tolist() == [7]
-    with pytest.raises(ValueError, match="'x' is no id of the file"):
-        example.rows_of(features, ["x"], 5)
+    same = np.mean([labels[i] == labels[j] for i in range(40) for j in found[i]])
+    assert example.precision_at_k(index, h, labels, 2) == pytest.approx(same)
+    assert example.query_rows(features, ["é/7.png"], 5).tolist() == [7]
+    with pytest.raises(ValueError, match="must be an id of the file, such as 'é/0\\.png'; got 'x'"):
+        example.query_rows(features, ["x"], 5)
 
 
 def test_neighbours_of_a_folder_and_of_an_npz_are_drawn(tmp_path):
-    """A picture of a row for each query."""
+    """The picture has a row for each query."""
     example = load("neighbours")
     images = np.random.default_rng(0).integers(0, 256, [32, 8, 8, 3], np.uint8)
     labels = np.arange(32) % 3
@@ -79,10 +80,11 @@ def test_neighbours_of_a_folder_and_of_an_npz_are_drawn(tmp_path):
     for name, image in zip(names, images):
         Image.fromarray(image).save(tmp_path / name, "PNG")
     features = evaluate.Features(images.reshape(32, -1) / 255.0, labels, np.array(names))
-    rows = example.rows_of(features, [], 3)
-    found, _ = example.neighbours(example.index_of(features.h), features.h, rows, 4)
-    for place in (tmp_path, tmp_path / "set.npz"):
-        image_of = example.image_reader(place, "test")
+    rows = example.query_rows(features, [], 3)
+    index = example.build_index(features.h)
+    found, _ = example.nearest_neighbours(index, features.h, rows, 4)
+    for path in (tmp_path, tmp_path / "set.npz"):
+        image_of = example.image_reader(path, "test")
         np.testing.assert_array_equal(np.asarray(image_of(names[9])), images[9])
         example.draw(tmp_path / "n.png", features, rows, found, image_of)
         width, height = Image.open(tmp_path / "n.png").size
@@ -90,14 +92,14 @@ def test_neighbours_of_a_folder_and_of_an_npz_are_drawn(tmp_path):
 
 
 def test_the_demo_ends_with_the_table(tmp_path, capsys):
-    """Pretrain, evaluate with the baselines, say where things lie."""
+    """Pretrains, evaluates with the baselines, and names the files of the run."""
     small = ["--train_steps=1", "--width=0.0625", "--batch_size=32"]
     small += ["--train_split=train[:200]", "--test_split=test[:50]"]
     assert load("demo").run(tmp_path / "run", *small) == 0
     lines = capsys.readouterr().out.splitlines()
     row = next(json.loads(line) for line in lines if line.startswith("{"))
     assert {"raw_pixels", "random_encoder", "knn", "linear"} <= set(row)
-    assert lines[-2].startswith("In ") and (tmp_path / "run" / "views.png").exists()
+    assert lines[-2].startswith("Finished in ") and (tmp_path / "run" / "views.png").exists()
 
 
 @pytest.mark.parametrize("recipe", sorted(EXAMPLES.glob("recipes/*.cfg")), ids=lambda p: p.stem)

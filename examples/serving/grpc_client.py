@@ -1,10 +1,11 @@
-"""Embeddings of image files from TF Serving by gRPC; needs tensorflow-serving-api.
+"""Requests embeddings of image files from TF Serving by gRPC; needs tensorflow-serving-api.
 
-    pip install 'tensorflow-serving-api>=2.15.1,<2.16'      # brings grpcio and TensorFlow
+    pip install 'tensorflow-serving-api>=2.15.1,<2.16'      # installs grpcio and TensorFlow too
     python grpc_client.py cat.jpg dog.png [--server=localhost:8500] [--output=embeddings.npz]
 
-One line per image: the file, the length D of its embedding, its norm, its first numbers. Exit code
-1 where an image, or all, got none, with a line on stderr that says why; 2 for a wrong command.
+Prints a line per image: the file, the length D of its embedding, the norm, the first four values.
+The exit code is 1 if the server failed for any image (the reason is printed to stderr), and 2 for
+invalid arguments.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import os
 import pathlib
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow, which talks of GPUs
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import: no messages about GPUs
 
 import grpc
 import numpy as np
@@ -21,11 +22,11 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 
 class BadRequestError(Exception):
-    """The server cannot answer for these files; for others it may."""
+    """The server rejected the files of a request; other files may be valid."""
 
 
 def predict(stub, files, options):
-    """The embeddings of the files, float32 [n, D], from one request."""
+    """Returns the embeddings of the files, float32 [n, D], from one request."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = options.model
     request.model_spec.signature_name = "serving_bytes"
@@ -34,28 +35,28 @@ def predict(stub, files, options):
     strings = [pathlib.Path(file).read_bytes() for file in files]
     request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(strings, tf.string))
     try:
-        answer = stub.Predict(request, timeout=options.timeout_seconds)
+        response = stub.Predict(request, timeout=options.timeout_seconds)
     except grpc.RpcError as error:
         raise refusal(error, options) from None
-    return tf.make_ndarray(answer.outputs["embedding"])
+    return tf.make_ndarray(response.outputs["embedding"])
 
 
 def refusal(error, options):
-    """A BadRequestError for INVALID_ARGUMENT; the end for others."""
-    # The lines below the first name nodes of TensorFlow's graph.
+    """Returns a BadRequestError for INVALID_ARGUMENT; exits for any other error."""
+    # Later lines name nodes of TensorFlow's graph.
     line = error.details().strip().partition("\n")[0]
     if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
         return BadRequestError(line)
     if error.code() == grpc.StatusCode.NOT_FOUND:
-        sys.exit(f"{options.server}: {line}. Name the model with --model and --version.")
+        sys.exit(f"{options.server}: {line}. Set the model with --model and --version.")
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        why = f"gives no answer: {line}. Is TF Serving there? Name it with --server."
-        sys.exit(f"{options.server} {why}")
+        way_out = "Is TF Serving running? Set its address with --server."
+        sys.exit(f"{options.server} gives no answer: {line}. {way_out}")
     sys.exit(f"{options.server}: {error.code().name}, {line}")
 
 
 def embed(stub, files, options):
-    """(file, its embedding) for each; (file, BadRequestError) where the server cannot read it."""
+    """Yields (file, embedding), or (file, BadRequestError) for a file that the server rejects."""
     for start in range(0, len(files), options.batch_size):
         batch = files[start : start + options.batch_size]
         try:
@@ -63,21 +64,23 @@ def embed(stub, files, options):
         except BadRequestError as error:
             if len(batch) == 1:
                 answers = [error]
-            else:  # one by one, to find the file that spoiled the batch
+            else:  # one by one, to find the invalid file
                 answers = [answer for file in batch for _, answer in embed(stub, [file], options)]
         yield from zip(batch, answers)
 
 
 def parse(arguments):
-    """The options of a command line, checked."""
+    """Parses and checks the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", metavar="FILE", help="JPEG, PNG, BMP or GIF")
-    parser.add_argument("--server", default="localhost:8500", help="the server's gRPC address")
-    parser.add_argument("--model", default="simclr", help="its name in models.config")
-    parser.add_argument("--version", type=int, help="default: the newest")
-    parser.add_argument("--batch_size", type=int, default=8, help="images a request")
-    parser.add_argument("--timeout_seconds", type=float, default=30.0, help="of each request")
-    parser.add_argument("--output", help="an npz file to write: embeddings [n, D], ids [n]")
+    parser.add_argument("--server", default="localhost:8500", help="gRPC address of the server")
+    parser.add_argument("--model", default="simclr", help="name of the model in models.config")
+    parser.add_argument("--version", type=int, help="version of the model; default: the newest")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per request")
+    parser.add_argument(
+        "--timeout_seconds", type=float, default=30.0, help="timeout of each request"
+    )
+    parser.add_argument("--output", help="npz file to write: embeddings [n, D], ids [n]")
     options = parser.parse_args(arguments)
     if options.batch_size < 1:
         parser.error(f"--batch_size must be 1 or more; got {options.batch_size}")
@@ -90,7 +93,7 @@ def parse(arguments):
 
 
 def main(arguments=None):
-    """Embeds the files of a command line; the exit code."""
+    """Embeds the files of the command line and returns the exit code."""
     options = parse(arguments)
     embeddings = {}
     with grpc.insecure_channel(options.server) as channel:
@@ -100,8 +103,8 @@ def main(arguments=None):
                 print(f"{file}: {row}", file=sys.stderr)
                 continue
             embeddings[file] = row
-            numbers = " ".join(f"{number:.4g}" for number in row[:4])
-            print(f"{file}: D={len(row)} norm={np.linalg.norm(row):.4g} {numbers} ...")
+            values = " ".join(f"{value:.4g}" for value in row[:4])
+            print(f"{file}: D={len(row)} norm={np.linalg.norm(row):.4g} {values} ...")
     if options.output:
         np.savez(options.output, embeddings=list(embeddings.values()), ids=list(embeddings))
     return 0 if len(embeddings) == len(set(options.files)) else 1

@@ -1,9 +1,10 @@
-"""Embeddings of image files from TF Serving by REST; needs Python alone.
+"""Requests embeddings of image files from TF Serving by REST; needs only Python.
 
     python rest_client.py cat.jpg dog.png [--url=http://localhost:8501] [--output=embeddings.json]
 
-One line per image: the file, the length D of its embedding, its norm, its first numbers. Exit code
-1 where an image, or all, got none, with a line on stderr that says why; 2 for a wrong command.
+Prints a line per image: the file, the length D of its embedding, the norm, the first four values.
+The exit code is 1 if the server failed for any image (the reason is printed to stderr), and 2 for
+invalid arguments.
 """
 
 import argparse
@@ -19,11 +20,11 @@ import urllib.request
 
 
 class BadRequestError(Exception):
-    """The server cannot answer for these files; for others it may."""
+    """The server rejected the files of a request; other files may be valid."""
 
 
 def predict(files, options):
-    """The embeddings of the files, a list of D numbers each, from one request."""
+    """Returns the embeddings of the files, lists of D floats, from one request."""
     strings = [base64.b64encode(pathlib.Path(file).read_bytes()).decode() for file in files]
     instances = [{"b64": string} for string in strings]
     body = json.dumps({"signature_name": "serving_bytes", "instances": instances}).encode()
@@ -32,33 +33,34 @@ def predict(files, options):
     url = options.url.rstrip("/") + path
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=options.timeout_seconds) as answer:
-            return json.load(answer)["predictions"]
+        with urllib.request.urlopen(request, timeout=options.timeout_seconds) as response:
+            return json.load(response)["predictions"]
     except urllib.error.HTTPError as error:
         raise refusal(error, options) from None
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "reason", None) or error
-        sys.exit(f"{options.url} gives no answer: {why}. Is TF Serving there? Name it with --url.")
+        way_out = "Is TF Serving running? Set its address with --url."
+        sys.exit(f"{options.url} gives no answer: {why}. {way_out}")
     except (ValueError, KeyError, TypeError):
-        sys.exit(f"{options.url} is not TF Serving: its answer holds no predictions.")
+        sys.exit(f"{options.url} is not TF Serving: its response has no predictions.")
 
 
 def refusal(error, options):
-    """A BadRequestError for HTTP status 400; the end for others."""
+    """Returns a BadRequestError for HTTP status 400; exits for any other error."""
     try:
         text = json.load(error)["error"].strip()
     except (ValueError, KeyError, TypeError):
         sys.exit(f"{options.url} is not TF Serving: {error}.")
-    line = text.partition("\n")[0]  # those below name nodes of TensorFlow's graph
+    line = text.partition("\n")[0]  # later lines name nodes of TensorFlow's graph
     if error.code == 400:
         return BadRequestError(line)
     if error.code == 404:
-        sys.exit(f"{options.url}: {line}. Name the model with --model and --version.")
+        sys.exit(f"{options.url}: {line}. Set the model with --model and --version.")
     sys.exit(f"{options.url}: HTTP {error.code}, {line}")
 
 
 def embed(files, options):
-    """(file, its embedding) for each; (file, BadRequestError) where the server cannot read it."""
+    """Yields (file, embedding), or (file, BadRequestError) for a file that the server rejects."""
     for start in range(0, len(files), options.batch_size):
         batch = files[start : start + options.batch_size]
         try:
@@ -66,21 +68,23 @@ def embed(files, options):
         except BadRequestError as error:
             if len(batch) == 1:
                 answers = [error]
-            else:  # one by one, to find the file that spoiled the batch
+            else:  # one by one, to find the invalid file
                 answers = [answer for file in batch for _, answer in embed([file], options)]
         yield from zip(batch, answers)
 
 
 def parse(arguments):
-    """The options of a command line, checked."""
+    """Parses and checks the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", metavar="FILE", help="JPEG, PNG, BMP or GIF")
-    parser.add_argument("--url", default="http://localhost:8501", help="the server's REST address")
-    parser.add_argument("--model", default="simclr", help="its name in models.config")
-    parser.add_argument("--version", type=int, help="default: the newest")
-    parser.add_argument("--batch_size", type=int, default=8, help="images a request")
-    parser.add_argument("--timeout_seconds", type=float, default=30.0, help="of each request")
-    parser.add_argument("--output", help="a JSON file to write, {file: embedding}")
+    parser.add_argument("--url", default="http://localhost:8501", help="REST address of the server")
+    parser.add_argument("--model", default="simclr", help="name of the model in models.config")
+    parser.add_argument("--version", type=int, help="version of the model; default: the newest")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per request")
+    parser.add_argument(
+        "--timeout_seconds", type=float, default=30.0, help="timeout of each request"
+    )
+    parser.add_argument("--output", help="JSON file to write: {file: embedding}")
     options = parser.parse_args(arguments)
     if "://" not in options.url:
         options.url = f"http://{options.url}"
@@ -95,7 +99,7 @@ def parse(arguments):
 
 
 def main(arguments=None):
-    """Embeds the files of a command line; the exit code."""
+    """Embeds the files of the command line and returns the exit code."""
     options = parse(arguments)
     embeddings = {}
     for file, row in embed(options.files, options):
@@ -103,8 +107,9 @@ def main(arguments=None):
             print(f"{file}: {row}", file=sys.stderr)
             continue
         embeddings[file] = row
-        norm = sum(number**2 for number in row) ** 0.5
-        print(f"{file}: D={len(row)} norm={norm:.4g}", *(f"{n:.4g}" for n in row[:4]), "...")
+        norm = sum(value**2 for value in row) ** 0.5
+        values = " ".join(f"{value:.4g}" for value in row[:4])
+        print(f"{file}: D={len(row)} norm={norm:.4g} {values} ...")
     if options.output:
         with open(options.output, "w", encoding="utf-8") as file:
             json.dump(embeddings, file)

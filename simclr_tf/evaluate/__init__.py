@@ -1,6 +1,6 @@
-"""How good are the embeddings? Features of a frozen encoder, and the classifiers on top of them.
+"""Evaluation of an encoder: features of labelled images, and classifiers on top of them.
 
-features: h of every last example. knn: nearest neighbours. linear: logistic regression.
+features: h, label and id of every example. knn: nearest neighbours. linear: logistic regression.
 """
 
 from simclr_tf.evaluate.features import (

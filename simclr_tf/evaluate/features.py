@@ -1,6 +1,7 @@
-"""What an encoder makes of a dataset: every last example's h, with its label and id.
+"""Extracts features: h, label and id of every example of a dataset.
 
-The classifiers on top live in knn.py and linear.py; nothing here trains anything.
+The encoder is frozen and in inference mode. Classifiers of the features are in knn.py and
+linear.py.
 """
 
 import inspect
@@ -11,15 +12,21 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf.errors import ArgumentError
+from simclr_tf.images import as_float, centre_square, check_images, check_range, unpack
 
 
 class Features(NamedTuple):
-    """A dataset as its encoder sees it, in the dataset's order.
+    """The output of an encoder for n examples, in the order of the dataset.
 
     Attributes:
-      h: float32 [n, D], the embeddings.
+      h: float32 [n, D], the outputs of the encoder.
       labels: int64 [n], or None where the dataset has none.
-      ids: str [n] (or the dataset's own integers), or None where the dataset has none.
+      ids: [n], strings or integers as in the dataset, or None where the dataset has none.
+
+    Example:
+
+    >>> simclr_tf.evaluate.Features(h, labels).ids is None
+    True
     """
 
     h: np.ndarray
@@ -28,19 +35,29 @@ class Features(NamedTuple):
 
 
 def extract_features(encoder, dataset, image_size=None, verbose=0):
-    """Runs `encoder` in inference mode over every last example of `dataset`, once, in order.
+    """Computes the features of every example of a dataset, once and in order.
 
-    All of it in memory; `stream_features` gives the same a batch at a time.
+    The result is held in memory; `stream_features` yields the same features batch by batch.
 
     Args:
-      encoder, dataset, image_size: see `stream_features`.
-      verbose: 1 shows a progress bar, 0 nothing.
+      encoder: a `keras.Model`, or any callable from images [B, H, W, 3], float32 in [0, 1], to
+        [B, D]. The output of a `SimCLR` model is h. See `stream_features`.
+      dataset: a finite `tf.data.Dataset`, or another iterable, of batches. See `stream_features`.
+      image_size: int, pixels, the side of the centre square that images are cut and resized to;
+        None leaves them as they are.
+      verbose: 1 shows a progress bar, 0 shows nothing.
 
     Returns:
-      `Features`.
+      `Features` of the whole dataset.
 
     Raises:
-      ValueError: as `stream_features`.
+      ArgumentError: as `stream_features`.
+
+    Example:
+
+    >>> features = simclr_tf.evaluate.extract_features(encoder, [(images, labels)])
+    >>> features.h.shape, features.labels.shape
+    ((8, 8), (8,))
     """
     bar = keras.utils.Progbar(_num_batches(dataset), unit_name="batch", verbose=verbose)
     parts = []
@@ -53,35 +70,45 @@ def extract_features(encoder, dataset, image_size=None, verbose=0):
 
 
 def stream_features(encoder, dataset, image_size=None):
-    """The same a batch at a time, in bounded memory.
+    """Yields the features of a dataset batch by batch, in bounded memory.
 
-    No variable changes: batch normalisation uses its moving statistics. A partial batch is padded
-    to the size of the largest batch so far, so that nothing is traced or planned twice, and the
-    padding is dropped.
+    The encoder runs in inference mode and none of its variables changes: batch normalisation uses
+    its moving statistics. A partial batch is padded to the size of the largest batch so far, so
+    that the encoder is not traced again, and the padding is dropped from the result.
 
     Args:
-      encoder: a `keras.Model` (a `SimCLR` gives its h) or any callable from images
-        [B, H, W, 3], float32 in [0, 1], to [B, D].
-      dataset: a finite `tf.data.Dataset`, or another iterable, of batches: dicts with "image" and,
-        where present, "label" and "id"; tuples (images, labels) or (images, labels, ids); or images
-        alone. Images are [B, H, W, 3], uint8 or floating in [0, 1].
-      image_size: int, pixels; images of another size are resized to this square (bilinear,
-        antialiased). None leaves them as they are.
+      encoder: a `keras.Model`, or any callable from images [B, H, W, 3], float32 in [0, 1], to
+        [B, D]. The output of a `SimCLR` model is h. A callable with an argument `training` is
+        called with `training=False`.
+      dataset: a finite `tf.data.Dataset`, or another iterable, of batches in any form that
+        `images.unpack` accepts: images alone; tuples (images, labels) or (images, labels, ids);
+        dicts with "image" and optionally "label", "id" and "extent". Images are [B, H, W, 3],
+        uint8, or float in [0, 1]; labels are integers [B].
+      image_size: int, pixels: the side of the centre square that images of another size are cut
+        and resized to, exactly as an exported encoder does (`images.centre_square`). None leaves
+        images as they are; batches with "extent" need it, as their images are padded.
 
     Yields:
-      `Features` of each batch of `dataset`, all with the same columns.
+      `Features` of each batch. `labels` and `ids` are None for all batches or for none.
 
     Raises:
-      ValueError: an endless or empty dataset, images of a wrong shape, dtype or range, labels or
-        ids in some batches only, an encoder that does not map images to vectors.
+      ArgumentError: an endless or empty dataset; images of another shape, dtype or range; labels
+        that are not integers [B]; labels or ids in some batches only; batches with "extent" without
+        an `image_size`; an encoder that does not map images to vectors.
+
+    Example:
+
+    >>> stream = simclr_tf.evaluate.stream_features(encoder, [images[:5], images[5:]])
+    >>> [features.h.shape for features in stream]
+    [(5, 8), (3, 8)]
     """
     _check_finite(dataset)
     encode = _inference(encoder)
     num_images = num_batches = padded_size = 0
     first = None
     for batch in dataset:
-        images, labels, ids = _unpack(batch)
-        images = _to_float(images, image_size)
+        batch = unpack(batch)
+        images = _images(batch, image_size)
         padded_size = max(padded_size, len(images))
         h = np.asarray(encode(_pad(images, padded_size)))
         if h.ndim != 2 or len(h) != padded_size:
@@ -89,7 +116,8 @@ def stream_features(encoder, dataset, image_size=None):
                 f"encoder must map images to vectors [{padded_size}, D]; got shape {h.shape}. "
                 "Pool its feature map, for instance with GlobalAveragePooling2D."
             )
-        features = Features(h[: len(images)].astype(np.float32), labels, ids)
+        h = h[: len(images)].astype(np.float32)
+        features = Features(h, _labels(batch.labels), _ids(batch.ids))
         first = first or features
         num_images, num_batches = num_images + len(images), num_batches + 1
         _check_columns(features, first, num_batches)
@@ -99,56 +127,74 @@ def stream_features(encoder, dataset, image_size=None):
 
 
 def pixel_features(images):
-    """The images themselves as features, for the raw-pixel baseline.
+    """Returns the pixels of images as features, for a baseline without an encoder.
+
+    Use it in place of an encoder: `extract_features(pixel_features, dataset)`.
 
     Args:
-      images: [B, H, W, 3], uint8 or floating in [0, 1].
+      images: [B, H, W, 3], uint8, or float in [0, 1].
 
     Returns:
       float32 [B, H * W * 3] in [0, 1].
+
+    Raises:
+      ArgumentError: images of another shape, dtype or range.
+
+    Example:
+
+    >>> simclr_tf.evaluate.pixel_features(images).shape
+    TensorShape([8, 3072])
     """
-    images = _to_float(images, None)
-    return tf.reshape(images, [len(images), -1])
+    images = tf.convert_to_tensor(images)
+    if tf.executing_eagerly():
+        check_range(images)
+    images = as_float(images)
+    return tf.reshape(images, [tf.shape(images)[0], -1])
 
 
 def check_features(h, labels, name):
-    """Features and labels as arrays that a classifier may rely on.
+    """Converts features and labels to arrays and checks them.
 
     Args:
-      h: [n, D], any floating dtype.
+      h: float [n, D].
       labels: integers [n].
-      name: what the caller calls the set, for the message: "train" or "test".
+      name: "train" or "test", the prefix of the arguments' names in messages.
 
     Returns:
       (float32 [n, D], int64 [n]).
 
     Raises:
-      ValueError: no examples, no labels, unequal lengths, NaN or infinite features, and the like.
+      ArgumentError: no examples, no labels, labels that are not integers, unequal lengths, NaN or
+        infinite features.
     """
     h = np.asarray(h, np.float32)
     if h.ndim != 2 or not h.size:
-        raise ArgumentError(f"{name}_h must be [n, D] with n and D of 1 or more; got {h.shape}.")
+        raise ArgumentError(
+            f"{name}_h must be [n, D] with n and D of 1 or more; got shape {h.shape}. "
+            "Pass the h of extract_features."
+        )
     if labels is None:
         raise ArgumentError(
-            f"{name}_labels must be given; got None. Pick a dataset that has labels."
+            f"{name}_labels must be given; got None. Use a dataset that has labels."
         )
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub" or labels.shape != h.shape[:1]:
         raise ArgumentError(
             f"{name}_labels must be integers, one for each of the {len(h)} rows of {name}_h; "
-            f"got {labels.dtype} of shape {labels.shape}."
+            f"got {labels.dtype} of shape {labels.shape}. "
+            "Pass the labels of extract_features."
         )
     bad_rows = int((~np.isfinite(h).all(axis=1)).sum())
     if bad_rows:
         raise ArgumentError(
             f"{name}_h must be finite; {bad_rows} of {len(h)} rows hold NaN or infinity. "
-            "Look at the encoder: its training may have diverged."
+            "Check the encoder: its training may have diverged."
         )
     return h, labels.astype(np.int64)
 
 
 def check_pair(train_h, train_labels, test_h, test_labels):
-    """`check_features` of both sets, which must agree in D. Returns the four arrays."""
+    """Checks both sets with `check_features` and that D is the same; returns four arrays."""
     train_h, train_labels = check_features(train_h, train_labels, "train")
     test_h, test_labels = check_features(test_h, test_labels, "test")
     check_same_width(train_h, test_h)
@@ -156,18 +202,18 @@ def check_pair(train_h, train_labels, test_h, test_labels):
 
 
 def check_same_width(train_h, test_h):
-    """Raises ValueError where the two sets cannot come from one encoder."""
+    """Raises ArgumentError unless both sets have the same number of features."""
     if train_h.shape[1] != test_h.shape[1]:
         raise ArgumentError(
-            "train_h and test_h must be equally wide, from one encoder; "
-            f"got {train_h.shape[1]} and {test_h.shape[1]}."
+            "train_h and test_h must have the same number of features; "
+            f"got {train_h.shape[1]} and {test_h.shape[1]}. Compute both with one encoder."
         )
 
 
 def _inference(encoder):
-    """`encoder` as a function of images alone, in inference mode, to float32."""
+    """Returns a function from images to the encoder's float32 output in inference mode."""
     if not isinstance(encoder, keras.layers.Layer):
-        # Called as it is: it may be NumPy, a tf.function or a loaded SavedModel.
+        # Not compiled: it may use NumPy, or be a tf.function or a loaded SavedModel.
         arguments = {"training": False} if _takes_training(encoder) else {}
         return lambda images: tf.cast(encoder(images, **arguments), tf.float32)
 
@@ -188,39 +234,28 @@ def _takes_training(function):
 def _check_finite(dataset):
     cardinality = getattr(dataset, "cardinality", None)
     if cardinality and cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ArgumentError("dataset must end; got an endless one. Leave out .repeat().")
+        raise ArgumentError(
+            "dataset must end; got an endless one. Remove .repeat(), or add .take(n)."
+        )
 
 
 def _check_columns(features, first, num_batches):
-    """Raises ValueError where the newest of so many batches has other columns than the first."""
+    """Raises ArgumentError where only one of the first and the latest batch has labels or ids."""
     for name, value, wanted in zip(("label", "id"), features[1:], first[1:]):
         if (value is None) != (wanted is None):
-            having = num_batches - 1 if value is None else 1
+            num_with = num_batches - 1 if value is None else 1
             raise ArgumentError(
-                f'"{name}" must be in every batch or in none; got it in {having} of {num_batches}.'
+                f'"{name}" must be in every batch or in none; got it in '
+                f"{num_with} of {num_batches}. Add it to all batches, or remove it."
             )
 
 
 def _num_batches(dataset):
-    """Length of the dataset in batches, or None where it is known only at the end."""
+    """Returns the number of batches, or None where it is unknown until the end."""
     try:
         return len(dataset)
     except TypeError:
         return None
-
-
-def _unpack(batch):
-    """(images, labels or None, ids or None) of a batch in any of the accepted forms."""
-    if isinstance(batch, dict):
-        if "image" not in batch:
-            raise ArgumentError(f'a dict batch must have the key "image"; got {sorted(batch)}.')
-        columns = (batch["image"], batch.get("label"), batch.get("id"))
-    elif isinstance(batch, (tuple, list)):
-        columns = (*batch, None, None)[:3]
-    else:
-        columns = (batch, None, None)
-    images, labels, ids = columns
-    return images, _labels(labels), _ids(ids)
 
 
 def _labels(labels):
@@ -230,7 +265,7 @@ def _labels(labels):
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         raise ArgumentError(
             f"labels must be integers [B]; got {labels.dtype} of shape {labels.shape}. "
-            "One-hot labels become integers with argmax."
+            "Convert one-hot labels with argmax."
         )
     return labels.astype(np.int64)
 
@@ -239,44 +274,36 @@ def _ids(ids):
     if ids is None:
         return None
     ids = np.asarray(ids)
-    if ids.dtype.kind in "OS":  # strings come out of TensorFlow as bytes
+    if ids.dtype.kind in "OS":  # TensorFlow returns strings as bytes
         ids = np.array([i.decode("utf-8", "replace") if isinstance(i, bytes) else i for i in ids])
     return ids
 
 
-def _to_float(images, image_size):
-    """Images, uint8 or floating in [0, 1], as a float32 tensor [B, H, W, 3] in [0, 1]."""
-    images = tf.convert_to_tensor(images)
-    if images.shape.rank != 4 or images.shape[-1] != 3:
-        raise ArgumentError(f"images must be [B, H, W, 3]; got shape {tuple(images.shape)}.")
-    if images.dtype == tf.uint8:
-        images = tf.cast(images, tf.float32) / 255.0
-    elif images.dtype.is_floating:
-        images = tf.cast(images, tf.float32)
-        _check_range(images)
-    else:
-        raise ArgumentError(
-            f"images must be uint8, or floating in [0, 1]; got {images.dtype.name}. "
-            "Cast 0 to 255 to uint8."
-        )
-    if image_size and tuple(images.shape[1:3]) != (image_size, image_size):
-        images = tf.image.resize(images, [image_size, image_size], antialias=True)
-        images = tf.clip_by_value(images, 0.0, 1.0)
-    return images
+def _images(batch, image_size):
+    """Returns the images of a `Batch` as float32 [B, H, W, 3] in [0, 1], checked and resized."""
+    images = tf.convert_to_tensor(batch.images)
+    check_images(images)
+    check_range(images)
+    if batch.extents is not None:
+        return _without_padding(images, np.asarray(batch.extents), image_size)
+    return as_float(images) if image_size is None else centre_square(images, image_size)
 
 
-def _check_range(images):
-    if not tf.executing_eagerly() or not len(images):
-        return
-    low, high = float(tf.reduce_min(images)), float(tf.reduce_max(images))
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # a NaN fails too
+def _without_padding(images, extents, image_size):
+    """Cuts the centre square out of the part of each image that its extent declares."""
+    if image_size is None:
         raise ArgumentError(
-            f"floating images must lie in [0, 1]; got {low:g} to {high:g}. "
-            "Pass uint8, or divide by 255."
+            'image_size must be given where a batch has "extent", as its images are padded; '
+            "got None. Pass the size that the encoder takes."
         )
+    squares = [
+        centre_square(image[None, :height, :width], image_size)
+        for image, (height, width) in zip(images, extents)
+    ]
+    return tf.concat(squares, axis=0)
 
 
 def _pad(images, size):
-    """`images` [B, ...] with black ones added to make `size` of them."""
+    """Appends black images to a batch [B, H, W, 3] so that it has `size` of them."""
     missing = size - len(images)
     return tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]) if missing else images

@@ -1,6 +1,7 @@
-"""The linear probe: logistic regression on cached embeddings.
+"""Linear evaluation: logistic regression on the features of a frozen encoder.
 
-The encoder is not touched: its embeddings come from features.py.
+scikit-learn standardises, splits and fits; this module chooses C on the training set alone. The
+features are computed in features.py.
 """
 
 import warnings
@@ -14,23 +15,29 @@ from simclr_tf.evaluate.features import check_pair
 # From strong regularisation to nearly none, on standardised features.
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
-# Choosing C looks at no more training rows than this: a fifth of them is held out.
+# At most this many training rows are used to choose C; a fifth of them is held out.
 _MAX_ROWS_TO_CHOOSE_C = 10_000
 
 
 class LinearProbe(NamedTuple):
-    """Outcome of `linear_probe`.
+    """The result of `linear_probe`.
 
     Attributes:
       accuracy: float in [0, 1], top-1 on the test set.
       train_accuracy: float in [0, 1], top-1 on the training set.
       C: float, inverse regularisation strength, given or chosen.
-      held_out_accuracy: dict from each C of the grid to its top-1 on the held-out part of the
+      held_out_accuracy: dict from each C of `C_GRID` to its top-1 on the held-out rows of the
         training set; empty where C was given.
       classes: int64 [classes], the labels of the training set, ascending.
-      n_iter: int, iterations of the last fit.
-      converged: bool; False where the last fit stopped at `max_iter`.
+      n_iter: int, iterations of the final fit.
+      converged: bool; False where the final fit stopped at `max_iter`.
       predicted: int64 [m], the labels predicted for the test rows.
+
+    Example:
+
+    >>> probe = simclr_tf.evaluate.linear_probe(h, labels, h, labels, C=1.0)
+    >>> probe.C, probe.classes.tolist(), probe.converged
+    (1.0, [0, 1, 2, 3], True)
     """
 
     accuracy: float
@@ -53,44 +60,54 @@ def linear_probe(
     tolerance=1e-3,
     seed=0,
 ):
-    """Fits a linear classifier on training embeddings and scores it on test embeddings, once.
+    """Fits a linear classifier to training features and scores it once on test features.
 
-    Multinomial logistic regression of scikit-learn (L-BFGS, L2 penalty, all examples in each
-    iteration) on features standardised with the training set's mean and deviation. This is the
-    linear evaluation protocol of SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix B.8) on
-    cached embeddings of uncropped images. The same input and seed give the same result.
+    The classifier is scikit-learn's multinomial logistic regression (L-BFGS, L2 penalty, all rows
+    in each iteration) on features standardised with the mean and standard deviation of the training
+    set. This is the linear evaluation protocol of SimCLR (Chen et al. 2020, arXiv:2002.05709,
+    appendix B.8) on stored features of images without augmentation. The same input and seed return
+    the same result.
 
-    Without a C, one is chosen from `C_GRID` on the training set alone: of at most 10,000 of its
-    rows, drawn with `seed` and stratified by label, a fifth is held out, and the C of the best
-    top-1 there wins (of equals, the smallest). The last fit then takes every training row.
+    Where C is None, it is chosen from `C_GRID` on the training set alone: at most 10,000 of its
+    rows are drawn with `seed`, stratified by label, a fifth of them is held out, and the C with the
+    best top-1 on the held-out rows is used (the smallest such C in a tie). Each class keeps at
+    least one row to fit, so a class of a single row is never held out. The final fit uses all
+    training rows.
 
     Args:
-      train_h: floating [n, D].
-      train_labels: integers [n], of two classes or more.
-      test_h: floating [m, D].
+      train_h: float [n, D], features of the training set.
+      train_labels: integers [n], of at least two classes.
+      test_h: float [m, D], features of the test set.
       test_labels: integers [m].
       C: float above 0, scikit-learn's inverse regularisation strength; None chooses it.
-      max_iter: int, 1 or more: iterations of one fit at the most.
-      tolerance: float above 0: a fit ends when no entry of its gradient is larger.
-      seed: int, for the draw of held-out rows; not used where C is given.
+      max_iter: int, at least 1: the maximum number of iterations of each fit.
+      tolerance: float above 0: a fit has converged when no entry of its gradient is larger.
+      seed: int in [0, 2**32), for the draw of held-out rows; not used where C is given.
 
     Returns:
-      `LinearProbe`. A fit that ran into `max_iter` is reported as `converged=False`, not warned of.
+      A `LinearProbe`. A fit that stopped at `max_iter` is reported as `converged=False`, without a
+      warning.
 
     Raises:
-      ValueError: labels missing, of a single class, or not fitting; NaN or infinite features;
-        settings out of range; too few rows per class to hold any out.
+      ArgumentError: labels that are missing, of a single class, or of another length than the
+        features; features that are NaN or infinite; `C`, `max_iter` or `tolerance` out of range; no
+        class with two rows, of which one could be held out.
+
+    Example:
+
+    >>> probe = simclr_tf.evaluate.linear_probe(h, labels, h, labels)
+    >>> probe.C in probe.held_out_accuracy and 0.0 <= probe.accuracy <= 1.0
+    True
     """
     train_h, train_labels, test_h, test_labels = check_pair(
         train_h, train_labels, test_h, test_labels
     )
     _check_settings(train_labels, C, max_iter, tolerance)
-    mean, scale = _standardisation(train_h)
-    train_h, test_h = (train_h - mean) / scale, (test_h - mean) / scale
+    train_h, test_h = _standardise(train_h, test_h)
     held_out_accuracy, best_c = {}, C
     if C is None:
         held_out_accuracy = _try_grid(train_h, train_labels, max_iter, tolerance, seed)
-        best_c = max(held_out_accuracy, key=held_out_accuracy.get)  # the first of equals
+        best_c = max(held_out_accuracy, key=held_out_accuracy.get)  # the smallest in a tie
     model = _classifier(best_c, max_iter, tolerance)
     converged = _fit(model, train_h, train_labels)
     predicted = model.predict(test_h)
@@ -111,36 +128,39 @@ def _check_settings(train_labels, c, max_iter, tolerance):
     if len(classes) < 2:
         raise ArgumentError(
             f"train_labels must have two classes or more; got only label {classes[0]}. "
-            "A split taken from sorted data may hold a single class: shuffle it first."
+            "A split of sorted data may have a single class: shuffle the data before the split."
         )
     if c is not None and not c > 0:
         raise ArgumentError(f"C must be above 0; got {c}. None chooses it on the training set.")
     if max_iter < 1 or not tolerance > 0:
         raise ArgumentError(
             "max_iter must be 1 or more and tolerance above 0; "
-            f"got max_iter={max_iter}, tolerance={tolerance}."
+            f"got max_iter={max_iter}, tolerance={tolerance}. The defaults are 300 and 1e-3."
         )
 
 
-def _standardisation(h):
-    """Mean and deviation [D] of every feature; a constant feature is divided by 1."""
-    scale = h.std(axis=0, dtype=np.float64)
-    scale[scale <= 1e-6 * np.abs(h).max(axis=0)] = 1.0
-    return h.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
+def _standardise(train_h, test_h):
+    """Scales both sets by the training set's mean and deviation; constant features by 1."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train_h)
+    return scaler.transform(train_h), scaler.transform(test_h)
 
 
 def _classifier(c, max_iter, tolerance, warm_start=False):
-    from sklearn.linear_model import LogisticRegression  # a second of import, not always needed
+    from sklearn.linear_model import LogisticRegression  # imported on use: it takes a second
 
     return LogisticRegression(C=c, max_iter=max_iter, tol=tolerance, warm_start=warm_start)
 
 
 def _fit(model, h, labels):
-    """Fits `model` in place; whether it converged."""
+    """Fits `model` in place and returns whether it converged."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # Classes with few rows; integer labels are no regression problem, as it suspects.
+        warnings.filterwarnings("ignore", "The number of unique classes")
         model.fit(h, labels)
     others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
     for warning in others:
@@ -149,11 +169,11 @@ def _fit(model, h, labels):
 
 
 def _try_grid(h, labels, max_iter, tolerance, seed):
-    """Top-1 on a held-out fifth of (a draw of) the training set, for every C of the grid."""
+    """Returns a dict from each C of the grid to its top-1 on held-out rows."""
     fit_rows, held_out_rows = _hold_out(labels, seed)
     model = _classifier(C_GRID[0], max_iter, tolerance, warm_start=True)
     accuracy = {}
-    for c in C_GRID:  # each fit starts from the solution of the one before
+    for c in C_GRID:  # each fit starts from the solution of the previous one
         model.set_params(C=c)
         _fit(model, h[fit_rows], labels[fit_rows])
         accuracy[c] = float(model.score(h[held_out_rows], labels[held_out_rows]))
@@ -161,20 +181,33 @@ def _try_grid(h, labels, max_iter, tolerance, seed):
 
 
 def _hold_out(labels, seed):
-    """(rows to fit, rows held out): four fifths and a fifth of every class, ascending."""
-    rng = np.random.default_rng(seed)
-    share = min(1.0, _MAX_ROWS_TO_CHOOSE_C / len(labels))
-    fit_rows, held_out_rows = [], []
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        rows = rows[: max(2, round(share * len(rows)))]
-        num_held_out = len(rows) // 5 or len(rows) // 2  # a class of one is fitted, not held out
-        held_out_rows.append(rows[:num_held_out])
-        fit_rows.append(rows[num_held_out:])
-    fit_rows, held_out_rows = (np.sort(np.concatenate(r)) for r in (fit_rows, held_out_rows))
-    if not len(held_out_rows):
+    """Draws the rows to choose C with, stratified by label.
+
+    Returns:
+      (rows to fit, rows held out), int64, ascending and disjoint. Every class is fitted.
+    """
+    from sklearn.model_selection import train_test_split
+
+    classes, counts = np.unique(labels, return_counts=True)
+    num_classes = int(np.sum(counts > 1))
+    if not num_classes:
         raise ArgumentError(
-            f"choosing C needs a class of two training rows or more; got {len(labels)} rows, "
-            "each of a class of its own. Give C."
+            f"choosing C needs a class of at least two training rows; got {len(labels)} rows, "
+            "each of a class of its own. Pass C."
         )
-    return fit_rows, held_out_rows
+    splittable = np.flatnonzero(np.isin(labels, classes[counts > 1]))
+    # A stratified split needs at least one row of every class on both sides.
+    num_rows = min(len(splittable), max(_MAX_ROWS_TO_CHOOSE_C, 2 * num_classes))
+    num_held_out = max(num_classes, num_rows // 5)
+    fit_rows, held_out_rows = train_test_split(
+        splittable,
+        train_size=num_rows - num_held_out,
+        test_size=num_held_out,
+        stratify=labels[splittable],
+        random_state=seed,
+    )
+    # Also fit one row of each class: of those with a single row, and of those rare enough to be
+    # missing from the draw.
+    others = np.setdiff1d(np.arange(len(labels)), held_out_rows)
+    _, first = np.unique(labels[others], return_index=True)
+    return np.union1d(fit_rows, others[first]), np.sort(held_out_rows)
