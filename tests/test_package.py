@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.metadata
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -190,3 +191,53 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_version_is_the_metadata_version():
     """`simclr_tf.__version__` is what pip shows."""
     assert simclr_tf.__version__ == importlib.metadata.version("simclr_tf")
+
+
+# Words that stood for things which have a name in the field, and have no other honest use.
+PRIVATE_WORDS = (
+    r"twins?",
+    r"hits",
+    r"best_other",
+    r"of_pairs?",
+    r"of_rows",
+    r"_places",
+    r"rows_before",
+    r"_Cut",
+    r"_Grid",
+    r"AT_ONCE",
+    r"in_pieces",
+    r"in_lockstep",
+    r"on_processor",
+    r"FREE_FLAGS",
+    r"TRY_AGAIN",
+    r"_Parts",
+    r"_Joint",
+    r"Shares?",
+    r"weigh_planar",
+    r"weigh_rows",
+    r"_turned",
+    r"write_whole",
+    r"beside",
+    r"place_kept",
+    r"from_place",
+    r"keeper",
+    r"watchers",
+    r"run_parts",
+    r"keep_epochs",
+    r"list_corrupt",
+    r"_one_line",
+    r"known_shape",
+    r"NOT_TO_COPY",
+    r"contenders",
+    r"out of the race",
+    r"takes? its name",
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_words_stay_out(path):
+    """The package calls things by the names that the field has for them."""
+    pattern = re.compile(rf"\b({'|'.join(PRIVATE_WORDS)})\b")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = [f"{n}: {line.strip()}" for n, line in enumerate(lines, 1) if pattern.search(line)]
+    assert not found, "\n".join(found)

@@ -1,0 +1,222 @@
+"""Steps of several views, of several sizes, with an objective of one's own; what `fit` takes."""
+
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from tensorflow import keras
+
+import simclr_tf
+from simclr_tf import ProjectionHead, SimCLR, augment
+
+RNG = np.random.default_rng(4)
+IMAGES = RNG.integers(0, 256, [16, 8, 8, 3], np.uint8)
+
+
+def encoder_of(batch_norm=False, *more, regularizer=None):
+    """Images of any size to [B, 6]."""
+    layers = keras.layers
+    steps = [layers.Conv2D(6, 3, kernel_regularizer=regularizer)]
+    steps += [layers.BatchNormalization()] if batch_norm else []
+    steps += [layers.ReLU(), *more, layers.GlobalAveragePooling2D()]
+    return keras.Sequential([keras.Input((None, None, 3)), *steps])
+
+
+def model_of(augmentation, micro_batch_size=None, encoder=None, **kwargs):
+    keras.utils.set_random_seed(0)
+    head = ProjectionHead(output_dim=4, batch_norm=False)
+    encoder = encoder or encoder_of()
+    model = SimCLR(encoder, head, augmentation, 0.2, micro_batch_size, seed=3, **kwargs)
+    model.compile(optimizer=keras.optimizers.SGD(0.05))
+    return model
+
+
+def multi_crop():
+    """Two views of 8 pixels and one of 6."""
+    large, small = augment.RandomCropResize(8), augment.RandomCropResize(6)
+    return [large, small, large]
+
+
+def batches(batch_size=8):
+    data = tf.data.Dataset.from_tensor_slices(IMAGES)
+    return data.batch(batch_size, drop_remainder=len(IMAGES) % batch_size == 0)
+
+
+def test_a_step_of_three_views_is_their_nt_xent():
+    """Sizes of their own, in the order of the list; z, loss and gradient by hand."""
+    model = model_of(multi_crop())
+    views = model.views(IMAGES[:8], model._step_seed(0))
+    assert [view.shape[1] for view in views] == [8, 6, 8]
+    model.build((None, 8, 8, 3))
+    before = [v.numpy() for v in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        z = tf.stack([model.projection_head(model.encoder(v, training=True)) for v in views])
+        loss = simclr_tf.nt_xent(z, temperature=0.2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    logs = model.train_on_batch(IMAGES[:8], return_dict=True)
+    assert logs["loss"] == pytest.approx(reference.nt_xent_of_views(z.numpy(), 0.2), rel=1e-5)
+    for old, new, gradient in zip(before, model.trainable_variables, gradients):
+        np.testing.assert_allclose(new, old - 0.05 * gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_of_a_view_is_that_of_its_step_and_its_number():
+    """fold_in(fold_in(seed, step), view)."""
+    family = augment.RandomCropResize(8)
+    model = model_of([family] * 3)
+    views = model.views(IMAGES, model._step_seed(5))
+    step = augment.random.fold_in(augment.as_seed(3), 5)
+    for number, view in enumerate(views):
+        np.testing.assert_array_equal(view, family(IMAGES, augment.random.fold_in(step, number)))
+    assert np.abs(views[0] - views[1]).max() > 0
+
+
+@pytest.mark.parametrize("batch_size", [8, 7])
+def test_micro_batches_of_three_views_have_the_gradient_of_the_whole(batch_size):
+    """Static batches, and a last one that is smaller (7, 7, 2)."""
+    results = []
+    for micro_batch_size in (None, 6):
+        model = model_of(multi_crop(), micro_batch_size)
+        data = batches(batch_size).map(lambda x: x[:6]) if batch_size == 8 else batches(batch_size)
+        if batch_size == 8:
+            data = tf.data.Dataset.from_tensor_slices(IMAGES[:12]).batch(6, drop_remainder=True)
+        history = model.fit(data, verbose=0)
+        results.append((history.history["loss"], model.get_weights()))
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-5)
+    for whole, parts in zip(results[0][1], results[1][1]):
+        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_micro_batches_count_regularisation_losses():
+    """The penalty of a layer's weights has its full gradient."""
+    weights = []
+    for micro_batch_size in (None, 4):
+        encoder = encoder_of(regularizer=keras.regularizers.L2(1.0))
+        model = model_of(augment.RandomFlip(), micro_batch_size, encoder)
+        model.fit(batches(), verbose=0)
+        weights.append(model.get_weights())
+    for whole, parts in zip(*weights):
+        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
+    unregularised = model_of(augment.RandomFlip())
+    unregularised.fit(batches(), verbose=0)
+    assert np.abs(unregularised.get_weights()[0] - weights[0][0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_micro_batches_refuse_layers_that_draw_random_numbers(run_eagerly):
+    """The two passes would differ, and the gradient be wrong."""
+    model = model_of(augment.RandomFlip(), 4, encoder_of(False, keras.layers.Dropout(0.5)))
+    model.compile(optimizer="sgd", run_eagerly=run_eagerly)
+    with pytest.raises(ValueError, match=r"micro_batch_size needs layers .* random numbers"):
+        model.fit(batches(), verbose=0)
+
+
+def supervised(z, batch):
+    """Minus the mean cosine similarity of all pairs of one class: a simple stand-in."""
+    z = tf.math.l2_normalize(z, axis=-1)
+    same = tf.cast(batch.labels[:, None] == batch.labels[None, :], tf.float32)
+    similarity = tf.einsum("and,bmd->nm", z, z) / z.shape[0] ** 2
+    return -tf.reduce_sum(same * similarity) / tf.reduce_sum(same), {"positives": same}
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_an_objective_sees_the_labels_and_logs(micro_batch_size):
+    """Labels of the batch, seeds of the views; running means of what it logs."""
+    labels = np.arange(16) % 2
+    seen = {}
+
+    def objective(z, batch):
+        seen.update(shape=z.shape, seeds=len(batch.seeds))
+        return supervised(z, batch)
+
+    model = model_of(augment.RandomFlip(), micro_batch_size, objective=objective)
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, labels)).batch(8, drop_remainder=True)
+    history = model.fit(data, verbose=0).history
+    assert sorted(history) == ["loss", "positives"]
+    assert history["positives"] == [pytest.approx(0.5)]
+    assert seen == {"shape": [2, 8, 4], "seeds": 2}
+    arrays = model_of(augment.RandomFlip(), micro_batch_size, objective=objective)
+    again = arrays.fit(IMAGES, labels, batch_size=8, shuffle=False, verbose=0).history
+    assert again["loss"][0] == pytest.approx(history["loss"][0], rel=1e-5)
+
+
+class Images(keras.utils.Sequence):
+    """Batches of 8 as Keras's own class for them."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return IMAGES[8 * index : 8 * index + 8]
+
+
+def of_unknown_shape():
+    """A dataset whose images went through NumPy: not even their rank is known."""
+    return batches().map(lambda x: tf.numpy_function(lambda a: a, [x], tf.uint8))
+
+
+FORMS = {
+    "array": lambda: IMAGES,
+    "generator": lambda: (IMAGES[start : start + 8] for start in (0, 8)),
+    "Sequence": Images,
+    "from_generator": lambda: tf.data.Dataset.from_generator(
+        lambda: iter([IMAGES[:8], IMAGES[8:]]), output_types=tf.uint8
+    ),
+    "numpy_function": of_unknown_shape,
+    "partial": lambda: tf.data.Dataset.from_tensor_slices(IMAGES).batch(8),
+}
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_fit_takes_what_keras_takes(form, micro_batch_size):
+    """One and the same two steps, whatever is known of the shapes."""
+    expected = model_of(None).fit(batches(), verbose=0).history["loss"]
+    model = model_of(None, micro_batch_size)
+    history = model.fit(
+        FORMS[form](), batch_size=8 if form == "array" else None, shuffle=False, verbose=0
+    ).history
+    assert history["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_augmentation_of_unknown_shape_takes_the_size_of_the_first_batch():
+    """A NumPy function as `augment`."""
+    model = model_of(lambda x: tf.numpy_function(lambda a: a[:, :, ::-1], [x], tf.float32))
+    history = model.fit(batches(), verbose=0).history
+    assert np.isfinite(history["loss"]).all() and model.image_shape == (8, 8, 3)
+
+
+def test_validation_data_may_be_an_array():
+    """Without labels, as the training data."""
+    history = model_of(augment.RandomFlip()).fit(
+        IMAGES, batch_size=8, validation_data=IMAGES[:8], verbose=0
+    )
+    assert "val_loss" in history.history
+
+
+@pytest.mark.parametrize("data", [IMAGES[:3], batches(1)], ids=["array", "dataset"])
+def test_batches_of_one_image_are_refused(data):
+    """They have no negatives."""
+    arguments = {"batch_size": 1} if isinstance(data, np.ndarray) else {}
+    with pytest.raises(ValueError, match="2 images or more"):
+        model_of(augment.RandomFlip()).fit(data, verbose=0, **arguments)
+
+
+def test_a_last_batch_of_one_image_does_no_harm():
+    """9 images in batches of 8: the step of one image has no gradient and no NaN."""
+    model = model_of(augment.RandomFlip())
+    model.fit(IMAGES[:9], batch_size=8, verbose=0)
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def test_a_saved_model_loads_within_the_scope_of_a_strategy(tmp_path):
+    """Metrics are not part of the file."""
+    model = model_of(augment.RandomFlip())
+    model.fit(batches(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:2]
+    strategy = tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+    with strategy.scope():
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(IMAGES), model(IMAGES), atol=1e-6)
