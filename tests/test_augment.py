@@ -6,8 +6,9 @@ import reference
 import scipy.ndimage
 import tensorflow as tf
 from PIL import Image
+from tensorflow import keras
 
-from simclr_tf import augment
+from simclr_tf import SimCLR, augment, errors
 from simclr_tf.augment.color import ORDERS
 from simclr_tf.augment.random import Draw, threefry
 from simclr_tf.augment.transforms import draw_boxes
@@ -393,3 +394,82 @@ def test_images_of_several_sizes_need_a_crop_first(family):
     """Any other augmentation would take what lies beside an image for the image."""
     with pytest.raises(ValueError, match="begins with a crop: RandomView"):
         augment.call_view(family, np.zeros([2, 8, 8, 3], np.uint8), extent=np.full([2, 2], 8))
+
+
+# -- by name -------------------------------------------------------------------------------------
+
+NAMES = "crop,flip,color_jitter,color_drop,blur,cutout,gaussian_noise,rotate90,sobel,solarize"
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_by_name_has_the_papers_defaults(size):
+    """The names of the paper's family build the operators that `RandomView.for_size` is made of."""
+    names = "crop, flip, color_jitter, color_drop" + (",blur" if size > 64 else "")
+    operators = augment.by_name(names, size).operators
+    expected = augment.RandomView.for_size(size).chain()
+    assert [repr(operator) for operator in operators] == [repr(each) for each in expected]
+
+
+def test_by_name_passes_arguments_on():
+    """Strength to the colour jitter, the others to the crop."""
+    crop, jitter = augment.by_name(
+        "crop,color_jitter", 16, 0.7, area=(0.2, 0.9), method="bilinear"
+    ).operators
+    assert (crop.size, crop.area, crop.method) == (16, (0.2, 0.9), "bilinear")
+    assert jitter.strength == 0.7
+
+
+def test_by_name_has_every_operator():
+    """Each operator of the package but the two that combine others has a name."""
+    kinds = {type(operator) for operator in augment.by_name(NAMES, 16).operators}
+    combined = {augment.Compose, augment.RandomView}
+    assert kinds == {type(operator) for operator in OPERATORS} - combined
+
+
+def test_by_name_returns_the_same_views_for_a_seed_and_after_a_config_round_trip():
+    """The chain of all operators: in [0, 1], of the size asked for, repeatable."""
+    view = augment.by_name(NAMES, 16)
+    expected = view(IMAGES, seed=4)
+    assert expected.shape == [6, 16, 16, 3] and expected.dtype == tf.float32
+    assert tf.reduce_min(expected) >= 0.0 and tf.reduce_max(expected) <= 1.0
+    config = keras.saving.serialize_keras_object(view)
+    again = keras.saving.deserialize_keras_object(config)
+    for same in (view, augment.by_name(NAMES, 16), again):
+        np.testing.assert_array_equal(same(IMAGES, seed=4), expected)
+    assert np.abs(view(IMAGES, seed=5) - expected).max() > 0.01
+
+
+def test_by_name_is_an_augmentation_of_simclr():
+    """A model draws the same views for the same seed; with a crop first, an extent is accepted."""
+    encoder = keras.Sequential([keras.layers.GlobalAveragePooling2D()])
+    view = augment.by_name("crop,color_jitter,blur", 8)
+    model = SimCLR(encoder, augment=view)
+    seed = tf.constant([3, 1])
+    views = model.views(IMAGES, seed)
+    assert [each.shape.as_list() for each in views] == [[6, 8, 8, 3]] * 2
+    np.testing.assert_array_equal(views, model.views(IMAGES, seed))
+    assert np.abs(views[0] - views[1]).max() > 0.01
+    extent = np.full([6, 2], 10)
+    np.testing.assert_allclose(
+        augment.call_view(view, IMAGES, seed, extent=extent),
+        augment.call_view(view, IMAGES[:, :10, :10], seed),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: augment.by_name("crop,colour_jitter", 8), "got 'colour_jitter'.*: color_jitter"),
+        (lambda: augment.by_name("crop,", 8), "must be one of crop, flip, .*; got ''"),
+        (lambda: augment.by_name("crop", 0), "size must be at least 1 pixel; got 0"),
+        (
+            lambda: augment.by_name("flip", 8, area=(0.5, 1.0)),
+            "\\(area\\) need the name \"crop\"; got 'flip'",
+        ),
+    ],
+)
+def test_by_name_explains_wrong_arguments(make, message):
+    """An unknown name lists the names and those close to it."""
+    with pytest.raises(errors.ArgumentError, match=message):
+        make()

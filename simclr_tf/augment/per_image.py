@@ -11,7 +11,7 @@ import functools
 import tensorflow as tf
 
 from simclr_tf.augment import color, filters, geometry
-from simclr_tf.augment.transforms import static_size
+from simclr_tf.augment.base import static_size
 
 _compiled = functools.partial(tf.function, jit_compile=True)
 
