@@ -148,6 +148,22 @@ def test_threefry_gives_the_published_answers():
         assert tuple(int(word) for word in words) == answer
 
 
+def test_tensorflows_philox_depends_on_xla():
+    """Why this package has its own generator: with a run-time seed XLA draws other numbers.
+
+    When this test fails, `augment/random.py` can use `tf.random.stateless_uniform` in place of its
+    own Threefry; views for a given seed then change.
+    """
+
+    def uniform(seed):
+        return tf.random.stateless_uniform([8], seed, alg="philox")
+
+    seed = tf.constant([3, 7])
+    np.testing.assert_array_equal(tf.function(uniform)(seed), uniform(seed))
+    compiled = tf.function(uniform, jit_compile=True)(seed)
+    assert np.abs(compiled - uniform(seed)).max() > 0.01
+
+
 def test_draws_are_uniform_and_normal():
     """Moments of each, and no correlation between neighbouring rows and columns."""
     draw = Draw(4, (400, 8, 8))

@@ -1,9 +1,15 @@
 """Random numbers that every device agrees on: a function of (seed, row, column) alone.
 
-TensorFlow's own stateless generators give other numbers under XLA than outside it. This is
-Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
-2011), 32-bit words held in int64, whose operations all devices have and none of which overflows
-here. Counting by row makes an image's numbers independent of the batch or replica it is in.
+A seed must return the same views eagerly, in a graph and under XLA. TensorFlow's own stateless
+generators do not: with TensorFlow 2.15.1, `tf.random.stateless_uniform(alg="philox")` returns the
+same numbers under XLA only where the seed is a constant, other numbers where the seed is a tensor
+at run time, as the seed of a training step is; and `alg="threefry"` works under XLA alone.
+`tests/test_augment.py` shows the former. This module implements Threefry-2x32 with 20 rounds
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) on 32-bit words held in
+int64, with operations that all devices have and that do not overflow.
+
+Numbers are indexed by the row of the batch, so those of an image do not depend on the micro-batch
+or the replica that it is in.
 """
 
 from __future__ import annotations
