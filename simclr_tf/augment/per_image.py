@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from simclr_tf.augment import color, filters, geometry
 from simclr_tf.augment.base import static_size
+from simclr_tf.images import max_value
 
 _compiled = functools.partial(tf.function, jit_compile=True)
 
@@ -30,8 +31,7 @@ def views(images, parameters, size, method, radius):
       [B, size, size, 3] float32 in [0, 1].
     """
     height, width = static_size(images)
-    unit = 255.0 if images.dtype == tf.uint8 else 1.0
-    plan = _plan(parameters, (height, width), size, method, radius, unit)
+    plan = _plan(parameters, (height, width), size, method, radius, max_value(images.dtype))
     rows = tf.reshape(images, [-1, height, width * 3])
     made = _map(functools.partial(_view, size=size, radius=radius), (rows, plan))
     return tf.reshape(made, [-1, size, size, 3])
@@ -58,11 +58,11 @@ def _map(function, batches):
 
 
 @_compiled
-def _plan(parameters, in_size, size, method, radius, unit):
+def _plan(parameters, in_size, size, method, radius, full):
     # All small numbers of a batch at once: bands of crop and blur, steps of the colour jitter.
     boxes, flipped = parameters["boxes"], parameters["flipped"]
     (reads, weights), columns = geometry.crop_bands(boxes, in_size, (size, size), method, flipped)
-    plan = {"rows": (reads, weights / unit), "columns": columns, "dropped": parameters["dropped"]}
+    plan = {"rows": (reads, weights / full), "columns": columns, "dropped": parameters["dropped"]}
     plan["steps"] = color.jitter_steps(parameters["factors"], parameters["order"])
     if radius is not None:
         plan["sigma"] = parameters["sigma"]
