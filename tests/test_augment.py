@@ -328,6 +328,26 @@ def test_views_made_by_image_are_those_of_the_batch(size, in_size, method, blur,
     assert tf.reduce_min(got) >= 0.0 and tf.reduce_max(got) <= 1.0
 
 
+def _no_map_defun(**_):
+    raise ValueError("No such operation.")
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["missing", "fails to build"])
+@pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_large_views_do_not_depend_on_an_undocumented_operation(missing, wrap, monkeypatch):
+    """Without `MapDefun`, `tf.map_fn` makes the same views."""
+    images = tf.constant(RNG.integers(0, 256, [3, 30, 40, 3], np.uint8))
+    expected = augment.RandomView(66)(images, seed=4)
+    if missing:
+        monkeypatch.delattr(tf.raw_ops, "MapDefun")
+    else:
+        monkeypatch.setattr(tf.raw_ops, "MapDefun", _no_map_defun)
+    view = augment.RandomView(66)
+    assert view._goes_by_image()
+    got = wrap(lambda x: view(x, seed=4))(images)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 def test_a_large_view_is_the_same_everywhere():
     """Eagerly, as a graph with any batch, in tf.data, under XLA, and for a part of the batch."""
     view, seed = augment.RandomView(72), tf.constant([11, 0])

@@ -10,6 +10,7 @@ import functools
 
 import tensorflow as tf
 
+from simclr_tf._keras import map_rows
 from simclr_tf.augment import color, filters, geometry
 from simclr_tf.augment.base import static_size
 from simclr_tf.images import max_value
@@ -33,28 +34,8 @@ def views(images, parameters, size, method, radius):
     height, width = static_size(images)
     plan = _plan(parameters, (height, width), size, method, radius, max_value(images.dtype))
     rows = tf.reshape(images, [-1, height, width * 3])
-    made = _map(functools.partial(_view, size=size, radius=radius), (rows, plan))
+    made = map_rows(functools.partial(_view, size=size, radius=radius), (rows, plan))
     return tf.reshape(made, [-1, size, size, 3])
-
-
-def _map(function, batches):
-    """`tf.map_fn` with one core for each element, where TensorFlow would share out each operation.
-
-    Sharing costs more than such small operations take. Has no gradient, and XLA cannot compile it.
-    """
-    flat = tf.nest.flatten(batches)
-    specs = [tf.TensorSpec(batch.shape[1:], batch.dtype) for batch in flat]
-    packed = tf.function(lambda *one: function(*tf.nest.pack_sequence_as(batches, one)))
-    concrete = packed.get_concrete_function(*specs)
-    (made,) = tf.raw_ops.MapDefun(
-        arguments=flat,
-        captured_inputs=concrete.captured_inputs,
-        output_types=[concrete.outputs[0].dtype],
-        output_shapes=[concrete.outputs[0].shape],
-        f=concrete,
-        max_intra_op_parallelism=1,
-    )
-    return made
 
 
 @_compiled

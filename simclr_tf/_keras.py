@@ -1,0 +1,56 @@
+"""Where Keras 2 and Keras 3 differ.
+
+The only place that touches private or undocumented TensorFlow and Keras API.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from absl import logging
+
+# Raised where an operation is missing, takes other arguments or has no kernel.
+_BUILD_ERRORS = (
+    AttributeError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    tf.errors.OpError,
+)
+
+
+def map_rows(function, batches):
+    """Applies a function to every row of a batch, each row on a core of its own.
+
+    As `tf.map_fn`, but an operation of `function` runs on one core. Dividing each operation among
+    all cores costs more than operations on one image take. The result has no gradient, and XLA
+    cannot compile it. Where `tf.raw_ops.MapDefun`, which is undocumented, is missing or cannot be built,
+    `tf.map_fn` returns the same result more slowly.
+
+    Args:
+      function: takes one row of `batches`, in the same structure, and returns one tensor.
+      batches: a tuple of nested structures of tensors [B, ...].
+
+    Returns:
+      [B, ...], the results of `function`.
+    """
+    flat = tf.nest.flatten(batches)
+    specs = [tf.TensorSpec(batch.shape[1:], batch.dtype) for batch in flat]
+    packed = tf.function(lambda *row: function(*tf.nest.pack_sequence_as(batches, row)))
+    concrete = packed.get_concrete_function(*specs)
+    (out,) = concrete.outputs
+    try:
+        (made,) = tf.raw_ops.MapDefun(
+            arguments=flat,
+            captured_inputs=concrete.captured_inputs,
+            output_types=[out.dtype],
+            output_shapes=[out.shape],
+            f=concrete,
+            max_intra_op_parallelism=1,
+        )
+    except _BUILD_ERRORS as error:
+        logging.log_first_n(
+            logging.WARNING, "Large views are slower, without MapDefun: %s", 1, error
+        )
+        spec = tf.TensorSpec(out.shape, out.dtype)
+        made = tf.map_fn(lambda row: function(*row), batches, fn_output_signature=spec)
+    return made
