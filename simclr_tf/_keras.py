@@ -19,19 +19,19 @@ _BUILD_ERRORS = (
 
 
 def map_rows(function, batches):
-    """Applies a function to every row of a batch, each row on a core of its own.
+    """Applies a function to every row of a batch; rows run in parallel, each on one core.
 
-    As `tf.map_fn`, but an operation of `function` runs on one core. Dividing each operation among
-    all cores costs more than operations on one image take. The result has no gradient, and XLA
-    cannot compile it. Where `tf.raw_ops.MapDefun`, which is undocumented, is missing or cannot be built,
-    `tf.map_fn` returns the same result more slowly.
+    `tf.map_fn` divides every operation among all cores, which takes longer than the operation where
+    rows are as small as one image. The result has no gradient, and XLA cannot compile it. Where
+    `tf.raw_ops.MapDefun`, which is undocumented, is missing or cannot be built, `tf.map_fn` is used
+    and returns the same result.
 
     Args:
-      function: takes one row of `batches`, in the same structure, and returns one tensor.
-      batches: a tuple of nested structures of tensors [B, ...].
+      function: called with one row of each item of `batches`; returns one tensor.
+      batches: a tuple of tensors [B, ...], or of nested structures of them.
 
     Returns:
-      [B, ...], the results of `function`.
+      [B, ...], the results of `function`, of its dtype.
     """
     flat = tf.nest.flatten(batches)
     specs = [tf.TensorSpec(batch.shape[1:], batch.dtype) for batch in flat]

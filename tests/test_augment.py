@@ -1,4 +1,4 @@
-"""Views: each operator against tf.image, Pillow or a loop; the draws against the paper."""
+"""Tests of views: operators against tf.image, Pillow or a loop; draws against the paper."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_crop_resize_bilinear_is_tf_image():
     ],
 )
 def test_each_colour_operation_is_tf_image(ours, theirs):
-    """Per image, with a factor of its own, clipped to [0, 1]."""
+    """With one factor per image, clipped to [0, 1]."""
     factors = np.array([0.0, 0.3, 0.9, 1.0, 1.4, 1.8], np.float32)
     if ours is augment.hue:
         factors = np.array([-0.5, -0.2, 0.0, 0.1, 0.2, 0.45], np.float32)
@@ -58,8 +58,8 @@ def test_each_colour_operation_is_tf_image(ours, theirs):
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_grey_pixels_have_no_hue_to_turn():
-    """Grey, black and white stay as they are, without NaN."""
+def test_grey_pixels_have_no_hue_to_rotate():
+    """Grey, black and white do not change, and there is no NaN."""
     greys = np.tile(np.array([0.0, 0.25, 1.0], np.float32)[:, None, None, None], [1, 4, 4, 3])
     turned = augment.saturation(
         augment.hue(greys, np.full(3, 0.3, np.float32)), np.full(3, 2.0, "f")
@@ -67,8 +67,8 @@ def test_grey_pixels_have_no_hue_to_turn():
     np.testing.assert_array_equal(turned, greys)
 
 
-def test_colour_jitter_does_the_four_in_each_of_the_24_orders():
-    """One pass of shared slots equals the four operations one after the other."""
+def test_colour_jitter_applies_the_four_operations_in_each_of_the_24_orders():
+    """The pass of shared slots equals the four operations one after the other."""
     images = np.tile(RNG.random([1, 5, 5, 3]), [24, 1, 1, 1]).astype(np.float32)
     factors = RNG.uniform([0.2, 0.2, 0.2, -0.2], [1.8, 1.8, 1.8, 0.2], [24, 4]).astype(np.float32)
     got = augment.color_jitter(images, factors, np.arange(24))
@@ -77,15 +77,15 @@ def test_colour_jitter_does_the_four_in_each_of_the_24_orders():
 
 
 def test_colour_drop_is_rgb_to_grayscale():
-    """Where dropped; the other images are untouched."""
+    """Where dropped; the other images do not change."""
     got = augment.color_drop(IMAGES, np.array([True, False] * 3))
     expected = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(IMAGES))
     np.testing.assert_allclose(got[::2], expected[::2], atol=1e-6)
     np.testing.assert_array_equal(got[1::2], IMAGES[1::2])
 
 
-def test_blur_is_scipys_with_a_sigma_per_image():
-    """Reflected borders; sigma 0 leaves an image alone."""
+def test_blur_is_scipys_with_one_sigma_per_image():
+    """Borders are reflected; an image with sigma 0 does not change."""
     sigmas = np.array([0.0, 0.1, 0.5, 1.0, 1.5, 2.0], np.float32)
     got = augment.gaussian_blur(IMAGES, sigmas, 4)
     np.testing.assert_array_equal(got[0], IMAGES[0])
@@ -115,8 +115,8 @@ def test_flip_and_solarize_are_pillows():
     np.testing.assert_allclose(inverted * 255.0, ImageOps.solarize(picture, 128), atol=1e-3)
 
 
-def test_cutout_writes_the_box_alone():
-    """A box that sticks out is cut; outside it nothing changes."""
+def test_cutout_fills_only_the_box():
+    """A box may extend beyond the image; outside the box nothing changes."""
     got = augment.cutout(IMAGES[:2], np.array([[-3.0, 15.0, 8.0, 8.0], [4.0, 4.0, 0.0, 0.0]]), 0.5)
     expected = IMAGES[:2].copy()
     expected[0, :5, 15:] = 0.5
@@ -124,7 +124,7 @@ def test_cutout_writes_the_box_alone():
 
 
 def test_sobel_is_the_magnitude_of_sobel_edges():
-    """1 is reached at the strongest corner there is and never passed."""
+    """Scaled so that the strongest possible corner is at most 1."""
     edges = tf.image.sobel_edges(tf.constant(IMAGES)).numpy()
     expected = np.hypot(edges[..., 0], edges[..., 1]) / np.sqrt(20.0)
     np.testing.assert_allclose(augment.sobel(IMAGES), expected, atol=1e-6)
@@ -136,7 +136,7 @@ def test_sobel_is_the_magnitude_of_sobel_edges():
 # -- draws ---------------------------------------------------------------------------------------
 
 
-def test_threefry_gives_the_published_answers():
+def test_threefry_returns_the_published_answers():
     """The known answers of the Random123 library for threefry2x32 with 20 rounds."""
     known = [
         ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
@@ -178,7 +178,7 @@ def test_draws_are_uniform_and_normal():
 
 
 def test_crops_are_drawn_as_the_paper_says():
-    """Area, aspect and place have the moments of a plain loop; every box is inside."""
+    """Area, aspect and position have the moments of a plain loop; every box is inside."""
     area, aspect = (0.08, 1.0), (3 / 4, 4 / 3)
     boxes = draw_boxes(Draw(3, (100000, 224, 224)).uniform(22), 224, 224, area, aspect).numpy()
     expected = reference.crop_boxes(np.random.default_rng(0), 40000, 224, area, aspect)
@@ -194,19 +194,19 @@ def test_crops_are_drawn_as_the_paper_says():
 
 
 def test_a_crop_that_never_fits_is_the_whole_image():
-    """A very long image has no crop of that aspect."""
+    """A very long image has no crop of such an aspect ratio."""
     boxes = draw_boxes(Draw(3, (8, 4, 400)).uniform(22), 4, 400, (0.9, 1.0), (1.0, 1.0))
     np.testing.assert_array_equal(boxes, np.tile([[0, 0, 4, 400]], [8, 1]))
 
 
 def test_the_family_draws_as_the_paper_says():
-    """Probabilities and ranges of flip, jitter, drop and blur; all 24 orders alike."""
+    """Probabilities and ranges of flip, jitter, drop and blur; all 24 orders equally likely."""
     count, view = 40000, augment.RandomView(224, strength=0.5)
     drawn = {k: v.numpy() for k, v in view.draw(Draw(5, (count, 224, 224))).items()}
-    share = lambda mask: pytest.approx(np.mean(mask), abs=0.01)  # noqa: E731 - three uses below
-    assert share(drawn["flipped"]) == 0.5 and share(drawn["dropped"]) == 0.2
+    fraction = lambda mask: pytest.approx(np.mean(mask), abs=0.01)  # noqa: E731 - three uses below
+    assert fraction(drawn["flipped"]) == 0.5 and fraction(drawn["dropped"]) == 0.2
     jittered = (drawn["factors"] != [1, 1, 1, 0]).any(axis=1)
-    assert share(jittered) == 0.8
+    assert fraction(jittered) == 0.8
     scales, turns = drawn["factors"][jittered, :3], drawn["factors"][jittered, 3]
     np.testing.assert_allclose(scales.mean(axis=0), 1.0, atol=0.01)
     np.testing.assert_allclose(scales.var(axis=0), 0.8**2 / 12, rtol=0.03)  # uniform in 1 +- 0.4
@@ -223,14 +223,14 @@ def test_the_family_draws_as_the_paper_says():
     assert np.abs(pairs - np.eye(8))[np.isfinite(pairs)].max() < 0.03  # drawn independently
 
 
-def test_a_strength_over_1_25_has_no_negative_bound():
-    """The factors stay at 0 or more."""
+def test_a_strength_above_1_25_has_no_negative_factors():
+    """The lower bound is 0."""
     drawn = augment.ColorJitter(2.0).draw(Draw(5, (2000, 8, 8)))
     assert tf.reduce_min(drawn["factors"][:, :3]) >= 0.0
 
 
-def test_small_views_have_no_blur_and_large_ones_a_tenth():
-    """Blur is automatic above 64 pixels, with a kernel of a tenth of the height."""
+def test_only_views_above_64_pixels_are_blurred():
+    """By default; the kernel is a tenth of the height."""
     assert augment.RandomView(64).blurring is None
     assert augment.RandomView.for_size(32).strength == 0.5
     assert augment.RandomView.for_size(224).strength == 1.0
@@ -257,7 +257,7 @@ OPERATORS = [
 
 
 def test_every_operator_is_called_below():
-    """The list cannot fall behind."""
+    """The list has every operator."""
     kinds = [thing for thing in vars(augment).values() if isinstance(thing, type)]
     operators = {kind for kind in kinds if issubclass(kind, augment.Operator)}
     assert operators - {augment.Operator} == {type(operator) for operator in OPERATORS}
@@ -265,7 +265,7 @@ def test_every_operator_is_called_below():
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda op: type(op).__name__)
 def test_a_seed_gives_the_same_view_everywhere(operator):
-    """Eagerly, as a graph, in tf.data, under XLA, and for a part of the batch alone."""
+    """Eagerly, as a graph, in tf.data, under XLA, and for a slice of the batch."""
     images = tf.constant((IMAGES * 255).astype(np.uint8))
     expected = operator(images, seed=11)
     assert expected.dtype == tf.float32
@@ -283,7 +283,7 @@ def test_a_seed_gives_the_same_view_everywhere(operator):
 
 
 def test_every_image_draws_its_own_parameters():
-    """Six copies of one image come out as six different views, and two calls differ."""
+    """Six copies of one image become six different views, and two calls differ."""
     copies = tf.constant(np.tile(PHOTO[:1], [6, 1, 1, 1]))
     view = augment.RandomView(16)
     views = view(copies).numpy()
@@ -292,7 +292,7 @@ def test_every_image_draws_its_own_parameters():
 
 
 def test_the_family_is_its_chain_of_operators():
-    """The compiled pass equals the single operators with the same parameters."""
+    """The compiled family equals the single operators with the same parameters."""
     view = augment.RandomView(24, blur=True)
     drawn = view.draw(Draw(1, (6, 40, 40)))
     images = tf.constant(PHOTO)
@@ -308,7 +308,7 @@ def test_the_family_is_its_chain_of_operators():
     ("size", "in_size", "method", "blur", "dtype"),
     [
         (224, (224, 224), "bicubic", True, np.uint8),
-        # Crops larger and smaller than the view, uneven blocks.
+        # Crops larger and smaller than the view; a size that its blocks do not divide.
         (65, (131, 77), "bicubic", True, np.uint8),
         (65, (131, 77), "bicubic", True, np.float32),
         (97, (97, 40), "bilinear", True, np.uint8),
@@ -317,8 +317,8 @@ def test_the_family_is_its_chain_of_operators():
         (70, (1, 5), "bicubic", True, np.float32),
     ],
 )
-def test_views_made_by_image_are_those_of_the_batch(size, in_size, method, blur, dtype):
-    """The form for large views on a processor equals the dense form, tiny crops and flips too."""
+def test_views_computed_image_by_image_are_those_of_the_batch(size, in_size, method, blur, dtype):
+    """The code for large views on a CPU equals the dense form, for tiny crops and flips too."""
     view = augment.RandomView(size, blur=blur, area=(0.001, 1.0), method=method)
     images = RNG.integers(0, 256, [8, *in_size, 3], np.uint8)
     images = images if dtype == np.uint8 else (images / 255).astype(np.float32)
@@ -349,7 +349,7 @@ def test_large_views_do_not_depend_on_an_undocumented_operation(missing, wrap, m
 
 
 def test_a_large_view_is_the_same_everywhere():
-    """Eagerly, as a graph with any batch, in tf.data, under XLA, and for a part of the batch."""
+    """Eagerly, as a graph of any batch size, in tf.data, under XLA, for a slice of the batch."""
     view, seed = augment.RandomView(72), tf.constant([11, 0])
     images = tf.constant(RNG.integers(0, 256, [4, 50, 60, 3], np.uint8))
     sizes = tf.constant([[50, 60], [30, 60], [50, 20], [7, 9]])
@@ -372,8 +372,8 @@ def test_a_large_view_is_the_same_everywhere():
         (np.zeros([2, 8, 8, 3], np.int64), "uint8, or float.*int64"),
     ],
 )
-def test_wrong_images_are_told(images, message):
-    """Rank, channels and dtype."""
+def test_wrong_images_are_explained(images, message):
+    """The error names the shape or the dtype."""
     for operator in (augment.RandomView(8), augment.RandomFlip()):
         with pytest.raises(ValueError, match=message):
             operator(images)
@@ -384,6 +384,8 @@ def test_wrong_images_are_told(images, message):
     [
         lambda: augment.RandomCropResize(0),
         lambda: augment.RandomView(8, area=(0.5, 1.5)),
+        lambda: augment.RandomView(8, area=0.5),
+        lambda: augment.center_crop(IMAGES, 1.5),
         lambda: augment.RandomView(8, blur="maybe"),
         lambda: augment.ColorDrop(1.5),
         lambda: augment.ColorJitter(-1.0),
@@ -392,8 +394,8 @@ def test_wrong_images_are_told(images, message):
         lambda: augment.RandomRotation90()(IMAGES[:, :10]),
     ],
 )
-def test_wrong_arguments_are_told(make):
-    """Each with the value that was given."""
+def test_wrong_arguments_are_explained(make):
+    """The error has the value that was passed."""
     with pytest.raises(ValueError, match="got"):
         make()
 
@@ -408,17 +410,17 @@ def test_center_crop_keeps_the_middle():
     ("family", "of_one"),
     [
         (augment.RandomView(12, 0.5, jit_compile=False), None),
-        # Of one image without XLA, which would compile each size.
+        # Single images without XLA, which would compile each size.
         (augment.RandomView(12, 0.5), augment.RandomView(12, 0.5, jit_compile=False)),
         (augment.RandomCropResize(12), None),
         (augment.Compose([augment.RandomCropResize(12), augment.RandomFlip()]), None),
     ],
 )
-def test_an_image_beside_nothing_is_the_image_alone(family, of_one):
+def test_padding_does_not_change_a_view(family, of_one):
     """Views of images that fill a part of their square are those of the images cut out."""
     of_one = of_one or family
     sizes = [(20, 30), (30, 20), (11, 30), (30, 30)]
-    squares = RNG.integers(0, 256, [4, 30, 30, 3], np.uint8)  # what lies beside must not be seen
+    squares = RNG.integers(0, 256, [4, 30, 30, 3], np.uint8)  # the padding is noise
     got = family(squares, seed=5, extent=np.array(sizes, np.int32))
     for row, (height, width) in enumerate(sizes):
         alone = squares[row : row + 1, :height, :width]
@@ -427,7 +429,7 @@ def test_an_image_beside_nothing_is_the_image_alone(family, of_one):
 
 @pytest.mark.parametrize("family", [augment.RandomFlip(), augment.Compose([]), tf.identity])
 def test_images_of_several_sizes_need_a_crop_first(family):
-    """Any other augmentation would take what lies beside an image for the image."""
+    """Any other augmentation would mistake the padding for the image."""
     with pytest.raises(ValueError, match="begins with a crop: RandomView"):
         augment.call_view(family, np.zeros([2, 8, 8, 3], np.uint8), extent=np.full([2, 2], 8))
 

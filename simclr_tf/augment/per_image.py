@@ -1,7 +1,7 @@
-"""The paper's family one image after the other: how a processor makes large views.
+"""The paper's family computed one image at a time, which is faster for large views on a CPU.
 
-A single large image fits a core's cache where a batch does not, and what an image has not drawn,
-four of ten blurs and colour steps among them, is left out. `RandomView` has the form for a batch.
+One large image fits into a core's cache, a batch does not; and operations that an image has not
+drawn are skipped. `random_view.py` computes the same views for a whole batch at once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _compiled = functools.partial(tf.function, jit_compile=True)
 
 
 def views(images, parameters, size, method, radius):
-    """One view of every image.
+    """Computes one view of every image from drawn parameters.
 
     Args:
       images: [B, H, W, 3], uint8, or float in [0, 1].
-      parameters: what `RandomView.draw` returns.
+      parameters: the result of `RandomView.draw`.
       size: side of the views in pixels.
-      method: of the crop.
-      radius: of the blur; None for a family without.
+      method: of the crop, "bicubic" or "bilinear".
+      radius: of the blur, see `gaussian_blur`; None for a family without blur.
 
     Returns:
       [B, size, size, 3] float32 in [0, 1].
@@ -40,7 +40,11 @@ def views(images, parameters, size, method, radius):
 
 @_compiled
 def _plan(parameters, in_size, size, method, radius, full):
-    # All small numbers of a batch at once: bands of crop and blur, steps of the colour jitter.
+    """Computes bands of crop and blur and steps of the colour jitter, for all images at once.
+
+    `full` is the value of full intensity in the images; dividing the weights by it is cheaper than
+    dividing the images.
+    """
     boxes, flipped = parameters["boxes"], parameters["flipped"]
     (reads, weights), columns = geometry.crop_bands(boxes, in_size, (size, size), method, flipped)
     plan = {"rows": (reads, weights / full), "columns": columns, "dropped": parameters["dropped"]}
@@ -52,10 +56,10 @@ def _plan(parameters, in_size, size, method, radius, full):
 
 
 def _view(rows, plan, size, radius):
-    """The view of one image as rows, [S, S * 3]; rows: [H, W * 3].
+    """Computes the view of one image, [S, S * 3]; rows: [H, W * 3].
 
-    A matrix product is fast along the first axis alone, so the image is turned twice: columns
-    first for the crop along them, the colours and a first blur, then back.
+    A banded product is fast along the first axis only. So the image is transposed to columns first
+    for the crop along the columns, the colours and the first half of the blur, and then back.
     """
     width = rows.shape[1] // 3
     rows = geometry.apply_banded(rows, *plan["rows"], size)  # [S, W * 3]
@@ -75,7 +79,7 @@ def _transposed(columns):
 
 
 def _blurred(columns, weights, radius):
-    """`_transposed`, blurred along both axes."""
+    """Returns `_transposed`, blurred along both axes and clipped to [0, 1]."""
     size = columns.shape[0]
     reads = filters.blur_reads(radius, size)
     columns = geometry.apply_banded(tf.reshape(columns, [size, 3 * size]), reads, weights, size)
@@ -85,7 +89,7 @@ def _blurred(columns, weights, radius):
 
 @_compiled
 def _colours(columns, steps, dropped):
-    """Colour jitter and colour drop of one image, [W, 3, H]; what it has not drawn is left out."""
+    """Applies colour jitter and colour drop to one image, [W, 3, H], skipping what is not drawn."""
     planar = tf.clip_by_value(columns, 0.0, 1.0)[:, :, None]  # bicubic overshoots; [W, 3, 1, H]
     for slot, kind in enumerate(color.SLOTS):
         used = tf.reduce_any(steps[slot] != color.IDENTITY)
@@ -101,8 +105,8 @@ def _if(used, function, planar, *arguments):
 
 def _hue_step(planar, factors):
     _, _, saturated, turned = tf.unstack(factors)
-    # A branch of its own, always taken here: XLA would merge the two, and then go from RGB to hue
-    # once for every channel.
+    # Always true here. Without a branch, XLA would fuse the two conversions, and then convert from
+    # RGB to hue once for every channel.
     hue = _if((saturated != 1.0) | (turned != 0.0), color.to_hue, planar)
     return color.from_hue(hue, saturated, turned)
 

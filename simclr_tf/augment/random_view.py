@@ -51,7 +51,7 @@ class RandomView(Operator):
 
     Example:
 
-    >>> view = simclr_tf.RandomView(24, strength=0.5)
+    >>> view = simclr_tf.RandomView(24, strength=0.5, jit_compile=False)  # for a single call
     >>> view(images, seed=0).shape
     TensorShape([8, 24, 24, 3])
     """

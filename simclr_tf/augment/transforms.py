@@ -386,7 +386,7 @@ class Sobel(Operator):
         return {"filtered": draw.uniform() < self.probability}
 
     def apply(self, images, parameters):
-        filtered = geometry.per_image(parameters["filtered"])
+        filtered = geometry.expand_to_rank(parameters["filtered"])
         return tf.where(filtered, filters.sobel(images), images)
 
 
