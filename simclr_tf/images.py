@@ -87,6 +87,17 @@ def check_images(images) -> None:
         )
 
 
+def max_value(dtype) -> float:
+    """Returns the value of full intensity in images of a dtype: 255.0 for uint8, 1.0 for floats.
+
+    Example:
+
+    >>> simclr_tf.images.max_value(images.dtype)
+    255.0
+    """
+    return 255.0 if tf.as_dtype(dtype) == tf.uint8 else 1.0
+
+
 def as_float(images):
     """Returns images as float32 in [0, 1].
 
@@ -103,7 +114,7 @@ def as_float(images):
     images = tf.convert_to_tensor(images)
     check_images(images)
     if images.dtype == tf.uint8:
-        return tf.cast(images, tf.float32) / 255.0
+        return tf.cast(images, tf.float32) / max_value(images.dtype)
     return tf.cast(images, tf.float32)
 
 

@@ -1,4 +1,4 @@
-"""Views: each operator against tf.image, Pillow or a loop; the draws against the paper."""
+"""Tests of views: operators against tf.image, Pillow or a loop; draws against the paper."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import reference
 import scipy.ndimage
 import tensorflow as tf
 from PIL import Image
+from tensorflow import keras
 
-from simclr_tf import augment
+from simclr_tf import SimCLR, augment, errors
 from simclr_tf.augment.color import ORDERS
 from simclr_tf.augment.random import Draw, threefry
 from simclr_tf.augment.transforms import draw_boxes
@@ -47,7 +48,7 @@ def test_crop_resize_bilinear_is_tf_image():
     ],
 )
 def test_each_colour_operation_is_tf_image(ours, theirs):
-    """Per image, with a factor of its own, clipped to [0, 1]."""
+    """With one factor per image, clipped to [0, 1]."""
     factors = np.array([0.0, 0.3, 0.9, 1.0, 1.4, 1.8], np.float32)
     if ours is augment.hue:
         factors = np.array([-0.5, -0.2, 0.0, 0.1, 0.2, 0.45], np.float32)
@@ -57,8 +58,8 @@ def test_each_colour_operation_is_tf_image(ours, theirs):
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_grey_pixels_have_no_hue_to_turn():
-    """Grey, black and white stay as they are, without NaN."""
+def test_grey_pixels_have_no_hue_to_rotate():
+    """Grey, black and white do not change, and there is no NaN."""
     greys = np.tile(np.array([0.0, 0.25, 1.0], np.float32)[:, None, None, None], [1, 4, 4, 3])
     turned = augment.saturation(
         augment.hue(greys, np.full(3, 0.3, np.float32)), np.full(3, 2.0, "f")
@@ -66,8 +67,8 @@ def test_grey_pixels_have_no_hue_to_turn():
     np.testing.assert_array_equal(turned, greys)
 
 
-def test_colour_jitter_does_the_four_in_each_of_the_24_orders():
-    """One pass of shared slots equals the four operations one after the other."""
+def test_colour_jitter_applies_the_four_operations_in_each_of_the_24_orders():
+    """The pass of shared slots equals the four operations one after the other."""
     images = np.tile(RNG.random([1, 5, 5, 3]), [24, 1, 1, 1]).astype(np.float32)
     factors = RNG.uniform([0.2, 0.2, 0.2, -0.2], [1.8, 1.8, 1.8, 0.2], [24, 4]).astype(np.float32)
     got = augment.color_jitter(images, factors, np.arange(24))
@@ -76,15 +77,15 @@ def test_colour_jitter_does_the_four_in_each_of_the_24_orders():
 
 
 def test_colour_drop_is_rgb_to_grayscale():
-    """Where dropped; the other images are untouched."""
+    """Where dropped; the other images do not change."""
     got = augment.color_drop(IMAGES, np.array([True, False] * 3))
     expected = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(IMAGES))
     np.testing.assert_allclose(got[::2], expected[::2], atol=1e-6)
     np.testing.assert_array_equal(got[1::2], IMAGES[1::2])
 
 
-def test_blur_is_scipys_with_a_sigma_per_image():
-    """Reflected borders; sigma 0 leaves an image alone."""
+def test_blur_is_scipys_with_one_sigma_per_image():
+    """Borders are reflected; an image with sigma 0 does not change."""
     sigmas = np.array([0.0, 0.1, 0.5, 1.0, 1.5, 2.0], np.float32)
     got = augment.gaussian_blur(IMAGES, sigmas, 4)
     np.testing.assert_array_equal(got[0], IMAGES[0])
@@ -114,8 +115,8 @@ def test_flip_and_solarize_are_pillows():
     np.testing.assert_allclose(inverted * 255.0, ImageOps.solarize(picture, 128), atol=1e-3)
 
 
-def test_cutout_writes_the_box_alone():
-    """A box that sticks out is cut; outside it nothing changes."""
+def test_cutout_fills_only_the_box():
+    """A box may extend beyond the image; outside the box nothing changes."""
     got = augment.cutout(IMAGES[:2], np.array([[-3.0, 15.0, 8.0, 8.0], [4.0, 4.0, 0.0, 0.0]]), 0.5)
     expected = IMAGES[:2].copy()
     expected[0, :5, 15:] = 0.5
@@ -123,7 +124,7 @@ def test_cutout_writes_the_box_alone():
 
 
 def test_sobel_is_the_magnitude_of_sobel_edges():
-    """1 is reached at the strongest corner there is and never passed."""
+    """Scaled so that the strongest possible corner is at most 1."""
     edges = tf.image.sobel_edges(tf.constant(IMAGES)).numpy()
     expected = np.hypot(edges[..., 0], edges[..., 1]) / np.sqrt(20.0)
     np.testing.assert_allclose(augment.sobel(IMAGES), expected, atol=1e-6)
@@ -135,7 +136,7 @@ def test_sobel_is_the_magnitude_of_sobel_edges():
 # -- draws ---------------------------------------------------------------------------------------
 
 
-def test_threefry_gives_the_published_answers():
+def test_threefry_returns_the_published_answers():
     """The known answers of the Random123 library for threefry2x32 with 20 rounds."""
     known = [
         ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
@@ -145,6 +146,22 @@ def test_threefry_gives_the_published_answers():
     for key, counter, answer in known:
         words = threefry(tf.constant(key, tf.int64), tf.constant(counter, tf.int64))
         assert tuple(int(word) for word in words) == answer
+
+
+def test_tensorflows_philox_depends_on_xla():
+    """Why this package has its own generator: with a run-time seed XLA draws other numbers.
+
+    When this test fails, `augment/random.py` can use `tf.random.stateless_uniform` in place of its
+    own Threefry; views for a given seed then change.
+    """
+
+    def uniform(seed):
+        return tf.random.stateless_uniform([8], seed, alg="philox")
+
+    seed = tf.constant([3, 7])
+    np.testing.assert_array_equal(tf.function(uniform)(seed), uniform(seed))
+    compiled = tf.function(uniform, jit_compile=True)(seed)
+    assert np.abs(compiled - uniform(seed)).max() > 0.01
 
 
 def test_draws_are_uniform_and_normal():
@@ -161,7 +178,7 @@ def test_draws_are_uniform_and_normal():
 
 
 def test_crops_are_drawn_as_the_paper_says():
-    """Area, aspect and place have the moments of a plain loop; every box is inside."""
+    """Area, aspect and position have the moments of a plain loop; every box is inside."""
     area, aspect = (0.08, 1.0), (3 / 4, 4 / 3)
     boxes = draw_boxes(Draw(3, (100000, 224, 224)).uniform(22), 224, 224, area, aspect).numpy()
     expected = reference.crop_boxes(np.random.default_rng(0), 40000, 224, area, aspect)
@@ -177,19 +194,19 @@ def test_crops_are_drawn_as_the_paper_says():
 
 
 def test_a_crop_that_never_fits_is_the_whole_image():
-    """A very long image has no crop of that aspect."""
+    """A very long image has no crop of such an aspect ratio."""
     boxes = draw_boxes(Draw(3, (8, 4, 400)).uniform(22), 4, 400, (0.9, 1.0), (1.0, 1.0))
     np.testing.assert_array_equal(boxes, np.tile([[0, 0, 4, 400]], [8, 1]))
 
 
 def test_the_family_draws_as_the_paper_says():
-    """Probabilities and ranges of flip, jitter, drop and blur; all 24 orders alike."""
+    """Probabilities and ranges of flip, jitter, drop and blur; all 24 orders equally likely."""
     count, view = 40000, augment.RandomView(224, strength=0.5)
     drawn = {k: v.numpy() for k, v in view.draw(Draw(5, (count, 224, 224))).items()}
-    share = lambda mask: pytest.approx(np.mean(mask), abs=0.01)  # noqa: E731 - three uses below
-    assert share(drawn["flipped"]) == 0.5 and share(drawn["dropped"]) == 0.2
+    fraction = lambda mask: pytest.approx(np.mean(mask), abs=0.01)  # noqa: E731 - three uses below
+    assert fraction(drawn["flipped"]) == 0.5 and fraction(drawn["dropped"]) == 0.2
     jittered = (drawn["factors"] != [1, 1, 1, 0]).any(axis=1)
-    assert share(jittered) == 0.8
+    assert fraction(jittered) == 0.8
     scales, turns = drawn["factors"][jittered, :3], drawn["factors"][jittered, 3]
     np.testing.assert_allclose(scales.mean(axis=0), 1.0, atol=0.01)
     np.testing.assert_allclose(scales.var(axis=0), 0.8**2 / 12, rtol=0.03)  # uniform in 1 +- 0.4
@@ -206,14 +223,14 @@ def test_the_family_draws_as_the_paper_says():
     assert np.abs(pairs - np.eye(8))[np.isfinite(pairs)].max() < 0.03  # drawn independently
 
 
-def test_a_strength_over_1_25_has_no_negative_bound():
-    """The factors stay at 0 or more."""
+def test_a_strength_above_1_25_has_no_negative_factors():
+    """The lower bound is 0."""
     drawn = augment.ColorJitter(2.0).draw(Draw(5, (2000, 8, 8)))
     assert tf.reduce_min(drawn["factors"][:, :3]) >= 0.0
 
 
-def test_small_views_have_no_blur_and_large_ones_a_tenth():
-    """Blur is automatic above 64 pixels, with a kernel of a tenth of the height."""
+def test_only_views_above_64_pixels_are_blurred():
+    """By default; the kernel is a tenth of the height."""
     assert augment.RandomView(64).blurring is None
     assert augment.RandomView.for_size(32).strength == 0.5
     assert augment.RandomView.for_size(224).strength == 1.0
@@ -240,7 +257,7 @@ OPERATORS = [
 
 
 def test_every_operator_is_called_below():
-    """The list cannot fall behind."""
+    """The list has every operator."""
     kinds = [thing for thing in vars(augment).values() if isinstance(thing, type)]
     operators = {kind for kind in kinds if issubclass(kind, augment.Operator)}
     assert operators - {augment.Operator} == {type(operator) for operator in OPERATORS}
@@ -248,7 +265,7 @@ def test_every_operator_is_called_below():
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda op: type(op).__name__)
 def test_a_seed_gives_the_same_view_everywhere(operator):
-    """Eagerly, as a graph, in tf.data, under XLA, and for a part of the batch alone."""
+    """Eagerly, as a graph, in tf.data, under XLA, and for a slice of the batch."""
     images = tf.constant((IMAGES * 255).astype(np.uint8))
     expected = operator(images, seed=11)
     assert expected.dtype == tf.float32
@@ -266,7 +283,7 @@ def test_a_seed_gives_the_same_view_everywhere(operator):
 
 
 def test_every_image_draws_its_own_parameters():
-    """Six copies of one image come out as six different views, and two calls differ."""
+    """Six copies of one image become six different views, and two calls differ."""
     copies = tf.constant(np.tile(PHOTO[:1], [6, 1, 1, 1]))
     view = augment.RandomView(16)
     views = view(copies).numpy()
@@ -275,7 +292,7 @@ def test_every_image_draws_its_own_parameters():
 
 
 def test_the_family_is_its_chain_of_operators():
-    """The compiled pass equals the single operators with the same parameters."""
+    """The compiled family equals the single operators with the same parameters."""
     view = augment.RandomView(24, blur=True)
     drawn = view.draw(Draw(1, (6, 40, 40)))
     images = tf.constant(PHOTO)
@@ -291,7 +308,7 @@ def test_the_family_is_its_chain_of_operators():
     ("size", "in_size", "method", "blur", "dtype"),
     [
         (224, (224, 224), "bicubic", True, np.uint8),
-        # Crops larger and smaller than the view, uneven blocks.
+        # Crops larger and smaller than the view; a size that its blocks do not divide.
         (65, (131, 77), "bicubic", True, np.uint8),
         (65, (131, 77), "bicubic", True, np.float32),
         (97, (97, 40), "bilinear", True, np.uint8),
@@ -300,8 +317,8 @@ def test_the_family_is_its_chain_of_operators():
         (70, (1, 5), "bicubic", True, np.float32),
     ],
 )
-def test_views_made_by_image_are_those_of_the_batch(size, in_size, method, blur, dtype):
-    """The form for large views on a processor equals the dense form, tiny crops and flips too."""
+def test_views_computed_image_by_image_are_those_of_the_batch(size, in_size, method, blur, dtype):
+    """The code for large views on a CPU equals the dense form, for tiny crops and flips too."""
     view = augment.RandomView(size, blur=blur, area=(0.001, 1.0), method=method)
     images = RNG.integers(0, 256, [8, *in_size, 3], np.uint8)
     images = images if dtype == np.uint8 else (images / 255).astype(np.float32)
@@ -311,8 +328,28 @@ def test_views_made_by_image_are_those_of_the_batch(size, in_size, method, blur,
     assert tf.reduce_min(got) >= 0.0 and tf.reduce_max(got) <= 1.0
 
 
+def _no_map_defun(**_):
+    raise ValueError("No such operation.")
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["missing", "fails to build"])
+@pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_large_views_do_not_depend_on_an_undocumented_operation(missing, wrap, monkeypatch):
+    """Without `MapDefun`, `tf.map_fn` makes the same views."""
+    images = tf.constant(RNG.integers(0, 256, [3, 30, 40, 3], np.uint8))
+    expected = augment.RandomView(66)(images, seed=4)
+    if missing:
+        monkeypatch.delattr(tf.raw_ops, "MapDefun")
+    else:
+        monkeypatch.setattr(tf.raw_ops, "MapDefun", _no_map_defun)
+    view = augment.RandomView(66)
+    assert view._goes_by_image()
+    got = wrap(lambda x: view(x, seed=4))(images)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 def test_a_large_view_is_the_same_everywhere():
-    """Eagerly, as a graph with any batch, in tf.data, under XLA, and for a part of the batch."""
+    """Eagerly, as a graph of any batch size, in tf.data, under XLA, for a slice of the batch."""
     view, seed = augment.RandomView(72), tf.constant([11, 0])
     images = tf.constant(RNG.integers(0, 256, [4, 50, 60, 3], np.uint8))
     sizes = tf.constant([[50, 60], [30, 60], [50, 20], [7, 9]])
@@ -335,8 +372,8 @@ def test_a_large_view_is_the_same_everywhere():
         (np.zeros([2, 8, 8, 3], np.int64), "uint8, or float.*int64"),
     ],
 )
-def test_wrong_images_are_told(images, message):
-    """Rank, channels and dtype."""
+def test_wrong_images_are_explained(images, message):
+    """The error names the shape or the dtype."""
     for operator in (augment.RandomView(8), augment.RandomFlip()):
         with pytest.raises(ValueError, match=message):
             operator(images)
@@ -347,6 +384,8 @@ def test_wrong_images_are_told(images, message):
     [
         lambda: augment.RandomCropResize(0),
         lambda: augment.RandomView(8, area=(0.5, 1.5)),
+        lambda: augment.RandomView(8, area=0.5),
+        lambda: augment.center_crop(IMAGES, 1.5),
         lambda: augment.RandomView(8, blur="maybe"),
         lambda: augment.ColorDrop(1.5),
         lambda: augment.ColorJitter(-1.0),
@@ -355,8 +394,8 @@ def test_wrong_images_are_told(images, message):
         lambda: augment.RandomRotation90()(IMAGES[:, :10]),
     ],
 )
-def test_wrong_arguments_are_told(make):
-    """Each with the value that was given."""
+def test_wrong_arguments_are_explained(make):
+    """The error has the value that was passed."""
     with pytest.raises(ValueError, match="got"):
         make()
 
@@ -371,17 +410,17 @@ def test_center_crop_keeps_the_middle():
     ("family", "of_one"),
     [
         (augment.RandomView(12, 0.5, jit_compile=False), None),
-        # Of one image without XLA, which would compile each size.
+        # Single images without XLA, which would compile each size.
         (augment.RandomView(12, 0.5), augment.RandomView(12, 0.5, jit_compile=False)),
         (augment.RandomCropResize(12), None),
         (augment.Compose([augment.RandomCropResize(12), augment.RandomFlip()]), None),
     ],
 )
-def test_an_image_beside_nothing_is_the_image_alone(family, of_one):
+def test_padding_does_not_change_a_view(family, of_one):
     """Views of images that fill a part of their square are those of the images cut out."""
     of_one = of_one or family
     sizes = [(20, 30), (30, 20), (11, 30), (30, 30)]
-    squares = RNG.integers(0, 256, [4, 30, 30, 3], np.uint8)  # what lies beside must not be seen
+    squares = RNG.integers(0, 256, [4, 30, 30, 3], np.uint8)  # the padding is noise
     got = family(squares, seed=5, extent=np.array(sizes, np.int32))
     for row, (height, width) in enumerate(sizes):
         alone = squares[row : row + 1, :height, :width]
@@ -390,6 +429,85 @@ def test_an_image_beside_nothing_is_the_image_alone(family, of_one):
 
 @pytest.mark.parametrize("family", [augment.RandomFlip(), augment.Compose([]), tf.identity])
 def test_images_of_several_sizes_need_a_crop_first(family):
-    """Any other augmentation would take what lies beside an image for the image."""
+    """Any other augmentation would mistake the padding for the image."""
     with pytest.raises(ValueError, match="begins with a crop: RandomView"):
         augment.call_view(family, np.zeros([2, 8, 8, 3], np.uint8), extent=np.full([2, 2], 8))
+
+
+# -- by name -------------------------------------------------------------------------------------
+
+NAMES = "crop,flip,color_jitter,color_drop,blur,cutout,gaussian_noise,rotate90,sobel,solarize"
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_by_name_has_the_papers_defaults(size):
+    """The names of the paper's family build the operators that `RandomView.for_size` is made of."""
+    names = "crop, flip, color_jitter, color_drop" + (",blur" if size > 64 else "")
+    operators = augment.by_name(names, size).operators
+    expected = augment.RandomView.for_size(size).chain()
+    assert [repr(operator) for operator in operators] == [repr(each) for each in expected]
+
+
+def test_by_name_passes_arguments_on():
+    """Strength to the colour jitter, the others to the crop."""
+    crop, jitter = augment.by_name(
+        "crop,color_jitter", 16, 0.7, area=(0.2, 0.9), method="bilinear"
+    ).operators
+    assert (crop.size, crop.area, crop.method) == (16, (0.2, 0.9), "bilinear")
+    assert jitter.strength == 0.7
+
+
+def test_by_name_has_every_operator():
+    """Each operator of the package but the two that combine others has a name."""
+    kinds = {type(operator) for operator in augment.by_name(NAMES, 16).operators}
+    combined = {augment.Compose, augment.RandomView}
+    assert kinds == {type(operator) for operator in OPERATORS} - combined
+
+
+def test_by_name_returns_the_same_views_for_a_seed_and_after_a_config_round_trip():
+    """The chain of all operators: in [0, 1], of the size asked for, repeatable."""
+    view = augment.by_name(NAMES, 16)
+    expected = view(IMAGES, seed=4)
+    assert expected.shape == [6, 16, 16, 3] and expected.dtype == tf.float32
+    assert tf.reduce_min(expected) >= 0.0 and tf.reduce_max(expected) <= 1.0
+    config = keras.saving.serialize_keras_object(view)
+    again = keras.saving.deserialize_keras_object(config)
+    for same in (view, augment.by_name(NAMES, 16), again):
+        np.testing.assert_array_equal(same(IMAGES, seed=4), expected)
+    assert np.abs(view(IMAGES, seed=5) - expected).max() > 0.01
+
+
+def test_by_name_is_an_augmentation_of_simclr():
+    """A model draws the same views for the same seed; with a crop first, an extent is accepted."""
+    encoder = keras.Sequential([keras.layers.GlobalAveragePooling2D()])
+    view = augment.by_name("crop,color_jitter,blur", 8)
+    model = SimCLR(encoder, augment=view)
+    seed = tf.constant([3, 1])
+    views = model.views(IMAGES, seed)
+    assert [each.shape.as_list() for each in views] == [[6, 8, 8, 3]] * 2
+    np.testing.assert_array_equal(views, model.views(IMAGES, seed))
+    assert np.abs(views[0] - views[1]).max() > 0.01
+    extent = np.full([6, 2], 10)
+    np.testing.assert_allclose(
+        augment.call_view(view, IMAGES, seed, extent=extent),
+        augment.call_view(view, IMAGES[:, :10, :10], seed),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: augment.by_name("crop,colour_jitter", 8), "got 'colour_jitter'.*: color_jitter"),
+        (lambda: augment.by_name("crop,", 8), "must be one of crop, flip, .*; got ''"),
+        (lambda: augment.by_name("crop", 0), "size must be at least 1 pixel; got 0"),
+        (
+            lambda: augment.by_name("flip", 8, area=(0.5, 1.0)),
+            "\\(area\\) need the name \"crop\"; got 'flip'",
+        ),
+    ],
+)
+def test_by_name_explains_wrong_arguments(make, message):
+    """An unknown name lists the names and those close to it."""
+    with pytest.raises(errors.ArgumentError, match=message):
+        make()

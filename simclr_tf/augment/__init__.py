@@ -1,8 +1,11 @@
 """Random views of a batch of images: batched, seeded, static shapes, compiled by XLA.
 
-`RandomView` is the paper's family; the single operators and `Compose` build others.
+`RandomView` is the paper's family. The operators, `Compose` and `by_name` build others. The
+functions apply given parameters, one per image; the classes draw them at random.
 """
 
+from simclr_tf.augment.base import Operator, call_view, is_repeatable, static_size
+from simclr_tf.augment.by_name import by_name
 from simclr_tf.augment.color import (
     brightness,
     color_drop,
@@ -22,16 +25,12 @@ from simclr_tf.augment.transforms import (
     Compose,
     Cutout,
     GaussianNoise,
-    Operator,
     RandomBlur,
     RandomCropResize,
     RandomFlip,
     RandomRotation90,
     Sobel,
     Solarize,
-    call_view,
-    is_repeatable,
-    static_size,
 )
 from simclr_tf.images import as_float
 
@@ -52,6 +51,7 @@ __all__ = [
     "as_float",
     "as_seed",
     "brightness",
+    "by_name",
     "call_view",
     "center_crop",
     "color_drop",

@@ -1,8 +1,8 @@
-"""Operators that change colours: jitter and its four parts, colour drop, solarize.
+"""Functions that change colours: jitter and its four operations, colour drop, solarize.
 
-Plain functions with one parameter per image, on float32 images in [0, 1]. Hue and saturation go
-through HSV as in tf.image, written without a hue where none is needed and without branches, so
-that a whole jitter is a few fused passes over planar pixels.
+Each takes float32 images in [0, 1] and one parameter per image. Hue and saturation are changed in
+HSV, as in tf.image, but without branches, so that XLA fuses a whole jitter into a few passes over
+planar images.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.augment.geometry import from_planar, per_image, to_planar
+from simclr_tf.augment.geometry import expand_to_rank, from_planar, to_planar
 
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
-ORDERS = tuple(itertools.permutations(range(4)))  # the 24 orders that ColorJitter draws from
+ORDERS = tuple(itertools.permutations(range(4)))  # ColorJitter draws one of these 24 orders
 
 
 def _unit(images):
@@ -23,37 +23,95 @@ def _unit(images):
 
 
 def brightness(images, factor):
-    """Images * factor, clipped to [0, 1]. images: [B, H, W, 3] in [0, 1]; factor: [B], >= 0."""
-    return _unit(images * per_image(factor))
+    """Multiplies images by a factor and clips them to [0, 1].
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      factor: [B] float32, 0 or more.
+
+    Returns:
+      [B, H, W, 3] float32 in [0, 1].
+
+    Example:
+
+    >>> floats = simclr_tf.augment.as_float(images)
+    >>> simclr_tf.augment.brightness(floats, tf.linspace(0.5, 1.5, 8)).shape
+    TensorShape([8, 32, 32, 3])
+    """
+    return _unit(images * expand_to_rank(factor))
 
 
 def contrast(images, factor):
-    """Scales the distance to each channel's mean by `factor` ([B]), as `tf.image`; clipped."""
+    """Scales the distance of each value to its channel's mean, as `tf.image.adjust_contrast`.
+
+    The result is clipped to [0, 1].
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      factor: [B] float32, 0 or more.
+
+    Returns:
+      [B, H, W, 3] float32 in [0, 1].
+
+    Example:
+
+    >>> floats = simclr_tf.augment.as_float(images)
+    >>> simclr_tf.augment.contrast(floats, tf.linspace(0.5, 1.5, 8)).shape
+    TensorShape([8, 32, 32, 3])
+    """
     mean = tf.reduce_mean(images, axis=[1, 2], keepdims=True)
-    return _unit((images - mean) * per_image(factor) + mean)
+    return _unit((images - mean) * expand_to_rank(factor) + mean)
 
 
 def saturation(images, factor):
-    """Scales the saturation of HSV by `factor` ([B], >= 0), as `tf.image.adjust_saturation`."""
+    """Scales the saturation in HSV, as `tf.image.adjust_saturation`.
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      factor: [B] float32, 0 or more; 0 makes an image grey.
+
+    Returns:
+      [B, H, W, 3] float32 in [0, 1].
+
+    Example:
+
+    >>> floats = simclr_tf.augment.as_float(images)
+    >>> simclr_tf.augment.saturation(floats, tf.linspace(0.5, 1.5, 8)).shape
+    TensorShape([8, 32, 32, 3])
+    """
     return from_planar(_saturation_hue(to_planar(images), factor, tf.zeros_like(factor)))
 
 
 def hue(images, delta):
-    """Turns the hue of HSV by `delta` ([B], in turns), as `tf.image.adjust_hue`."""
+    """Rotates the hue in HSV, as `tf.image.adjust_hue`.
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      delta: [B] float32, in turns.
+
+    Returns:
+      [B, H, W, 3] float32 in [0, 1].
+
+    Example:
+
+    >>> floats = simclr_tf.augment.as_float(images)
+    >>> simclr_tf.augment.hue(floats, tf.linspace(-0.1, 0.1, 8)).shape
+    TensorShape([8, 32, 32, 3])
+    """
     return from_planar(_saturation_hue(to_planar(images), tf.ones_like(delta), delta))
 
 
 def _saturation_hue(planar, factor, delta):
-    """Saturation times factor, hue plus delta turns; they act on separate axes, so they commute."""
+    """Changes saturation and hue of planar images; separate in HSV, they commute."""
     return from_hue(to_hue(planar), factor, delta)
 
 
 def to_hue(planar):
-    """[B, 3, H, W] of V = max, C = max - min, and the hue H in sixths of a turn."""
+    """Converts planar RGB to V = max, C = max - min and the hue in sixths of a turn."""
     red, green, blue = tf.unstack(planar, axis=1)  # [B, H, W]
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
-    inverse = 1.0 / tf.where(chroma > 0.0, chroma, 1.0)  # a grey pixel has no hue: any will do
+    inverse = 1.0 / tf.where(chroma > 0.0, chroma, 1.0)  # a grey pixel has no hue
     sixths = tf.where(
         value == red,
         (green - blue) * inverse,
@@ -63,14 +121,15 @@ def to_hue(planar):
 
 
 def from_hue(planar, factor, delta):
-    """The colours [B, 3, H, W] of `to_hue`, with saturation times factor, hue plus delta turns.
+    """Converts the result of `to_hue` to planar RGB, saturation scaled and hue rotated.
 
-    The new chroma is min(C * factor, V), which is HSV's S = min(S * factor, 1), and channel n is
-    V - C * clamp(min(k, 4 - k), 0, 1) with k = (n + H) mod 6 and n = 5, 3, 1.
+    The new chroma is min(C * factor, V), which is HSV's S = min(S * factor, 1), and a channel is
+    V - C * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6, where n is 5 for red, 3 for green
+    and 1 for blue.
     """
     value, chroma, sixths = tf.unstack(planar, axis=1)  # [B, H, W]
-    sixths += 6.0 * per_image(delta, 3)
-    chroma = tf.minimum(chroma * per_image(factor, 3), value)
+    sixths += 6.0 * expand_to_rank(delta, 3)
+    chroma = tf.minimum(chroma * expand_to_rank(factor, 3), value)
     channels = []
     for n in (5.0, 3.0, 1.0):
         k = n + sixths
@@ -79,21 +138,22 @@ def from_hue(planar, factor, delta):
     return tf.stack(channels, axis=1)
 
 
-# Four operations in any of 24 orders would be 16 applications if each position tried all four.
-# But saturation and hue commute, so every order fits, from left to right, into this row of slots,
-# where an "A" is one affine operation (brightness or contrast) and an "X" a pass through HSV.
+# Computing all four operations at each of the four positions of an order would take 16 operations.
+# Saturation and hue commute, so each of the 24 orders fits, from left to right, into these 6 slots,
+# where "A" is one affine operation (brightness or contrast) and "X" a conversion to HSV and back.
 SLOTS = "AXAAXA"
-IDENTITY = (1.0, 1.0, 1.0, 0.0)  # factors that leave an image as it is
+IDENTITY = (1.0, 1.0, 1.0, 0.0)  # the factors that do not change an image
 
 
 def _slot_table():
-    """[24, 6, 4] float32: whether an order does operation o in slot s."""
+    """Returns [24, 6, 4] float32: 1 where an order applies operation o in slot s, else 0."""
     table = np.zeros([len(ORDERS), len(SLOTS), 4], np.float32)
     for row, order in enumerate(ORDERS):
         slot = 0
         for operation in order:
             kind = "A" if operation < 2 else "X"
-            # The X of a directly preceding X is shared; an A is not (clipping does not commute).
+            # Saturation and hue share an X where one follows the other. Brightness and contrast
+            # do not share an A, because of the clipping between them.
             while SLOTS[slot] != kind or (kind == "A" and table[row, slot].any()):
                 slot += 1
             table[row, slot, operation] = 1.0
@@ -104,20 +164,20 @@ _SLOT_TABLE = _slot_table()
 
 
 def jitter_steps(factors, order):
-    """[B, 6, 4]: the factors of the operations in each of `SLOTS`; see `color_jitter`."""
+    """Returns [B, 6, 4] float32: the factors to apply in each of `SLOTS`; see `color_jitter`."""
     identity = tf.constant(IDENTITY)
     used = tf.gather(tf.constant(_SLOT_TABLE), order)  # [B, slots, 4]
     return identity + used * (factors[:, None, :] - identity)
 
 
 def affine(planar, mean, bright, contrasted):
-    """Brightness or contrast, whichever factor is not 1; mean: [B, 3, 1, 1]."""
-    scale = per_image(bright * contrasted)
-    return _unit(planar * scale + mean * per_image(1.0 - contrasted))
+    """Applies brightness or contrast, whichever factor is not 1; mean: [B, 3, 1, 1]."""
+    scale = expand_to_rank(bright * contrasted)
+    return _unit(planar * scale + mean * expand_to_rank(1.0 - contrasted))
 
 
 def jitter_planar(planar, factors, order):
-    """See `color_jitter`; planar images."""
+    """Applies `color_jitter` to planar images."""
     steps = jitter_steps(factors, order)
     for slot, kind in enumerate(SLOTS):
         bright, contrasted, saturated, turned = tf.unstack(steps[:, slot], axis=1)
@@ -130,31 +190,71 @@ def jitter_planar(planar, factors, order):
 
 
 def color_jitter(images, factors, order):
-    """Brightness, contrast, saturation and hue in an order of its own for every image.
+    """Changes brightness, contrast, saturation and hue, in an order per image.
 
-    The paper's colour distortion (SimCLR, appendix A), each step clipped to [0, 1].
+    This is the paper's colour distortion (SimCLR, appendix A), clipped to [0, 1] after each of the
+    four.
 
     Args:
       images: [B, H, W, 3] float32 in [0, 1].
-      factors: [B, 4] float32: brightness, contrast and saturation factors (1 leaves the image as
-        it is) and the turn of the hue (0 leaves it).
-      order: [B] int32, an index into `ORDERS`.
+      factors: [B, 4] float32: the factors of brightness, contrast and saturation, where 1 is no
+        change, and the rotation of the hue in turns, where 0 is no change.
+      order: [B] int32 in 0 .. 23, which permutation of (brightness, contrast, saturation, hue), in
+        lexicographic order.
+
+    Returns:
+      [B, H, W, 3] float32 in [0, 1].
+
+    Example:
+
+    >>> factors = tf.constant([[1.2, 0.9, 1.1, 0.05]] * 8)
+    >>> floats = simclr_tf.augment.as_float(images)
+    >>> simclr_tf.augment.color_jitter(floats, factors, np.arange(8)).shape
+    TensorShape([8, 32, 32, 3])
     """
     return from_planar(jitter_planar(to_planar(images), factors, order))
 
 
 def grey_planar(planar, dropped):
-    """See `color_drop`; planar images."""
+    """Applies `color_drop` to planar images."""
     weights = tf.constant([0.2989, 0.5870, 0.1140])[None, :, None, None]  # as tf.image (ITU-R 601)
     grey = tf.reduce_sum(planar * weights, axis=1, keepdims=True)
-    return tf.where(per_image(dropped), grey, planar)
+    return tf.where(expand_to_rank(dropped), grey, planar)
 
 
 def color_drop(images, dropped):
-    """Makes grey the images for which `dropped` ([B] bool) is true, as `rgb_to_grayscale`."""
+    """Converts images to grey, as `tf.image.rgb_to_grayscale`; they keep three channels.
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      dropped: [B] bool, which images are converted.
+
+    Returns:
+      [B, H, W, 3] float32 in [0, 1].
+
+    Example:
+
+    >>> floats = simclr_tf.augment.as_float(images)
+    >>> simclr_tf.augment.color_drop(floats, labels == 0).shape
+    TensorShape([8, 32, 32, 3])
+    """
     return from_planar(grey_planar(to_planar(images), dropped))
 
 
 def solarize(images, threshold):
-    """Inverts the values at or above `threshold` ([B], in [0, 1]): x becomes 1 - x."""
-    return tf.where(images >= per_image(threshold), 1.0 - images, images)
+    """Inverts the values at or above a threshold: x becomes 1 - x.
+
+    Args:
+      images: [B, H, W, 3] float32 in [0, 1].
+      threshold: [B] float32; an image with a threshold above 1 does not change.
+
+    Returns:
+      [B, H, W, 3] float32 in [0, 1].
+
+    Example:
+
+    >>> floats = simclr_tf.augment.as_float(images)
+    >>> simclr_tf.augment.solarize(floats, tf.fill([8], 0.5)).shape
+    TensorShape([8, 32, 32, 3])
+    """
+    return tf.where(images >= expand_to_rank(threshold), 1.0 - images, images)

@@ -1,7 +1,7 @@
-"""The paper's family one image after the other: how a processor makes large views.
+"""The paper's family computed one image at a time, which is faster for large views on a CPU.
 
-A single large image fits a core's cache where a batch does not, and what an image has not drawn,
-four of ten blurs and colour steps among them, is left out. `RandomView` has the form for a batch.
+One large image fits into a core's cache, a batch does not; and operations that an image has not
+drawn are skipped. `random_view.py` computes the same views for a whole batch at once.
 """
 
 from __future__ import annotations
@@ -10,59 +10,44 @@ import functools
 
 import tensorflow as tf
 
+from simclr_tf._keras import map_rows
 from simclr_tf.augment import color, filters, geometry
-from simclr_tf.augment.transforms import static_size
+from simclr_tf.augment.base import static_size
+from simclr_tf.images import max_value
 
 _compiled = functools.partial(tf.function, jit_compile=True)
 
 
 def views(images, parameters, size, method, radius):
-    """One view of every image.
+    """Computes one view of every image from drawn parameters.
 
     Args:
       images: [B, H, W, 3], uint8, or float in [0, 1].
-      parameters: what `RandomView.draw` returns.
+      parameters: the result of `RandomView.draw`.
       size: side of the views in pixels.
-      method: of the crop.
-      radius: of the blur; None for a family without.
+      method: of the crop, "bicubic" or "bilinear".
+      radius: of the blur, see `gaussian_blur`; None for a family without blur.
 
     Returns:
       [B, size, size, 3] float32 in [0, 1].
     """
     height, width = static_size(images)
-    unit = 255.0 if images.dtype == tf.uint8 else 1.0
-    plan = _plan(parameters, (height, width), size, method, radius, unit)
+    plan = _plan(parameters, (height, width), size, method, radius, max_value(images.dtype))
     rows = tf.reshape(images, [-1, height, width * 3])
-    made = _map(functools.partial(_view, size=size, radius=radius), (rows, plan))
+    made = map_rows(functools.partial(_view, size=size, radius=radius), (rows, plan))
     return tf.reshape(made, [-1, size, size, 3])
 
 
-def _map(function, batches):
-    """`tf.map_fn` with one core for each element, where TensorFlow would share out each operation.
-
-    Sharing costs more than such small operations take. Has no gradient, and XLA cannot compile it.
-    """
-    flat = tf.nest.flatten(batches)
-    specs = [tf.TensorSpec(batch.shape[1:], batch.dtype) for batch in flat]
-    packed = tf.function(lambda *one: function(*tf.nest.pack_sequence_as(batches, one)))
-    concrete = packed.get_concrete_function(*specs)
-    (made,) = tf.raw_ops.MapDefun(
-        arguments=flat,
-        captured_inputs=concrete.captured_inputs,
-        output_types=[concrete.outputs[0].dtype],
-        output_shapes=[concrete.outputs[0].shape],
-        f=concrete,
-        max_intra_op_parallelism=1,
-    )
-    return made
-
-
 @_compiled
-def _plan(parameters, in_size, size, method, radius, unit):
-    # All small numbers of a batch at once: bands of crop and blur, steps of the colour jitter.
+def _plan(parameters, in_size, size, method, radius, full):
+    """Computes bands of crop and blur and steps of the colour jitter, for all images at once.
+
+    `full` is the value of full intensity in the images; dividing the weights by it is cheaper than
+    dividing the images.
+    """
     boxes, flipped = parameters["boxes"], parameters["flipped"]
     (reads, weights), columns = geometry.crop_bands(boxes, in_size, (size, size), method, flipped)
-    plan = {"rows": (reads, weights / unit), "columns": columns, "dropped": parameters["dropped"]}
+    plan = {"rows": (reads, weights / full), "columns": columns, "dropped": parameters["dropped"]}
     plan["steps"] = color.jitter_steps(parameters["factors"], parameters["order"])
     if radius is not None:
         plan["sigma"] = parameters["sigma"]
@@ -71,10 +56,10 @@ def _plan(parameters, in_size, size, method, radius, unit):
 
 
 def _view(rows, plan, size, radius):
-    """The view of one image as rows, [S, S * 3]; rows: [H, W * 3].
+    """Computes the view of one image, [S, S * 3]; rows: [H, W * 3].
 
-    A matrix product is fast along the first axis alone, so the image is turned twice: columns
-    first for the crop along them, the colours and a first blur, then back.
+    A banded product is fast along the first axis only. So the image is transposed to columns first
+    for the crop along the columns, the colours and the first half of the blur, and then back.
     """
     width = rows.shape[1] // 3
     rows = geometry.apply_banded(rows, *plan["rows"], size)  # [S, W * 3]
@@ -94,7 +79,7 @@ def _transposed(columns):
 
 
 def _blurred(columns, weights, radius):
-    """`_transposed`, blurred along both axes."""
+    """Returns `_transposed`, blurred along both axes and clipped to [0, 1]."""
     size = columns.shape[0]
     reads = filters.blur_reads(radius, size)
     columns = geometry.apply_banded(tf.reshape(columns, [size, 3 * size]), reads, weights, size)
@@ -104,7 +89,7 @@ def _blurred(columns, weights, radius):
 
 @_compiled
 def _colours(columns, steps, dropped):
-    """Colour jitter and colour drop of one image, [W, 3, H]; what it has not drawn is left out."""
+    """Applies colour jitter and colour drop to one image, [W, 3, H], skipping what is not drawn."""
     planar = tf.clip_by_value(columns, 0.0, 1.0)[:, :, None]  # bicubic overshoots; [W, 3, 1, H]
     for slot, kind in enumerate(color.SLOTS):
         used = tf.reduce_any(steps[slot] != color.IDENTITY)
@@ -120,8 +105,8 @@ def _if(used, function, planar, *arguments):
 
 def _hue_step(planar, factors):
     _, _, saturated, turned = tf.unstack(factors)
-    # A branch of its own, always taken here: XLA would merge the two, and then go from RGB to hue
-    # once for every channel.
+    # Always true here. Without a branch, XLA would fuse the two conversions, and then convert from
+    # RGB to hue once for every channel.
     hue = _if((saturated != 1.0) | (turned != 0.0), color.to_hue, planar)
     return color.from_hue(hue, saturated, turned)
 

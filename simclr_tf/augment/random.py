@@ -1,9 +1,15 @@
 """Random numbers that every device agrees on: a function of (seed, row, column) alone.
 
-TensorFlow's own stateless generators give other numbers under XLA than outside it. This is
-Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
-2011), 32-bit words held in int64, whose operations all devices have and none of which overflows
-here. Counting by row makes an image's numbers independent of the batch or replica it is in.
+A seed must return the same views eagerly, in a graph and under XLA. TensorFlow's own stateless
+generators do not: with TensorFlow 2.15.1, `tf.random.stateless_uniform(alg="philox")` returns the
+same numbers under XLA only where the seed is a constant, other numbers where the seed is a tensor
+at run time, as the seed of a training step is; and `alg="threefry"` works under XLA alone.
+`tests/test_augment.py` shows the former. This module implements Threefry-2x32 with 20 rounds
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) on 32-bit words held in
+int64, with operations that all devices have and that do not overflow.
+
+Numbers are indexed by the row of the batch, so those of an image do not depend on the micro-batch
+or the replica that it is in.
 """
 
 from __future__ import annotations
@@ -27,10 +33,10 @@ def _rotate(x, bits):
 
 
 def threefry(key, counter):
-    """Two words from two words under a key of two words.
+    """Returns two random words for a key of two words and a counter of two words.
 
     Args:
-      key: pair of int64 tensors in 0 .. 2^32 - 1, scalars.
+      key: pair of int64 scalar tensors in 0 .. 2^32 - 1.
       counter: pair of int64 tensors in that range, of shapes that broadcast.
 
     Returns:
@@ -50,7 +56,17 @@ def threefry(key, counter):
 
 
 def as_seed(seed):
-    """A seed as [2] int64 in 0 .. 2^32 - 1: None draws one from TensorFlow's global generator."""
+    """Converts a seed to [2] int64 with values in 0 .. 2^32 - 1.
+
+    Args:
+      seed: an int; a scalar or [2] integer tensor; or None, which draws a seed from TensorFlow's
+        global generator.
+
+    Example:
+
+    >>> simclr_tf.augment.as_seed(7).numpy()
+    array([7, 0])
+    """
     if seed is None:
         seed = tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
     elif isinstance(seed, int):
@@ -61,18 +77,29 @@ def as_seed(seed):
 
 
 def fold_in(seed, number):
-    """A new seed, [2] int64, for the part `number` of what a seed is for."""
+    """Derives a new seed from a seed and a number, such as the index of an operator in a chain.
+
+    Args:
+      seed: [2] int64, as `as_seed` returns it.
+      number: an integer, or a scalar integer tensor; its lower 32 bits count.
+
+    Returns:
+      [2] int64.
+    """
     number = tf.bitwise.bitwise_and(tf.cast(number, tf.int64), _MASK)
     one = tf.ones_like(number)
-    # Rows and columns stay below 2^32 - 1, so this counter meets no draw of the same key.
+    # Rows and columns stay below 2^32 - 1, so no draw with the same key has this counter.
     return tf.stack(threefry((seed[0], seed[1]), (number, one * _MASK)))
 
 
 class Draw:
-    """Per-image random numbers of one call.
+    """The random numbers of every image in one call of an operator.
 
-    Attributes:
-      shape: (batch, height, width) of the images; batch may be a tensor.
+    Args:
+      seed: as for `as_seed`.
+      shape: (batch, height, width) of the images; batch may be a tensor, and height and width may
+        be [batch] tensors.
+      first_row: index of the first image within a larger batch.
     """
 
     def __init__(self, seed, shape, first_row=0):
@@ -80,8 +107,8 @@ class Draw:
         self.shape = shape
         self._first_row = first_row
 
-    def part(self, number):
-        """The numbers of the operator at place `number` of a chain."""
+    def fold_in(self, number):
+        """Returns other random numbers for the same images, from the seed `fold_in` returns."""
         return Draw(fold_in(self.seed, number), self.shape, self._first_row)
 
     def _words(self, trailing):
@@ -92,35 +119,50 @@ class Draw:
         return [tf.reshape(word, [-1, *trailing]) for word in words]
 
     def uniform(self, *trailing):
-        """[batch, *trailing] float32 in [0, 1), in steps of 2^-24."""
-        return _unit(self._words(trailing)[0])
+        """Returns [batch, *trailing] float32 in [0, 1), multiples of 2^-24."""
+        return _as_unit(self._words(trailing)[0])
 
     def normal(self, *trailing):
-        """[batch, *trailing] float32, standard normal (Box and Muller)."""
-        first, second = (_unit(word) for word in self._words(trailing))
+        """Returns [batch, *trailing] float32, standard normal (Box and Muller)."""
+        first, second = (_as_unit(word) for word in self._words(trailing))
         radius = tf.sqrt(-2.0 * tf.math.log(1.0 - first))  # 1 - first lies in (0, 1]
         return radius * tf.cos(2.0 * math.pi * second)
 
 
 class PredrawnUniforms:
-    """Hands out the columns of numbers drawn at once: a chain then costs one pass of Threefry.
+    """Uniform numbers drawn at once, so that a chain of operators runs Threefry only once.
+
+    Operators use it in place of a `Draw`; each call of `uniform` returns the next columns.
+
+    Args:
+      draw: the `Draw` that the numbers are drawn from.
+      columns: how many numbers to draw per image.
 
     Attributes:
-      shape: (batch, height, width) of the images, as of `Draw`; it may be set between operators.
+      shape: as of `Draw`; set it where an operator changes the size of the images.
     """
 
     def __init__(self, draw, columns):
         self.shape = draw.shape
         self._numbers = draw.uniform(columns)  # [batch, columns]
-        self._taken = 0
+        self._used = 0
 
     def uniform(self, count=None):
-        """[batch, count] float32 in [0, 1), or [batch] without a count; never the same twice."""
-        first, self._taken = self._taken, self._taken + (count or 1)
-        if self._taken > self._numbers.shape[1]:
-            raise ArgumentError(f"all {self._numbers.shape[1]} columns are taken.")
-        return self._numbers[:, first] if count is None else self._numbers[:, first : self._taken]
+        """Returns [batch, count] float32 in [0, 1), or [batch] without a count.
+
+        Raises:
+          ArgumentError: fewer columns are left than asked for.
+        """
+        first, self._used = self._used, self._used + (count or 1)
+        columns = self._numbers.shape[1]
+        if self._used > columns:
+            raise ArgumentError(
+                f"columns must cover all operators of the chain; got {columns}, and {self._used} "
+                "are used. Draw more columns."
+            )
+        return self._numbers[:, first] if count is None else self._numbers[:, first : self._used]
 
 
-def _unit(word):
+def _as_unit(word):
+    """Maps the upper 24 of 32 bits to float32 in [0, 1)."""
     return tf.cast(tf.bitwise.right_shift(word, 8), tf.float32) * 2.0**-24

@@ -1,8 +1,8 @@
 """The paper's family of views: crop-resize, flip, colour jitter, colour drop, blur.
 
-`RandomView` draws what the chain of single operators would draw and applies it in a few compiled
-passes over planar pixels: the flip is part of the crop's weights, the colours are never transposed.
-Large views on a processor are made image by image instead, in `per_image.py`.
+`RandomView` draws the parameters of its operators and applies them in a few compiled passes over
+planar images: the flip is part of the crop's weights, and colours need no transposition. On a CPU,
+large views are computed one image at a time instead, in `per_image.py`.
 """
 
 from __future__ import annotations
@@ -12,42 +12,48 @@ import functools
 import tensorflow as tf
 
 from simclr_tf.augment import color, filters, geometry, per_image
+from simclr_tf.augment.base import Operator, batch_size, register, sizes_of, static_size
 from simclr_tf.augment.random import Draw, PredrawnUniforms, as_seed
 from simclr_tf.augment.transforms import (
+    CROP_COLUMNS,
     ColorDrop,
     ColorJitter,
-    Operator,
     RandomBlur,
     RandomCropResize,
     RandomFlip,
-    batch_size,
-    register,
-    sizes_of,
-    static_size,
 )
 from simclr_tf.devices import on_cpu, under_xla
 from simclr_tf.errors import ArgumentError
-from simclr_tf.images import as_float
+from simclr_tf.images import check_images, max_value
 
-_COLUMNS = 32  # random numbers an image: crop 22, flip 1, jitter 6, drop 1, blur 2
-SMALL_SIZE = 64  # up to here the paper's CIFAR family holds: no blur, strength 0.5
+_COLUMNS = CROP_COLUMNS + 10  # random numbers per image: flip 1, jitter 6, drop 1, blur 2
+SMALL_SIZE = 64  # up to this size the paper's family for CIFAR-10 is used: no blur, strength 0.5
 
 
 @register
 class RandomView(Operator):
     """Draws t from the paper's family T for every image and returns one view of each.
 
-    Crop of `area` resized to [size, size], flip, colour jitter with probability 0.8, colour drop
-    with probability 0.2, and blur with probability 0.5 (SimCLR, arXiv:2002.05709, appendix A; for
-    CIFAR-10, appendix B.9: strength 0.5 and no blur).
+    The family crops and resizes to [size, size], flips, jitters colours with probability 0.8, drops
+    colours with probability 0.2, and blurs with probability 0.5 (SimCLR, arXiv:2002.05709, appendix
+    A; for CIFAR-10, appendix B.9: strength 0.5 and no blur).
 
     Args:
-      size: side of the view in pixels.
-      strength: of the colour jitter, the paper's s.
-      blur: True, False, or "auto": blur above 64 pixels.
+      size: side of the view in pixels, at least 1.
+      strength: of the colour jitter, the paper's s, 0 or more.
+      blur: True, False, or "auto", which blurs views of more than 64 pixels.
       area, aspect, method: of the crop, see `RandomCropResize`.
       jitter_probability, drop_probability, blur_probability, flip_probability: in [0, 1].
-      jit_compile: compile the view with XLA (one compilation per shape of batch).
+      jit_compile: whether to compile the view with XLA, once per shape of the batch.
+
+    Raises:
+      ArgumentError: an argument outside its range.
+
+    Example:
+
+    >>> view = simclr_tf.RandomView(24, strength=0.5, jit_compile=False)  # for a single call
+    >>> view(images, seed=0).shape
+    TensorShape([8, 24, 24, 3])
     """
 
     _arguments = (
@@ -92,30 +98,34 @@ class RandomView(Operator):
         self.jitter_probability, self.drop_probability = jitter_probability, drop_probability
         self.blur_probability, self.flip_probability = blur_probability, flip_probability
         self.jit_compile = jit_compile
-        # Several clusters: fused into one, XLA would draw the numbers anew for every pixel, and its
-        # batched matrix products on a CPU take twice the time of TensorFlow's.
-        compiled = functools.partial(tf.function, jit_compile=True) if jit_compile else _as_it_is
+        # Several functions, not one: fused into one, XLA would draw the random numbers again for
+        # every pixel, and its batched matrix products on a CPU take twice the time of TensorFlow's.
+        compiled = functools.partial(tf.function, jit_compile=True) if jit_compile else _identity
         self._compiled_draw = compiled(self._draw_for)
         self._compiled_prepare = compiled(self._prepare)
         self._compiled_colours = compiled(self._colours)
         self._compiled_finish = compiled(_finish)
-        self._compiled_by_image = tf.function(self._by_image)  # its parts compile themselves
+        self._compiled_by_image = tf.function(self._by_image)  # calls compiled functions
 
     @classmethod
     def for_size(cls, size, strength=None, **kwargs):
-        """The paper's family at that size: strength 0.5 up to 64 pixels, else 1.0."""
-        if strength is None:
-            strength = 0.5 if size <= SMALL_SIZE else 1.0
-        return cls(size, strength, **kwargs)
+        """Creates the paper's family for views of a size.
+
+        Args:
+          size: side of the view in pixels.
+          strength: of the colour jitter; None is 0.5 up to 64 pixels and 1.0 above.
+          **kwargs: further arguments of the class.
+        """
+        return cls(size, default_strength(size) if strength is None else strength, **kwargs)
 
     def chain(self):
-        """The same family as single operators, in order."""
-        parts = [self.crop, self.flip, self.jitter, self.drop, self.blurring]
-        return [part for part in parts if part is not None]
+        """Returns the operators of the family, in the order in which they are applied."""
+        operators = [self.crop, self.flip, self.jitter, self.drop, self.blurring]
+        return [operator for operator in operators if operator is not None]
 
     def __call__(self, images, seed=None, first_row=0, extent=None):
-        as_float(images)  # a wrong rank or dtype is told before anything is drawn
         images = tf.convert_to_tensor(images)
+        check_images(images)
         first_row = tf.cast(first_row, tf.int64)
         return self.apply(images, self._compiled_draw(images, as_seed(seed), first_row, extent))
 
@@ -124,21 +134,22 @@ class RandomView(Operator):
         return self.draw(draw)
 
     def draw(self, draw):
-        shares, parameters = PredrawnUniforms(draw, _COLUMNS), {}
+        uniforms, parameters = PredrawnUniforms(draw, _COLUMNS), {}
         for operator in self.chain():
-            parameters.update(operator.draw(shares))
-            shares.shape = (draw.shape[0], self.size, self.size)
+            parameters.update(operator.draw(uniforms))
+            uniforms.shape = (draw.shape[0], self.size, self.size)
         return parameters
 
     def apply(self, images, parameters):
         if self._goes_by_image():
             return self._compiled_by_image(images, parameters)
-        parts = _parts(images) if self.jit_compile else 1
-        pieces = [tf.split(x, parts) for x in (images, *parameters.values())]
-        views = [self._view(piece, dict(zip(parameters, rest))) for piece, *rest in zip(*pieces)]
-        return views[0] if parts == 1 else tf.concat(views, axis=0)
+        count = _parallel_slices(images) if self.jit_compile else 1
+        slices = [tf.split(x, count) for x in (images, *parameters.values())]
+        views = [self._view(some, dict(zip(parameters, rest))) for some, *rest in zip(*slices)]
+        return views[0] if count == 1 else tf.concat(views, axis=0)
 
     def _view(self, images, parameters):
+        """Computes the views of a batch at once, with dense matrices for crop and blur."""
         planar, weights = self._compiled_prepare(images, parameters)
         planar = geometry.resample_planar(planar, *weights["crop"])
         planar = self._compiled_colours(planar, parameters)
@@ -151,14 +162,14 @@ class RandomView(Operator):
         return self.jit_compile and large and on_cpu() and not under_xla()
 
     def _by_image(self, images, parameters):
+        """Computes the same views as `_view`, one image at a time."""
         radius = self.blurring and self.blurring.radius(self.size)
         return per_image.views(images, parameters, self.size, self.method, radius)
 
     def _prepare(self, images, parameters):
-        """Planar images [B, 3, H, W] in [0, 1], and the matrices of crop and blur."""
-        planar = tf.cast(geometry.to_planar(images), tf.float32)
-        if images.dtype == tf.uint8:
-            planar /= 255.0
+        """Returns planar images [B, 3, H, W] in [0, 1], and the matrices of crop and blur."""
+        # Transposed before the conversion, which makes uint8 four times as large.
+        planar = tf.cast(geometry.to_planar(images), tf.float32) / max_value(images.dtype)
         size = (self.size, self.size)
         boxes, flipped = parameters["boxes"], parameters["flipped"]
         in_size = static_size(images)
@@ -169,8 +180,8 @@ class RandomView(Operator):
         return planar, weights
 
     def _colours(self, planar, parameters):
-        """What lies between crop and blur; bicubic overshoots, so it is clipped first."""
-        planar = tf.clip_by_value(planar, 0.0, 1.0)
+        """Applies colour jitter and colour drop to planar images."""
+        planar = tf.clip_by_value(planar, 0.0, 1.0)  # bicubic overshoots
         planar = color.jitter_planar(planar, parameters["factors"], parameters["order"])
         return color.grey_planar(planar, parameters["dropped"])
 
@@ -178,30 +189,51 @@ class RandomView(Operator):
         return self.size
 
 
-def _parts(images):
-    """How many parts of a batch a processor works on side by side; a cluster keeps one core busy.
+def default_strength(size):
+    """Returns the paper's strength of the colour jitter for views of `size` pixels."""
+    return 0.5 if size <= SMALL_SIZE else 1.0
 
-    In a graph alone: eagerly one follows the other.
+
+def _parallel_slices(images):
+    """Returns into how many slices to split a batch that a CPU computes in parallel.
+
+    A function compiled by XLA runs on one core. Slices run in parallel in a graph only: eagerly,
+    one follows the other.
     """
     even = images.shape[0] is not None and images.shape[0] % 2 == 0
     return 2 if even and on_cpu() and not tf.executing_eagerly() else 1
 
 
 def _finish(planar):
-    """[B, 3, S, S] to [B, S, S, 3], in [0, 1]."""
+    """[B, 3, S, S] to [B, S, S, 3], clipped to [0, 1]."""
     return tf.clip_by_value(geometry.from_planar(planar), 0.0, 1.0)
 
 
-def _as_it_is(function):
+def _identity(function):
     return function
 
 
-def center_crop(images, share=0.875):
-    """The central square of `share` of the shorter side (evaluation at 224 pixels in the paper).
+def center_crop(images, fraction=0.875):
+    """Cuts the centre square out of images, as the paper does for evaluation at 224 pixels.
 
-    images: [B, H, W, 3] of any dtype. Returns [B, S, S, 3] of the same dtype.
+    Args:
+      images: [B, H, W, 3] of any dtype, with a static height and width.
+      fraction: side of the square as a fraction of the images' shorter side, in (0, 1].
+
+    Returns:
+      [B, S, S, 3] of the same dtype, S = round(fraction * min(H, W)).
+
+    Raises:
+      ArgumentError: `fraction` is not in (0, 1].
+
+    Example:
+
+    >>> simclr_tf.augment.center_crop(images, fraction=0.75).shape
+    (8, 24, 24, 3)
     """
+    if not 0.0 < fraction <= 1.0:
+        raise ArgumentError(f"fraction must be above 0 and at most 1; got {fraction}.")
     height, width = images.shape[1:3]
-    side = round(min(height, width) * share)
+    side = round(min(height, width) * fraction)
     top, left = (height - side) // 2, (width - side) // 2
     return images[:, top : top + side, left : left + side]

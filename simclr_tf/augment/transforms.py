@@ -1,7 +1,8 @@
-"""One class per operator: it draws its parameters per image from a seed and applies a function.
+"""One class per operator, and `Compose`, which chains them.
 
-`Operator` holds what they share: seeds, validation, config. The maths lives in `geometry.py`,
-`color.py` and `filters.py`, the numbers come from `random.py`; the paper's family is in `views.py`.
+A class draws the parameters of every image from a seed and calls a function of `geometry.py`,
+`color.py` or `filters.py`, where the maths is. The base class is in `base.py`, the random numbers
+are in `random.py`, and the paper's family as one operator is in `random_view.py`.
 """
 
 from __future__ import annotations
@@ -13,144 +14,44 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf.augment import color, filters, geometry
-from simclr_tf.augment.random import Draw, as_seed, fold_in
+from simclr_tf.augment.base import (
+    Operator,
+    call_view,
+    check_probability,
+    check_range,
+    is_repeatable,
+    register,
+    scale_uniform,
+    sizes_of,
+    uniform_integers,
+)
+from simclr_tf.augment.random import as_seed, fold_in
 from simclr_tf.errors import ArgumentError
 from simclr_tf.images import as_float
 
-register = keras.saving.register_keras_serializable(package="simclr_tf")
-_CROP_TRIES = 10  # as google-research/simclr and torchvision
-
-
-def between(unit, low, high):
-    """Uniform in [low, high) from uniform in [0, 1)."""
-    return low + (high - low) * unit
-
-
-def below(unit, count):
-    """A uniform int32 in 0..count-1 from uniform in [0, 1); count may be a tensor."""
-    count = tf.cast(count, tf.float32)
-    return tf.cast(tf.minimum(tf.floor(unit * count), count - 1.0), tf.int32)
-
-
-def check_range(name, pair, low, high):
-    """Raises ValueError unless low <= pair[0] <= pair[1] <= high."""
-    if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
-        raise ArgumentError(f"{name} must be two numbers {low} <= a <= b <= {high}; got {pair}.")
-
-
-def check_probability(name, value):
-    """Raises ValueError unless value lies in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ArgumentError(f"{name} must be a probability in [0, 1]; got {value}.")
-
-
-class Operator:
-    """A random operator on a batch of images; every image draws its own parameters.
-
-    Subclasses give `draw` (parameters from random numbers) and `apply` (the deterministic part),
-    and keep their arguments as attributes of the same name, which is all of `get_config`.
-    """
-
-    _arguments: tuple = ()
-    crops = False  # whether it begins with a crop, and so can tell an image from what is beside it
-    repeatable = True  # whether a seed gives the same result again
-
-    def __call__(self, images, seed=None, first_row=0, extent=None):
-        """One view of every image.
-
-        Args:
-          images: [B, H, W, 3], uint8, or float in [0, 1].
-          seed: int, or [2] int tensor; the same seed gives the same result on every device and
-            under XLA. None draws a seed from TensorFlow's global generator.
-          first_row: place of the first image when these are a part of a larger batch: each image
-            then gets the view that it gets in the whole batch.
-          extent: [B, 2] int, the height and width of each image, where it fills only the upper left
-            of [H, W]; None where all fill it. For operators that begin with a crop.
-
-        Returns:
-          [B, H, W, 3] float32 in [0, 1]; a resizing operator changes H and W.
-
-        Raises:
-          ValueError: images of another rank, channel count or dtype; an extent for an operator
-            that does not begin with a crop.
-        """
-        images = as_float(images)
-        draw = Draw(seed, (batch_size(images), *sizes_of(self, images, extent)), first_row)
-        return self.apply(images, self.draw(draw))
-
-    def draw(self, draw):
-        """A dict of per-image parameters, [B, ...] each."""
-        raise NotImplementedError
-
-    def apply(self, images, parameters):
-        """Float images and drawn parameters to images."""
-        raise NotImplementedError
-
-    def output_size(self, size):
-        """Side of the result for images of that side."""
-        return size
-
-    def get_config(self):
-        """Constructor arguments by name."""
-        return {name: getattr(self, name) for name in self._arguments}
-
-    @classmethod
-    def from_config(cls, config):
-        """The operator of a config."""
-        return cls(**config)
-
-    def __repr__(self):
-        inside = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
-        return f"{type(self).__name__}({inside})"
-
-
-def batch_size(images):
-    """The number of images: an int where it is static, else a tensor."""
-    return images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
-
-
-def static_size(images):
-    """(height, width) of a batch of images; raises ValueError where they are not static."""
-    if images.shape[1] is None or images.shape[2] is None:
-        raise ArgumentError(
-            f"images must have a static height and width; got shape {images.shape}. "
-            "Use tf.ensure_shape(images, [None, height, width, 3])."
-        )
-    return images.shape[1], images.shape[2]
-
-
-def sizes_of(augment, images, extent):
-    """Height and width of the images that an augmentation gets: numbers, or [B] each."""
-    if extent is None:
-        return static_size(images)
-    if not getattr(augment, "crops", False):
-        name = getattr(augment, "__name__", type(augment).__name__)
-        raise ArgumentError(
-            "images of several sizes need an augmentation that begins with a crop: RandomView or "
-            f"RandomCropResize; got {name}."
-        )
-    return tf.unstack(tf.cast(extent, tf.float32), num=2, axis=1)
+_CROP_TRIES = 10  # as in google-research/simclr and torchvision
+CROP_COLUMNS = 2 * _CROP_TRIES + 2  # an area and an aspect ratio per try, then y and x
 
 
 def draw_boxes(unit, height, width, area, aspect):
-    """Random crops: area uniform, aspect ratio uniform, place uniform, in whole pixels.
+    """Draws random crops, in whole pixels: area, aspect ratio and position are uniform.
 
-    A draw that does not fit the image is drawn again, ten times at most; then the whole image is
-    taken (SimCLR, appendix A: "random size (uniform from 0.08 to 1.0 in area) and a random aspect
-    ratio (default: of 3/4 to 4/3) of the original").
+    A crop that does not fit the image is drawn again, up to ten times; then the whole image is used
+    (SimCLR, appendix A: "random size (uniform from 0.08 to 1.0 in area) and a random aspect ratio
+    (default: of 3/4 to 4/3) of the original").
 
     Args:
-      unit: [B, 22] uniform in [0, 1).
-      height, width: of the images, in pixels; a number, or [B].
-      area: (least, greatest) share of the image's area.
-      aspect: (least, greatest) width/height of the crop.
+      unit: [B, 22] float32, uniform in [0, 1).
+      height, width: of the images in pixels; a number, or [B].
+      area: (minimum, maximum) fraction of the image's area, in (0, 1].
+      aspect: (minimum, maximum) width / height of the crop.
 
     Returns:
-      [B, 4] float32: y, x, height, width.
+      [B, 4] float32: y, x, height, width, in pixels.
     """
     height, width = (tf.reshape(tf.cast(n, tf.float32), [-1, 1]) for n in (height, width))
-    areas = between(unit[:, :_CROP_TRIES], *area) * height * width
-    ratios = between(unit[:, _CROP_TRIES : 2 * _CROP_TRIES], *aspect)
+    areas = scale_uniform(unit[:, :_CROP_TRIES], *area) * height * width  # [B, tries]
+    ratios = scale_uniform(unit[:, _CROP_TRIES : 2 * _CROP_TRIES], *aspect)
     heights = tf.maximum(tf.round(tf.sqrt(areas / ratios)), 1.0)
     widths = tf.maximum(tf.round(tf.sqrt(areas * ratios)), 1.0)
     fits = (heights <= height) & (widths <= width)
@@ -159,20 +60,29 @@ def draw_boxes(unit, height, width, area, aspect):
     height, width = height[:, 0], width[:, 0]
     h = tf.where(none_fits, height, tf.reduce_sum(heights * first, axis=1))
     w = tf.where(none_fits, width, tf.reduce_sum(widths * first, axis=1))
-    y = tf.cast(below(unit[:, -2], height - h + 1.0), tf.float32)
-    x = tf.cast(below(unit[:, -1], width - w + 1.0), tf.float32)
+    y = tf.cast(uniform_integers(unit[:, -2], height - h + 1.0), tf.float32)
+    x = tf.cast(uniform_integers(unit[:, -1], width - w + 1.0), tf.float32)
     return tf.stack([y, x, h, w], axis=1)
 
 
 @register
 class RandomCropResize(Operator):
-    """A random crop, resized to [size, size].
+    """Crops a random box out of every image and resizes it to [size, size] (SimCLR, appendix A).
 
     Args:
-      size: side of the result in pixels.
-      area: range of the crop's share of the area.
-      aspect: range of width/height.
+      size: side of the result in pixels, at least 1.
+      area: (minimum, maximum) fraction of the image's area that the crop covers, in (0, 1].
+      aspect: (minimum, maximum) width / height of the crop.
       method: "bicubic" or "bilinear".
+
+    Raises:
+      ArgumentError: an argument outside its range.
+
+    Example:
+
+    >>> crop = simclr_tf.augment.RandomCropResize(24, area=(0.2, 1.0))
+    >>> crop(images, seed=0).shape
+    TensorShape([8, 24, 24, 3])
     """
 
     _arguments = ("size", "area", "aspect", "method")
@@ -188,7 +98,7 @@ class RandomCropResize(Operator):
         self.size, self.area, self.aspect, self.method = size, tuple(area), tuple(aspect), method
 
     def draw(self, draw):
-        unit = draw.uniform(2 * _CROP_TRIES + 2)
+        unit = draw.uniform(CROP_COLUMNS)
         return {"boxes": draw_boxes(unit, *draw.shape[1:], self.area, self.aspect)}
 
     def apply(self, images, parameters):
@@ -200,7 +110,20 @@ class RandomCropResize(Operator):
 
 @register
 class RandomFlip(Operator):
-    """Mirrors left to right with probability `probability`."""
+    """Mirrors images left to right at random (SimCLR, appendix A).
+
+    Args:
+      probability: that an image is mirrored, in [0, 1].
+
+    Raises:
+      ArgumentError: `probability` is not in [0, 1].
+
+    Example:
+
+    >>> flip = simclr_tf.augment.RandomFlip(probability=1.0)
+    >>> bool(tf.reduce_all(flip(images) == images[:, :, ::-1] / np.float32(255)))
+    True
+    """
 
     _arguments = ("probability",)
 
@@ -217,11 +140,24 @@ class RandomFlip(Operator):
 
 @register
 class ColorJitter(Operator):
-    """Brightness, contrast, saturation and hue in random order (SimCLR, appendix A).
+    """Changes brightness, contrast, saturation and hue in random order (SimCLR, appendix A).
 
-    With probability `probability` an image is multiplied by a brightness factor from
-    [max(0, 1 - 0.8 s), 1 + 0.8 s], likewise contrast and saturation, and its hue is turned by
-    [-0.2 s, 0.2 s] turns, s = `strength`; clipped to [0, 1] after each.
+    With s = `strength`, the factors of brightness, contrast and saturation are uniform in
+    [max(0, 1 - 0.8 s), 1 + 0.8 s] and the change of the hue is uniform in [-0.2 s, 0.2 s] turns.
+    Values are clipped to [0, 1] after each of the four.
+
+    Args:
+      strength: 0 or more; the paper uses 1.0 for ImageNet and 0.5 for CIFAR-10.
+      probability: that an image is changed, in [0, 1].
+
+    Raises:
+      ArgumentError: an argument outside its range.
+
+    Example:
+
+    >>> jitter = simclr_tf.augment.ColorJitter(strength=0.5)
+    >>> jitter(images, seed=0).shape
+    TensorShape([8, 32, 32, 3])
     """
 
     _arguments = ("strength", "probability")
@@ -235,13 +171,13 @@ class ColorJitter(Operator):
     def draw(self, draw):
         unit = draw.uniform(6)
         spread = 0.8 * self.strength
-        # Over a strength of 1.25 the lower bound would be negative.
-        scales = between(unit[:, :3], max(0.0, 1.0 - spread), 1.0 + spread)
-        turn = between(unit[:, 3:4], -0.2 * self.strength, 0.2 * self.strength)
+        # At a strength above 1.25 the lower bound would be negative.
+        scales = scale_uniform(unit[:, :3], max(0.0, 1.0 - spread), 1.0 + spread)
+        turn = scale_uniform(unit[:, 3:4], -0.2 * self.strength, 0.2 * self.strength)
         jittered = unit[:, 4:5] < self.probability
-        factors = tf.concat([scales, turn], axis=1)
-        factors = tf.where(jittered, factors, tf.constant([[1.0, 1.0, 1.0, 0.0]]))
-        return {"factors": factors, "order": below(unit[:, 5], len(color.ORDERS))}
+        factors = tf.concat([scales, turn], axis=1)  # [B, 4]
+        factors = tf.where(jittered, factors, tf.constant([color.IDENTITY]))
+        return {"factors": factors, "order": uniform_integers(unit[:, 5], len(color.ORDERS))}
 
     def apply(self, images, parameters):
         return color.color_jitter(images, **parameters)
@@ -249,7 +185,20 @@ class ColorJitter(Operator):
 
 @register
 class ColorDrop(Operator):
-    """Makes an image grey with probability `probability`; it keeps three channels."""
+    """Converts images to grey at random; they keep three channels (SimCLR, appendix A).
+
+    Args:
+      probability: that an image is converted, in [0, 1].
+
+    Raises:
+      ArgumentError: `probability` is not in [0, 1].
+
+    Example:
+
+    >>> grey = simclr_tf.augment.ColorDrop(probability=1.0)(images)
+    >>> bool(tf.reduce_all(grey[..., 0] == grey[..., 1]))
+    True
+    """
 
     _arguments = ("probability",)
 
@@ -266,9 +215,22 @@ class ColorDrop(Operator):
 
 @register
 class RandomBlur(Operator):
-    """Gaussian blur with probability `probability`; sigma, in pixels, is uniform in `sigma`.
+    """Blurs images with a Gaussian at random (SimCLR, appendix A).
 
-    kernel_size: taps a side (rounded up to odd); None takes a tenth of the image's height.
+    Args:
+      probability: that an image is blurred, in [0, 1].
+      sigma: (minimum, maximum) standard deviation of the Gaussian in pixels, above 0.
+      kernel_size: side of the kernel in pixels, rounded up to an odd number; None is a tenth of the
+        image's height, as in the paper.
+
+    Raises:
+      ArgumentError: an argument outside its range.
+
+    Example:
+
+    >>> blur = simclr_tf.augment.RandomBlur(probability=1.0, kernel_size=5)
+    >>> blur(images, seed=0).shape
+    TensorShape([8, 32, 32, 3])
     """
 
     _arguments = ("probability", "sigma", "kernel_size")
@@ -279,12 +241,15 @@ class RandomBlur(Operator):
         self.probability, self.sigma, self.kernel_size = probability, tuple(sigma), kernel_size
 
     def radius(self, size):
-        """Taps on either side of the centre, for images of that height."""
+        """Returns the number of taps on either side of the centre, for images `size` pixels high.
+
+        The kernel has 2 radius + 1 taps per axis.
+        """
         return (self.kernel_size or size // 10) // 2
 
     def draw(self, draw):
         unit = draw.uniform(2)
-        sigma = between(unit[:, 0], *self.sigma)
+        sigma = scale_uniform(unit[:, 0], *self.sigma)
         return {"sigma": tf.where(unit[:, 1] < self.probability, sigma, 0.0)}
 
     def apply(self, images, parameters):
@@ -293,9 +258,23 @@ class RandomBlur(Operator):
 
 @register
 class Cutout(Operator):
-    """Fills a square with `fill`; its centre is uniform over the image, so part may lie outside.
+    """Fills a random square of every image with a constant (DeVries and Taylor, arXiv:1708.04552).
 
-    side: the square's side as a share of the image's shorter side, uniform in this range.
+    The centre of the square is uniform over the image, so the square may extend beyond it.
+
+    Args:
+      probability: that an image is changed, in [0, 1].
+      side: (minimum, maximum) side of the square as a fraction of the image's shorter side.
+      fill: the value written, in [0, 1].
+
+    Raises:
+      ArgumentError: an argument outside its range.
+
+    Example:
+
+    >>> cutout = simclr_tf.augment.Cutout(side=(0.5, 0.5), fill=0.0)
+    >>> cutout(images, seed=0).shape
+    TensorShape([8, 32, 32, 3])
     """
 
     _arguments = ("probability", "side", "fill")
@@ -308,7 +287,7 @@ class Cutout(Operator):
     def draw(self, draw):
         unit = draw.uniform(4)
         height, width = draw.shape[1:]
-        side = tf.round(between(unit[:, 0], *self.side) * min(height, width))
+        side = tf.round(scale_uniform(unit[:, 0], *self.side) * min(height, width))
         side = tf.where(unit[:, 1] < self.probability, side, 0.0)
         y = tf.round(unit[:, 2] * height - side / 2.0)
         x = tf.round(unit[:, 3] * width - side / 2.0)
@@ -320,7 +299,22 @@ class Cutout(Operator):
 
 @register
 class GaussianNoise(Operator):
-    """Adds normal noise with probability `probability`; its deviation is uniform in `stddev`."""
+    """Adds Gaussian noise to images at random; the result is clipped to [0, 1].
+
+    Args:
+      probability: that an image is changed, in [0, 1].
+      stddev: (minimum, maximum) standard deviation of the noise, 0 or more; 1 is the range of the
+        image.
+
+    Raises:
+      ArgumentError: an argument outside its range.
+
+    Example:
+
+    >>> noise = simclr_tf.augment.GaussianNoise(stddev=(0.1, 0.1))
+    >>> noise(images, seed=0).shape
+    TensorShape([8, 32, 32, 3])
+    """
 
     _arguments = ("probability", "stddev")
 
@@ -331,8 +325,9 @@ class GaussianNoise(Operator):
 
     def draw(self, draw):
         unit = draw.uniform(2)
-        stddev = tf.where(unit[:, 1] < self.probability, between(unit[:, 0], *self.stddev), 0.0)
-        return {"stddev": stddev, "noise": draw.part(1).normal(*draw.shape[1:], 3)}
+        stddev = scale_uniform(unit[:, 0], *self.stddev)
+        stddev = tf.where(unit[:, 1] < self.probability, stddev, 0.0)
+        return {"stddev": stddev, "noise": draw.fold_in(1).normal(*draw.shape[1:], 3)}
 
     def apply(self, images, parameters):
         return filters.gaussian_noise(images, **parameters)
@@ -340,7 +335,17 @@ class GaussianNoise(Operator):
 
 @register
 class RandomRotation90(Operator):
-    """Rotates square images by 0, 90, 180 or 270 degrees, each with probability 1/4."""
+    """Rotates square images by 0, 90, 180 or 270 degrees, each with probability 1/4.
+
+    Raises:
+      ArgumentError: from the call, where the images are not square.
+
+    Example:
+
+    >>> rotate = simclr_tf.augment.RandomRotation90()
+    >>> rotate(images, seed=0).shape
+    TensorShape([8, 32, 32, 3])
+    """
 
     def draw(self, draw):
         if draw.shape[1] != draw.shape[2]:
@@ -348,7 +353,7 @@ class RandomRotation90(Operator):
                 "RandomRotation90 needs square images; "
                 f"got {draw.shape[1]} x {draw.shape[2]}. Crop them first."
             )
-        return {"quarter_turns": below(draw.uniform(), 4)}
+        return {"quarter_turns": uniform_integers(draw.uniform(), 4)}
 
     def apply(self, images, parameters):
         return geometry.rotate90(images, parameters["quarter_turns"])
@@ -356,7 +361,20 @@ class RandomRotation90(Operator):
 
 @register
 class Sobel(Operator):
-    """Replaces an image by the magnitude of its gradient with probability `probability`."""
+    """Replaces images by the magnitude of their gradient at random (SimCLR, figure 4).
+
+    Args:
+      probability: that an image is replaced, in [0, 1].
+
+    Raises:
+      ArgumentError: `probability` is not in [0, 1].
+
+    Example:
+
+    >>> edges = simclr_tf.augment.Sobel()(images)
+    >>> bool(tf.reduce_max(edges) <= 1.0)
+    True
+    """
 
     _arguments = ("probability",)
 
@@ -368,13 +386,27 @@ class Sobel(Operator):
         return {"filtered": draw.uniform() < self.probability}
 
     def apply(self, images, parameters):
-        filtered = geometry.per_image(parameters["filtered"])
+        filtered = geometry.expand_to_rank(parameters["filtered"])
         return tf.where(filtered, filters.sobel(images), images)
 
 
 @register
 class Solarize(Operator):
-    """Inverts values above a threshold, uniform in `threshold`, with probability `probability`."""
+    """Inverts the values at or above a threshold at random (BYOL, arXiv:2006.07733, appendix B).
+
+    Args:
+      probability: that an image is changed, in [0, 1].
+      threshold: (minimum, maximum) of the threshold, in [0, 1].
+
+    Raises:
+      ArgumentError: an argument outside its range.
+
+    Example:
+
+    >>> solarized = simclr_tf.augment.Solarize(probability=1.0)(images)
+    >>> bool(tf.reduce_max(solarized) <= 0.5)
+    True
+    """
 
     _arguments = ("probability", "threshold")
 
@@ -385,7 +417,7 @@ class Solarize(Operator):
 
     def draw(self, draw):
         unit = draw.uniform(2)
-        threshold = between(unit[:, 0], *self.threshold)
+        threshold = scale_uniform(unit[:, 0], *self.threshold)
         never = 2.0  # above every value
         return {"threshold": tf.where(unit[:, 1] < self.probability, threshold, never)}
 
@@ -395,10 +427,20 @@ class Solarize(Operator):
 
 @register
 class Compose(Operator):
-    """Applies operators one after the other; each draws from a seed of its own.
+    """Applies operators one after the other; each draws from its own seed.
 
     Args:
-      operators: `Operator`s, or any callables batch -> batch (a Keras layer too).
+      operators: a list of `Operator`s, or of any callables batch -> batch, such as Keras layers.
+
+    Raises:
+      ArgumentError: an item that is not callable.
+
+    Example:
+
+    >>> crop, blur = simclr_tf.augment.RandomCropResize(24), simclr_tf.augment.RandomBlur()
+    >>> augment = simclr_tf.Compose([crop, blur])
+    >>> augment(images, seed=0).shape
+    TensorShape([8, 24, 24, 3])
     """
 
     def __init__(self, operators):
@@ -411,21 +453,21 @@ class Compose(Operator):
 
     @property
     def crops(self):
-        """As the first operator."""
+        """Whether the first operator begins with a crop."""
         return bool(self.operators) and getattr(self.operators[0], "crops", False)
 
     @property
     def repeatable(self):
-        """Whether all operators are."""
+        """Whether all operators are repeatable."""
         return all(is_repeatable(operator) for operator in self.operators)
 
     def __call__(self, images, seed=None, first_row=0, extent=None):
         if extent is not None:
             sizes_of(self, images, extent)
         images, seed = as_float(images), as_seed(seed)
-        for place, operator in enumerate(self.operators):
-            images = call_view(operator, images, fold_in(seed, place), first_row, extent)
-            extent = None  # a crop leaves images of one size
+        for index, operator in enumerate(self.operators):
+            images = call_view(operator, images, fold_in(seed, index), first_row, extent)
+            extent = None  # after the crop all images have the same size
         return images
 
     def output_size(self, size):
@@ -439,28 +481,3 @@ class Compose(Operator):
     def from_config(cls, config):
         restore = keras.saving.deserialize_keras_object
         return cls([restore(operator) for operator in config["operators"]])
-
-
-def is_repeatable(augment):
-    """Whether an augmentation gives the same views again when it is called with the same seed."""
-    return isinstance(augment, Operator) and augment.repeatable
-
-
-def call_view(augment, images, seed=None, first_row=0, extent=None):
-    """Calls any augmentation on a batch [B, H, W, 3] of uint8, or float in [0, 1].
-
-    Arguments are those of `Operator.__call__`.
-
-    An `Operator` gets the seed. Every other callable gets float32 in [0, 1], a Keras layer in
-    training mode, and gives its views as it likes: without a seed.
-    """
-    if isinstance(augment, Operator):
-        return augment(images, seed=seed, first_row=first_row, extent=extent)
-    if extent is not None:  # only ours can tell an image from what is beside it
-        sizes_of(augment, images, extent)
-    images = as_float(images)
-    if isinstance(augment, keras.layers.Layer):
-        images = augment(images, training=True)
-    else:
-        images = augment(images)
-    return tf.cast(images, tf.float32)

@@ -1,0 +1,71 @@
+"""A chain of operators by their names, as for an ablation of the augmentations."""
+
+from __future__ import annotations
+
+import difflib
+
+from simclr_tf.augment import transforms
+from simclr_tf.augment.random_view import default_strength
+from simclr_tf.errors import ArgumentError
+
+# Arguments that neither depend on the size nor come from the caller are the defaults of the class.
+_OPERATORS = {
+    "crop": transforms.RandomCropResize,
+    "flip": transforms.RandomFlip,
+    "color_jitter": transforms.ColorJitter,
+    "color_drop": transforms.ColorDrop,
+    "blur": transforms.RandomBlur,
+    "cutout": transforms.Cutout,
+    "gaussian_noise": transforms.GaussianNoise,
+    "rotate90": transforms.RandomRotation90,
+    "sobel": transforms.Sobel,
+    "solarize": transforms.Solarize,
+}
+
+
+def by_name(names, size, strength=None, **crop):
+    """Builds a chain of operators from their names (the ablations of SimCLR, section 3.1).
+
+    The operators are applied in the order of the names, each with the paper's default arguments for
+    views of that size. "crop,flip,color_jitter,color_drop,blur" is the paper's family; `RandomView`
+    computes that family faster.
+
+    Args:
+      names: a comma-separated list of "crop", "flip", "color_jitter", "color_drop", "blur",
+        "cutout", "gaussian_noise", "rotate90", "sobel" and "solarize".
+      size: side of the views in pixels. Only "crop" resizes: without it, images keep their size.
+      strength: of the colour jitter, 0 or more; None is 0.5 up to 64 pixels and 1.0 above.
+      **crop: further arguments of `RandomCropResize`: `area`, `aspect` and `method`.
+
+    Returns:
+      A `Compose`.
+
+    Raises:
+      ArgumentError: an unknown name, a size below 1, or arguments of a crop without "crop".
+
+    Example:
+
+    >>> augment = simclr_tf.augment.by_name("crop,color_jitter,blur", 24)
+    >>> augment(images, seed=0).shape
+    TensorShape([8, 24, 24, 3])
+    """
+    if size < 1:
+        raise ArgumentError(f"size must be at least 1 pixel; got {size}.")
+    listed = [name.strip() for name in names.split(",")]
+    for name in listed:
+        if name not in _OPERATORS:
+            raise ArgumentError(_unknown(name))
+    if crop and "crop" not in listed:
+        raise ArgumentError(
+            f'arguments of the crop ({", ".join(crop)}) need the name "crop"; got {names!r}. '
+            'Add "crop" to the names.'
+        )
+    strength = default_strength(size) if strength is None else strength
+    arguments = {"crop": {"size": size, **crop}, "color_jitter": {"strength": strength}}
+    return transforms.Compose([_OPERATORS[name](**arguments.get(name, {})) for name in listed])
+
+
+def _unknown(name):
+    near = difflib.get_close_matches(name, _OPERATORS, n=3, cutoff=0.5)
+    hint = f" Close matches: {', '.join(near)}." if near else ""
+    return f"an augmentation must be one of {', '.join(_OPERATORS)}; got {name!r}.{hint}"
