@@ -681,7 +681,7 @@ class TestEpochs:
         source = data.load(numbered, cache_bytes=cache_bytes)
         whole = np.array(values(source.epochs(6, seed=1, first_step=1), 5))  # [steps, 6]
         for first, count in [(0, 1), (2, 1), (1, 2)]:
-            share = data.ReplicaSlice(first, count, pieces=3)
+            share = data.ReplicaSlice(first, count, replicas=3)
             stream = source.epochs(6, seed=1, first_step=1, share=share)
             assert stream.element_spec.shape[0] == 2
             got = np.array(values(stream, 5 * count)).reshape(5, count, 2)
@@ -689,8 +689,11 @@ class TestEpochs:
 
     def test_a_share_that_does_not_exist_is_an_error(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
-        for share in (data.ReplicaSlice(0, 1, 4), data.ReplicaSlice(2, 2, 3)):
-            with pytest.raises(ValueError, match="a batch of 6 has no ReplicaSlice"):
+        for share, message in [
+            (data.ReplicaSlice(0, 1, 4), "divisible by the 4 replicas; got 6"),
+            (data.ReplicaSlice(2, 2, 3), "first . count <= replicas; got ReplicaSlice"),
+        ]:
+            with pytest.raises(ValueError, match=message):
                 source.epochs(6, seed=1, share=share)
 
     def test_each_epoch_is_a_permutation_of_its_own(self, numbered, cache_bytes):

@@ -26,6 +26,22 @@ class Example(NamedTuple):
     label: int = UNLABELLED
 
 
+class Decoded(NamedTuple):
+    """One example, decoded.
+
+    Attributes:
+      image: uint8 [side, side, 3].
+      extent: height and width, in pixels, of the image in the upper left corner of that square.
+      label: class index, `UNLABELLED` where there is none.
+      id: name of the example within its data set, UTF-8.
+    """
+
+    image: np.ndarray
+    extent: np.ndarray
+    label: int
+    id: bytes
+
+
 class Examples(Protocol):
     """Random access to the examples of one split.
 
