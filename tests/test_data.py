@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import data
+from simclr_tf import data, errors
 from simclr_tf.data import by_name, splits
 from simclr_tf.data.decode import CorruptImageError, decode, decode_whole
 
@@ -733,6 +733,74 @@ class TestEpochs:
             source.epochs(24, 0)
         with pytest.raises(ValueError, match="at least 1"):
             source.steps_per_epoch(0)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+class TestLabelsOfEpochs:
+    """`epochs(..., labels=True)`: image i of `numbered` is filled with i, and its label is i % 5."""
+
+    @staticmethod
+    def pairs(stream, num_batches):
+        batches = list(stream.take(num_batches).as_numpy_iterator())
+        return [(batch["image"][:, 0, 0, 0], batch["label"]) for batch in batches]
+
+    def test_labels_belong_to_their_images(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        stream = source.epochs(5, seed=1, labels=True)
+        assert stream.element_spec == {
+            "image": tf.TensorSpec([5, 4, 4, 3], tf.uint8),
+            "label": tf.TensorSpec([5], tf.int64),
+        }
+        pairs = self.pairs(stream, 8)
+        for image, label in pairs:
+            np.testing.assert_array_equal(label, image % 5)
+        images = [image for image, _ in pairs]
+        np.testing.assert_array_equal(images, values(source.epochs(5, seed=1), 8))
+
+    def test_a_resumed_stream_is_the_tail(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        whole = self.pairs(source.epochs(5, seed=1, labels=True), 12)
+        start = dict(first_epoch=1, first_step=2)
+        tail = self.pairs(source.epochs(5, seed=1, labels=True, **start), 6)
+        np.testing.assert_array_equal(whole[6:], tail)
+
+    def test_slices_of_replicas_make_up_the_whole(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        whole = np.array(self.pairs(source.epochs(6, seed=1, labels=True), 5))  # [steps, 2, 6]
+        slices = [data.ReplicaSlice(first, 1, 3) for first in range(3)]
+        streams = [source.epochs(6, seed=1, share=each, labels=True) for each in slices]
+        parts = [self.pairs(stream, 5) for stream in streams]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=-1), whole)
+
+    def test_whole_images_have_extents_too(self, tmp_path, cache_bytes):
+        for height in (20, 30):
+            folder = tmp_path / f"{height}"
+            folder.mkdir()
+            for i in range(3):
+                (folder / f"{i}.png").write_bytes(encoded(picture(height + i, height, 40)))
+        source = data.load(f"folder:{tmp_path}", image_size=30, cache_bytes=cache_bytes)
+        stream = source.epochs(4, seed=0, labels=True)
+        assert stream.element_spec["extent"] == tf.TensorSpec([4, 2], tf.int32)
+        for batch in stream.take(3).as_numpy_iterator():
+            np.testing.assert_array_equal(
+                batch["extent"][:, 0], [20 + 10 * i for i in batch["label"]]
+            )
+
+    def test_unreadable_examples_are_left_out(self, flowers, cache_bytes):
+        (flowers / "train" / "a" / "01.png").write_bytes(b"")
+        options = dict(max_corrupt_share=0.2, cache_bytes=cache_bytes)
+        source = data.load(f"folder:{flowers}", **options)
+        images, labels, _ = source.arrays()
+        label_of = {image.tobytes(): label for image, label in zip(images, labels)}
+        for batch in source.epochs(4, seed=0, labels=True).take(6).as_numpy_iterator():
+            expected = [label_of[image.tobytes()] for image in batch["image"]]
+            assert batch["label"].tolist() == expected
+
+    def test_without_labels_is_an_error(self, tmp_path, cache_bytes):
+        np.savez(tmp_path / "a.npz", x=np.zeros([4, 4, 4, 3], np.uint8))
+        source = data.load(f"npz:{tmp_path / 'a.npz'}", cache_bytes=cache_bytes)
+        with pytest.raises(errors.ArgumentError, match="labels=True needs a data set with labels"):
+            source.epochs(2, seed=0, labels=True)
 
 
 def test_iterators_left_open_do_not_hang_the_interpreter(flowers):

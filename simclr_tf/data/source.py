@@ -6,6 +6,7 @@ is in `decode`; how images are kept in memory is in `cache`, and the pipelines a
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable
@@ -155,6 +156,7 @@ class Source:
         shuffle: bool = True,
         first_step: int = 0,
         share: ReplicaSlice = WHOLE_BATCH,
+        labels: bool = False,
     ) -> tf.data.Dataset:
         """An endless stream of training batches, `steps_per_epoch(batch_size)` for each epoch.
 
@@ -171,16 +173,25 @@ class Source:
           first_step: step within `first_epoch` to start from.
           share: the `ReplicaSlice` of each batch to read; a batch of the stream then holds
             `batch_size / share.replicas` examples, and a step is `share.count` of them.
+          labels: whether to yield the labels with the images.
 
         Returns:
-          A dataset of uint8 [B, size, size, 3], the batch dimension static. With a `whole_side`, of
-          dicts: "image", uint8 [B, whole_side, whole_side, 3], and "extent", int32 [B, 2], the
-          height and width of each image in the upper left corner of its square.
+          A dataset of uint8 [B, size, size, 3], the batch dimension static. With a `whole_side` or
+          with `labels`, of dicts: "image", uint8 [B, side, side, 3], where side is `whole_side` if
+          there is one; "label", int64 [B], with `labels`; "extent", int32 [B, 2], with a
+          `whole_side`: the height and width of each image in the upper left corner of its square.
           `RandomView.for_size(source.image_size)` crops views of the right size.
 
         Raises:
-          ArgumentError: fewer examples than `batch_size`, or a batch that has no such slice.
+          ArgumentError: fewer examples than `batch_size`, a batch that has no such slice, or
+            `labels` of a data set that has none.
         """
+        if labels and not self.labelled:
+            raise ArgumentError(
+                f"labels=True needs a data set with labels; {self.name!r} has none in "
+                f"{self.split!r}. Pass labels=False, or load a data set with labels."
+            )
+        to_batch = functools.partial(self._training_batch, labels=labels)
         steps = self.steps_per_epoch(batch_size)
         share.check(batch_size)
 
@@ -194,11 +205,11 @@ class Source:
             remainder = share.remainder(order, steps, batch_size)
             read = self._checked(self._read_for_training)
             dataset = pipeline.decoded_batches(rows, remainder, done, read, self._training_side)
-            return dataset.map(self._training_batch)
+            return dataset.map(to_batch)
 
         dataset = tf.data.Dataset.range(first_epoch, _LAST_EPOCH).flat_map(one_epoch)
         if self.cached:
-            dataset = self._gathered(dataset, self._training_batch)
+            dataset = self._gathered(dataset, to_batch)
         dataset = dataset.apply(
             tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         )
@@ -282,9 +293,14 @@ class Source:
 
         return rows.map(gather, tf.data.AUTOTUNE, deterministic=True)
 
-    def _training_batch(self, batch: Decoded):
+    def _training_batch(self, batch: Decoded, labels: bool):
         """An element of `epochs`."""
-        return {"image": batch.image, "extent": batch.extent} if self.whole_side else batch.image
+        columns = {"image": batch.image}
+        if labels:
+            columns["label"] = batch.label
+        if self.whole_side:
+            columns["extent"] = batch.extent
+        return columns if len(columns) > 1 else batch.image
 
     def _evaluation_batch(self, batch: Decoded) -> dict[str, tf.Tensor]:
         """An element of `batches`."""
