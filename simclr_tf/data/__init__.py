@@ -3,8 +3,9 @@
 Views are not drawn here but on the device, by `augment`.
 """
 
+from simclr_tf.data import subsets
 from simclr_tf.data.by_name import load
 from simclr_tf.data.pipeline import ReplicaSlice
 from simclr_tf.data.source import Source
 
-__all__ = ["ReplicaSlice", "Source", "load"]
+__all__ = ["ReplicaSlice", "Source", "load", "subsets"]

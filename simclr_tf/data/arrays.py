@@ -37,8 +37,7 @@ class Arrays:
       prefix: ids are `prefix/00000`, `prefix/00001`, ...
 
     Attributes:
-      images: uint8 `[n, height, width, 3]`.
-      labels: int64 `[n]`, or None.
+      images: uint8 [n, height, width, 3].
 
     Raises:
       ValueError: another shape, type or range.
@@ -53,7 +52,11 @@ class Arrays:
         prefix: str = "train",
     ):
         self.images = _uint8(_three_channels(images))
-        self.labels = None if labels is None else _integer_labels(labels, len(images))
+        self._labels = (
+            np.full(len(images), UNLABELLED, np.int64)
+            if labels is None
+            else _integer_labels(labels, len(images))
+        )
         self.labelled = labels is not None
         self.class_names = class_names
         self._prefix = prefix
@@ -66,8 +69,11 @@ class Arrays:
         return f"{self._prefix}/{index:05d}"
 
     def __getitem__(self, index: int) -> Example:
-        label = UNLABELLED if self.labels is None else int(self.labels[index])
-        return Example(self.id(index), self.images[index], label)
+        return Example(self.id(index), self.images[index], int(self._labels[index]))
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels, int64 [n]."""
+        return self._labels if indices is None else self._labels[indices]
 
 
 def read_npz(path: Path, split: str) -> Arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simclr_tf.data import splits
+from simclr_tf.data import splits, subsets
 from simclr_tf.data.arrays import Arrays, read_npz
 from simclr_tf.data.examples import Examples, Subset
 from simclr_tf.data.folder import Folder
@@ -27,6 +27,9 @@ def load(
     source_size: int | None = None,
     max_corrupt_share: float = 0.01,
     cache_bytes: int = 2 * 2**30,
+    label_fraction: float | None = None,
+    labels_per_class: int | None = None,
+    label_seed: int = 0,
 ) -> Source:
     """A data set by name.
 
@@ -48,6 +51,10 @@ def load(
         skipped and listed.
       cache_bytes: a set of up to so many bytes as decoded uint8 is kept in memory; a larger one is
         read and decoded anew in every epoch.
+      label_fraction: fraction of the examples of each class to keep, in (0, 1]; the others are left
+        out (`subsets.balanced`). None keeps all.
+      labels_per_class: number of examples of each class to keep, instead of a fraction.
+      label_seed: of the choice of these examples.
 
     Raises:
       ValueError: the name, the split, a path or a setting is wrong, there is no example, or too
@@ -59,8 +66,12 @@ def load(
         raise ArgumentError(f"source_size must be at least 1 pixel; got {source_size}.")
     if not 0 <= max_corrupt_share <= 1:
         raise ArgumentError(f"max_corrupt_share must be in [0, 1]; got {max_corrupt_share}.")
+    examples = _examples(name, split, data_dir, image_size)
+    if label_fraction is not None or labels_per_class is not None:
+        names = ("label_fraction", "labels_per_class", "label_seed")
+        examples = subsets.choose(examples, label_fraction, labels_per_class, label_seed, names)
     return Source(
-        _examples(name, split, data_dir, image_size),
+        examples,
         name=name,
         split=split,
         image_size=image_size,

@@ -60,7 +60,18 @@ class Examples(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """Reads one example; raises `decode.CorruptImageError` where it cannot be read."""
+        """Reads one example; raises `CorruptImageError` where it cannot be read."""
+        ...
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels without decoding images.
+
+        Args:
+          indices: of the examples, int64 [n]; None stands for all.
+
+        Returns:
+          int64 [n], `UNLABELLED` where there is none or it cannot be read.
+        """
         ...
 
 
@@ -82,3 +93,7 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._examples[int(self._indices[index])]
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels without decoding images, int64 [n]."""
+        return self._examples.labels(self._indices if indices is None else self._indices[indices])

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from simclr_tf.data.examples import UNLABELLED, Example
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
@@ -56,9 +58,10 @@ class Folder:
         names = _class_names(split_folders)
         self.labelled = len(names) > 1 and all(map(first_level, self._paths))
         self.class_names = names if self.labelled else None
+        self._labels = np.full(len(self._paths), UNLABELLED, np.int64)
         if self.labelled:
             index = {name: label for label, name in enumerate(names)}
-            self._labels = [index[first_level(path)] for path in self._paths]
+            self._labels[:] = [index[first_level(path)] for path in self._paths]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -72,8 +75,11 @@ class Folder:
             data = (self._root / self._paths[index]).read_bytes()
         except OSError as error:
             raise CorruptImageError(f"cannot be read: {error.strerror}") from error
-        label = self._labels[index] if self.labelled else UNLABELLED
-        return Example(self.id(index), data, label)
+        return Example(self.id(index), data, int(self._labels[index]))
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels, int64 [n]; no file is read."""
+        return self._labels if indices is None else self._labels[indices]
 
 
 def _split_folder(root: Path, split: str) -> tuple[Path, list[Path]]:

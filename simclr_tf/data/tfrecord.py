@@ -24,6 +24,8 @@ _FOOTER_BYTES = 4  # checksum of the payload; not verified, image formats notice
 _IMAGE_KEYS = ("image", "image/encoded")
 _LABEL_KEYS = ("label", "image/class/label")
 _LABEL_SAMPLE = 100
+_THREADS = 16
+_CHUNK = 256  # records that a thread reads per task
 
 
 class Fields(NamedTuple):
@@ -62,7 +64,7 @@ class Records:
     def __init__(self, shards: list[Shard], fields: Fields, class_names: list[str] | None = None):
         self._shards = shards
         self._fields = fields
-        with ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             offsets = list(pool.map(_offsets, shards))
         self._offsets = np.concatenate(offsets)
         counts = [len(part) for part in offsets]
@@ -84,19 +86,43 @@ class Records:
         images = _value(features, self._fields.image, "bytes_list")
         if images is None:
             raise CorruptImageError(f"no encoded image under {' or '.join(self._fields.image)}")
-        label = _value(features, self._fields.label, "int64_list") if self.labelled else UNLABELLED
-        if label is None or (self.labelled and label < 0):
+        label = self._label(features)
+        if self.labelled and label == UNLABELLED:
             raise CorruptImageError("no label, where others have one")
         return Example(ids.decode() if ids else self.id(index), images, label)
 
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels, int64 [n]; records are read, but images are not decoded."""
+        if indices is None:
+            indices = np.arange(len(self))
+        if not self.labelled:
+            return np.full(len(indices), UNLABELLED, np.int64)
+
+        def read(chunk: np.ndarray) -> list[int]:
+            return [self._readable_label(int(index)) for index in chunk]
+
+        chunks = np.array_split(indices, -(-len(indices) // _CHUNK) or 1)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return np.array([label for part in pool.map(read, chunks) for label in part], np.int64)
+
+    def _readable_label(self, index: int) -> int:
+        try:
+            return self._label(self._features(index))
+        except CorruptImageError:  # counted when it is read for its image
+            return UNLABELLED
+
+    def _label(self, features) -> int:
+        """The label of an example; TFDS writes -1 where there is none."""
+        label = _value(features, self._fields.label, "int64_list")
+        return UNLABELLED if label is None or label < 0 else label
+
     def _has_labels(self) -> bool:
-        """Whether the first readable record has a label; TFDS writes -1 where there is none."""
+        """Whether the first readable record has a label."""
         for index in range(min(len(self), _LABEL_SAMPLE)):
             try:
-                label = _value(self._features(index), self._fields.label, "int64_list")
+                return self._label(self._features(index)) != UNLABELLED
             except CorruptImageError:  # counted when it is read for its image
                 continue
-            return label is not None and label >= 0
         return False
 
     def _place(self, index: int) -> tuple[Shard, int]:
