@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import data, errors
+from simclr_tf import data, errors, images
 from simclr_tf.data import by_name, splits
 from simclr_tf.data.decode import CorruptImageError, decode, decode_whole
 
@@ -106,33 +106,50 @@ class TestDecode:
         assert np.abs(got.astype(int) - upright).max() < 12
 
     @pytest.mark.parametrize("height, width", [(40, 100), (100, 40), (64, 64), (7, 5), (16, 30)])
-    def test_resized_centre_square_is_pillows_bicubic(self, height, width):
+    def test_resized_centre_square_agrees_with_pillows_bicubic(self, height, width):
         image = smooth(height, width)
-        scale = 16 / min(height, width)
-        whole = Image.fromarray(image).resize(
-            (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
-        )
-        left, top = (whole.width - 16) // 2, (whole.height - 16) // 2
-        expected = np.asarray(whole.crop((left, top, left + 16, top + 16))).astype(int)
-        # The reference can only cut at whole pixels of the result, hence up to a pixel's slope.
-        assert np.abs(decode(encoded(image), 16) - expected).max() <= 255 / 16
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        square = Image.fromarray(image).crop((left, top, left + side, top + side))
+        expected = np.asarray(square.resize((16, 16), Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(decode(encoded(image), 16) - expected).max() <= 1
         np.testing.assert_array_equal(decode(image, 16), decode(encoded(image), 16))
 
-    def test_large_jpeg_is_decoded_at_a_fraction(self, monkeypatch):
-        """Only the scale that is needed leaves the JPEG decoder, and the image is still right."""
-        image = smooth(640, 640)
-        jpeg = encoded(image, "JPEG", quality=95)
-        sizes = []
-        load = Image.Image.resize
-        monkeypatch.setattr(
-            Image.Image,
-            "resize",
-            lambda self, *a, **k: sizes.append(self.size) or load(self, *a, **k),
-        )
-        got = decode(jpeg, 32)
-        assert sizes == [(80, 80)]
-        expected = np.asarray(load(Image.fromarray(image), (32, 32), Image.Resampling.BICUBIC))
-        assert np.abs(got.astype(int) - expected).max() < 8
+    @pytest.mark.parametrize("size", [16, 31, 48])
+    @pytest.mark.parametrize(
+        "height, width",
+        [
+            (40, 100),
+            (101, 40),
+            (64, 64),
+            (96, 96),
+            (7, 5),
+            (31, 48),
+            (48, 31),
+            (375, 500),
+            (3, 900),
+        ],
+    )
+    def test_pixels_are_those_that_serving_computes(self, height, width, size):
+        """To the last bit, eagerly and in a graph: `images.centre_square` of the whole image."""
+        image = picture(height + width, height, width)
+        expected = images.centre_square(image[None], size)[0]
+        in_a_graph = tf.function(lambda batch: images.centre_square(batch, size))
+        got = decode(encoded(image), size)
+        assert got.dtype == np.uint8 and got.shape == (size, size, 3)
+        np.testing.assert_array_equal(got / np.float32(255), expected)
+        served = in_a_graph(tf.constant(image[None]))[0]
+        np.testing.assert_array_equal(got, np.rint(served * 255))
+        np.testing.assert_array_equal(decode(image, size), got)
+        of_floats = images.centre_square(image[None] / np.float32(255), size)[0]
+        np.testing.assert_array_equal(got / np.float32(255), of_floats)
+
+    def test_a_large_jpeg_is_decoded_whole(self):
+        """Serving has every pixel of it, so evaluation has too."""
+        jpeg = encoded(smooth(640, 800), "JPEG", quality=95)
+        whole = np.asarray(Image.open(io.BytesIO(jpeg)))
+        expected = images.centre_square(whole[None], 32)[0]
+        np.testing.assert_array_equal(decode(jpeg, 32) / np.float32(255), expected)
 
     def test_extreme_proportions_stay_small(self):
         assert decode(encoded(smooth(2, 30000)), 224).shape == (224, 224, 3)
@@ -325,10 +342,13 @@ class TestNpz:
     @pytest.mark.parametrize(
         "x, message",
         [
-            (np.full([2, 4, 4, 3], 200.0), "from 200.0 to 200.0"),
-            (np.full([2, 4, 4, 3], -0.5), "from -0.5 to -0.5"),
+            (
+                np.full([2, 4, 4, 3], 200.0),
+                r"float images must lie in \[0, 1\]; got values from 200 to 200",
+            ),
+            (np.full([2, 4, 4, 3], -0.5), "got values from -0.5 to -0.5"),
             (np.full([2, 4, 4, 3], np.nan), "nan"),
-            (np.full([2, 4, 4, 3], 256), "from 256 to 256"),
+            (np.full([2, 4, 4, 3], 256), "got values from 256 to 256"),
             (np.zeros([2, 3, 4, 4], np.uint8), r"moveaxis"),
             (np.zeros([2, 4], np.uint8), r"\[2, 4\]"),
             (np.zeros([2, 4, 4, 3], complex), "complex"),
@@ -616,9 +636,12 @@ class TestWholeImages:
         assert batch["image"].shape == (10, 30, 30, 3)
         wanted = [(20, 30), (30, 20), (20, 20), (11, 30), (30, 30)]
         assert [tuple(e) for e in batch["extent"][1::2]] == wanted  # the PNGs; 0.jpg comes first
-        images, _, ids = source.arrays()
-        assert images.shape == (10, 20, 20, 3) and ids[1] == "0.png"
-        np.testing.assert_array_equal(images[1], batch["image"][1][:20, 5:25])
+        squares, _, ids = source.arrays()
+        assert squares.shape == (10, 20, 20, 3) and ids[1] == "0.png"
+        for square, name in zip(squares, ids):
+            file = np.asarray(Image.open(f"{photos.partition(':')[2]}/{name}"))
+            expected = images.centre_square(file[None], 20)[0]
+            np.testing.assert_array_equal(square / np.float32(255), expected)
 
     def test_cached_equals_streamed(self, photos):
         cached, streamed = (data.load(photos, image_size=20, cache_bytes=n) for n in (2**30, 0))
@@ -737,7 +760,7 @@ class TestEpochs:
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
 class TestLabelsOfEpochs:
-    """`epochs(..., labels=True)`: image i of `numbered` is filled with i, and its label is i % 5."""
+    """With labels=True: image i of `numbered` is filled with i, and its label is i % 5."""
 
     @staticmethod
     def pairs(stream, num_batches):

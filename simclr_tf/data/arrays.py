@@ -11,6 +11,7 @@ import numpy as np
 
 from simclr_tf.data.examples import UNLABELLED, Example
 from simclr_tf.errors import ArgumentError
+from simclr_tf.images import check_range
 
 # Keys by split, the first one found counts: (images, labels).
 _SPLIT_KEYS = {
@@ -140,19 +141,18 @@ def _three_channels(images: np.ndarray) -> np.ndarray:
 def _uint8(images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8 or not images.size:
         return images.astype(np.uint8, copy=False)
-    is_float = np.issubdtype(images.dtype, np.floating)
-    if not is_float and not np.issubdtype(images.dtype, np.integer):
-        raise ArgumentError(f"images must be uint8, or float in [0, 1]; got {images.dtype}.")
-    low, high = images.min(), images.max()
-    limit = 1 if is_float else 255
-    if not (low >= 0 and high <= limit):  # also true for NaN
-        raise ArgumentError(
-            f"images must be uint8, or float in [0, 1]; got {images.dtype} from {low} to {high}. "
-            "Rescale them before saving."
-        )
-    if not is_float:
+    if np.issubdtype(images.dtype, np.integer):
+        low, high = images.min(), images.max()
+        if low < 0 or high > 255:
+            raise ArgumentError(
+                f"images of {images.dtype} must lie in [0, 255]; got values from {low} to {high}. "
+                "Rescale them before saving."
+            )
         return images.astype(np.uint8)
-    return np.stack([np.rint(image * 255).astype(np.uint8) for image in images])
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ArgumentError(f"images must be uint8, or float in [0, 1]; got {images.dtype}.")
+    check_range(images)
+    return np.stack([np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in images])
 
 
 def _integer_labels(labels: np.ndarray, num_images: int) -> np.ndarray:

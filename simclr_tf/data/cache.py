@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.data.examples import UNLABELLED, Decoded, Example
+from simclr_tf.data.examples import UNLABELLED, Decoded
 
 _CHUNK = 64  # examples that a thread decodes per task
 _ALIGNMENT_BYTES = 64  # what TensorFlow asks of memory that it does not copy
@@ -62,12 +62,6 @@ class Cache:
             except BaseException:  # an interrupt must not wait for the whole set
                 pool.shutdown(cancel_futures=True)
                 raise
-
-    def __getitem__(self, index: int) -> Example:
-        """Returns an example as it was read."""
-        height, width = self.extents[index]
-        image = self.images[index, :height, :width]
-        return Example(self.ids[index].decode(), image, self.labels[index])
 
 
 def _aligned_zeros(shape: list[int]) -> np.ndarray:

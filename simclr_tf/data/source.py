@@ -41,8 +41,10 @@ class Source:
       image_size: side of the images, pixels.
       whole_side: None where all images are squares of one size and no `source_size` was passed.
         Otherwise training reads whole images (proportions kept, longer side at most `whole_side`
-        pixels), from which views are cropped; evaluation reads centre squares of `image_size`.
-      cached: whether the images are in memory.
+        pixels), from which views are cropped; evaluation reads centre squares of `image_size`,
+        the same pixels that serving computes.
+      cached: whether the images for training are in memory. With a `whole_side`, those for
+        evaluation are decoded each time.
     """
 
     def __init__(
@@ -74,8 +76,8 @@ class Source:
         if self.cached:
             self._cache = Cache(self._total, self._training_side, self._read_for_training)
             self.check_corrupt()
-            # What the examples held in memory has been copied.
-            self._examples = self._cache if self.whole_side else None
+            if not self.whole_side:
+                self._examples = None  # what they hold in memory has been copied
         self._rows = np.array([i for i in range(self._total) if i not in self._corrupt], np.int64)
         self.num_examples = len(self._rows)
 
@@ -123,6 +125,9 @@ class Source:
 
     def batches(self, batch_size: int, limit: int | None = None) -> tf.data.Dataset:
         """Every example once, in the order of the source; the last batch may be smaller.
+
+        Images are what serving computes of the same files: `images.centre_square` of the whole
+        decoded image, stored as uint8; cached or not.
 
         Args:
           batch_size: examples per batch.
@@ -252,13 +257,11 @@ class Source:
         example_id = None
         try:
             example_id, image, label = self._examples[index]
-            extent = [self.image_size] * 2
-            if self.whole_side:
+            if whole:
                 square, *extent = decode_whole(image, self.whole_side)
-                if whole:
-                    return Decoded(square, extent, label, example_id.encode())
-                image = square[: extent[0], : extent[1]]  # the same, cached or not
-            return Decoded(decode(image, self.image_size), extent, label, example_id.encode())
+            else:
+                square, extent = decode(image, self.image_size), [self.image_size] * 2
+            return Decoded(square, extent, label, example_id.encode())
         except CorruptImageError as error:
             with self._lock:
                 self._corrupt[index] = (example_id or self._examples.id(index), str(error))
