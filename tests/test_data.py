@@ -264,7 +264,7 @@ class TestFolder:
         assert "label" not in source.batches(2).element_spec
 
     def test_one_folder_is_no_class(self, tmp_path):
-        """A label that all share would make every accuracy 100 %."""
+        """A label that all images have would make every accuracy 100 %."""
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "a.png").write_bytes(encoded(picture(0)))
         assert not data.load(f"folder:{tmp_path}").labelled
@@ -513,7 +513,9 @@ class TestTFDS:
         assert source.num_examples + len(source.corrupt) == 10
 
     def test_errors_name_the_way_out(self, prepared):
-        with pytest.raises(ValueError, match="tfds build cifar10 --data_dir"):
+        with pytest.raises(
+            ValueError, match="tfds build cifar10 --data_dir=DIR`, then pass that DIR as data_dir"
+        ):
             data.load("cifar10", data_dir=prepared)
         with pytest.raises(ValueError, match=r"folder:PATH.*no_such_set"):
             data.load("no_such_set", data_dir=prepared)
@@ -700,7 +702,7 @@ class TestEpochs:
         tail = values(source.epochs(5, seed=1, first_epoch=epoch, first_step=step), 5)
         np.testing.assert_array_equal(tail, whole[4 * epoch + step :][:5])
 
-    def test_readers_share_every_batch(self, numbered, cache_bytes):
+    def test_workers_read_slices_of_every_batch(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
         whole = np.array(values(source.epochs(6, seed=1, first_step=1), 5))  # [steps, 6]
         for first, count in [(0, 1), (2, 1), (1, 2)]:
@@ -710,7 +712,7 @@ class TestEpochs:
             got = np.array(values(stream, 5 * count)).reshape(5, count, 2)
             np.testing.assert_array_equal(got, whole.reshape(5, 3, 2)[:, first : first + count])
 
-    def test_a_share_that_does_not_exist_is_an_error(self, numbered, cache_bytes):
+    def test_a_slice_that_does_not_exist_is_an_error(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
         for share, message in [
             (data.ReplicaSlice(0, 1, 4), "divisible by the 4 replicas; got 6"),
@@ -752,7 +754,7 @@ class TestEpochs:
 
     def test_fewer_examples_than_a_batch_is_an_error(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
-        with pytest.raises(ValueError, match=r"23 examples.*batch_size is 24.*Lower"):
+        with pytest.raises(ValueError, match=r"23 examples.*batch_size is 24.*Lower batch_size"):
             source.epochs(24, 0)
         with pytest.raises(ValueError, match="at least 1"):
             source.steps_per_epoch(0)
@@ -871,18 +873,18 @@ class TestCorrupt:
         same(source, cached)
 
     def test_too_many_stop_the_load(self, damaged):
-        with pytest.raises(ValueError, match=r"2 of 12.*train/a/01.png.*--max_corrupt_share"):
+        with pytest.raises(ValueError, match=r"2 of 12.*train/a/01.png.*raise max_corrupt_share"):
             data.load(damaged)
 
     def test_too_many_stop_the_stream(self, damaged):
         source = data.load(damaged, cache_bytes=0)
-        with pytest.raises(tf.errors.InvalidArgumentError, match="--max_corrupt_share"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="raise max_corrupt_share"):
             list(source.batches(4))
-        with pytest.raises(ValueError, match="--max_corrupt_share"):
+        with pytest.raises(ValueError, match="raise max_corrupt_share"):
             source.check_corrupt()
 
     @pytest.mark.parametrize("cache_bytes", [0, 2**30])
-    def test_nothing_readable_stops_whatever_the_share(self, tmp_path, cache_bytes):
+    def test_nothing_readable_stops_whatever_is_allowed(self, tmp_path, cache_bytes):
         (tmp_path / "a.png").write_bytes(b"")
         with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="1 of 1"):
             source = data.load(f"folder:{tmp_path}", max_corrupt_share=1.0, cache_bytes=cache_bytes)

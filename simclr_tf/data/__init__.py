@@ -1,4 +1,4 @@
-"""Data sets by name, as tf.data pipelines of uint8 images.
+"""Loads data sets by name, as tf.data pipelines of uint8 images.
 
 Views are not drawn here but on the device, by `augment`.
 """

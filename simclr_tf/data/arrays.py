@@ -1,4 +1,4 @@
-"""`npz:PATH`, and arrays in memory: images and labels as NumPy arrays."""
+"""`npz:PATH`, and images and labels in NumPy arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simclr_tf.data.examples import UNLABELLED, Example
 from simclr_tf.errors import ArgumentError
 from simclr_tf.images import check_range
 
-# Keys by split, the first one found counts: (images, labels).
+# Keys (images, labels) by split; the first one found is used.
 _SPLIT_KEYS = {
     "train": [("x_train", "y_train"), ("train_images", "train_labels")],
     "validation": [
@@ -31,9 +31,9 @@ class Arrays:
     """Images in memory.
 
     Args:
-      images: `[n, height, width]`, or with 1 or 3 channels last; integers in 0..255, or float in
+      images: [n, height, width], or with 1 or 3 channels last; integers in [0, 255], or float in
         [0, 1].
-      labels: integers `[n]` or `[n, 1]`, or None.
+      labels: integers [n] or [n, 1], or None.
       class_names: names by label.
       prefix: ids are `prefix/00000`, `prefix/00001`, ...
 
@@ -41,7 +41,7 @@ class Arrays:
       images: uint8 [n, height, width, 3].
 
     Raises:
-      ValueError: another shape, type or range.
+      ArgumentError: another shape, dtype or range.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Arrays:
         return len(self.images)
 
     def id(self, index: int) -> str:
-        """`prefix/` and the position."""
+        """Returns `prefix/` and the position."""
         return f"{self._prefix}/{index:05d}"
 
     def __getitem__(self, index: int) -> Example:
@@ -78,15 +78,22 @@ class Arrays:
 
 
 def read_npz(path: Path, split: str) -> Arrays:
-    """One split of an .npz file.
+    """Reads one split of an .npz file.
 
-    Keys: `x_train`, `y_train`, `x_test`, `y_test` (also `x_val`, and `train_images`, ...), or
-    `images` and `labels` (also `x` and `y`, `image` and `label`) for a file of one split. Labels
+    The keys are `x_train`, `y_train`, `x_test`, `y_test` (also `x_val`, and `train_images`, ...),
+    or `images` and `labels` (also `x` and `y`, `image` and `label`) for a file of one split. Labels
     may be missing.
 
+    Args:
+      path: of the file.
+      split: `train`, `validation`, `test` or `all`.
+
+    Returns:
+      The examples.
+
     Raises:
-      ValueError: no such file, not an .npz file, no such split, or arrays of another shape or
-        range.
+      ArgumentError: no such file, not an .npz file, no such split, or arrays of another shape,
+        dtype or range.
     """
     if not path.is_file():
         raise ArgumentError(f"npz:PATH needs an existing file; got {str(path)!r}.")
@@ -161,6 +168,6 @@ def _integer_labels(labels: np.ndarray, num_images: int) -> np.ndarray:
     if labels.shape != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
         raise ArgumentError(
             f"labels must be integers [{num_images}], one for each image; "
-            f"got {labels.dtype} {list(labels.shape)}. Leave them out where there are none."
+            f"got {labels.dtype} {list(labels.shape)}. Leave them out if there are none."
         )
     return labels.astype(np.int64)

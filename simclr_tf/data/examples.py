@@ -1,6 +1,6 @@
-"""What the readers of folders, arrays and records have in common: examples by index, still encoded.
+"""The interface of the readers of folders, arrays and records: random access to encoded examples.
 
-Decoding is in `decode`, caching and pipelines are in `source`.
+Decoding is in `decode`, caching in `cache`, pipelines in `pipeline`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Example(NamedTuple):
 
     Attributes:
       id: name of the example within its data set.
-      image: an encoded image file, or uint8 `[height, width, 3]`.
+      image: an encoded image file, or uint8 [height, width, 3].
       label: class index, `UNLABELLED` where there is none.
     """
 
@@ -56,7 +56,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def id(self, index: int) -> str:
-        """A name for an example that may turn out to be unreadable."""
+        """Returns a name of the example, which may turn out to be unreadable."""
         ...
 
     def __getitem__(self, index: int) -> Example:
@@ -76,7 +76,7 @@ class Examples(Protocol):
 
 
 class Subset:
-    """The examples at `indices`, in that order."""
+    """The examples at `indices`, int64 [n], in that order."""
 
     def __init__(self, examples: Examples, indices: np.ndarray):
         self._examples = examples
@@ -88,7 +88,7 @@ class Subset:
         return len(self._indices)
 
     def id(self, index: int) -> str:
-        """A name for an example that may turn out to be unreadable."""
+        """Returns a name of the example, which may turn out to be unreadable."""
         return self._examples.id(int(self._indices[index]))
 
     def __getitem__(self, index: int) -> Example:

@@ -32,6 +32,13 @@ class ReplicaSlice(NamedTuple):
       first: index of the worker's first replica, 0 or more.
       count: number of replicas of the worker, 1 or more.
       replicas: number of replicas of all workers.
+
+    Example:
+
+    >>> source = simclr_tf.data.load("shapes", "test[:20]")
+    >>> first_of_two = simclr_tf.data.ReplicaSlice(first=0, count=1, replicas=2)
+    >>> source.epochs(batch_size=8, seed=0, share=first_of_two).element_spec.shape
+    TensorShape([4, 32, 32, 3])
     """
 
     first: int

@@ -45,6 +45,14 @@ class Source:
         the same pixels that serving computes.
       cached: whether the images for training are in memory. With a `whole_side`, those for
         evaluation are decoded each time.
+
+    Example:
+
+    >>> source = simclr_tf.data.load("shapes", "test[:20]")
+    >>> source.epochs(batch_size=8, seed=0, labels=True).element_spec["image"]
+    TensorSpec(shape=(8, 32, 32, 3), dtype=tf.uint8, name=None)
+    >>> [len(batch["id"]) for batch in source.batches(batch_size=8)]
+    [8, 8, 4]
     """
 
     def __init__(
@@ -106,7 +114,7 @@ class Source:
         raise ArgumentError(
             f"at most {self._max_corrupt_share:.2%} of the examples may be unreadable; "
             f"{len(corrupt)} of {total} in {self.name!r} are, such as {example_id} ({reason}). "
-            "Repair or remove them, or raise --max_corrupt_share."
+            "Repair or remove them, or raise max_corrupt_share."
         )
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -119,15 +127,15 @@ class Source:
         if self.num_examples < batch_size:
             raise ArgumentError(
                 f"an epoch needs at least one full batch; {self.name!r} has {self.num_examples} "
-                f"examples in {self.split!r} and batch_size is {batch_size}. Lower --batch_size."
+                f"examples in {self.split!r} and batch_size is {batch_size}. Lower batch_size."
             )
         return self.num_examples // batch_size
 
     def batches(self, batch_size: int, limit: int | None = None) -> tf.data.Dataset:
         """Every example once, in the order of the source; the last batch may be smaller.
 
-        Images are what serving computes of the same files: `images.centre_square` of the whole
-        decoded image, stored as uint8; cached or not.
+        The pixels are those that serving computes for the same files, whether the source is cached
+        or not: `images.centre_square` of the whole decoded image, stored as uint8.
 
         Args:
           batch_size: examples per batch.
