@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from simclr_tf import data, errors, images
 from simclr_tf.data import by_name, splits
 from simclr_tf.data.decode import CorruptImageError, decode, decode_whole
+from simclr_tf.data.tfrecord import Fields, Records, Shard
 
 
 def picture(seed, height=8, width=8):
@@ -301,6 +303,99 @@ class TestFolder:
             data.load("folder:")
 
 
+class TestFoldersOfUsers:
+    """Folders as people have them: other suffixes and cases, rubbish, names in any encoding."""
+
+    @staticmethod
+    def make(root, *names):
+        for i, name in enumerate(names):
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            suffix = path.suffix.lower()
+            kind = {".tif": "TIFF", ".tiff": "TIFF", ".jfif": "JPEG", ".png": "PNG"}.get(suffix)
+            path.write_bytes(encoded(picture(i), kind) if kind else b"something else")
+        return f"folder:{root}"
+
+    def test_tiff_and_jfif_are_images(self, tmp_path):
+        source = data.load(self.make(tmp_path, "a.tif", "b.TIFF", "c.jfif"))
+        images, _, ids = source.arrays()
+        assert ids.tolist() == ["a.tif", "b.TIFF", "c.jfif"]
+        np.testing.assert_array_equal(images[:2], [picture(0), picture(1)])
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+    def test_other_files_are_counted_by_suffix(self, tmp_path, cache_bytes):
+        names = ["a.png", "b/c.HEIC", "b/d.heic", "e.txt", "README", "Thumbs.db", ".DS_Store"]
+        name = self.make(tmp_path, *names)
+        source = data.load(name, "train[:100%]", cache_bytes=cache_bytes)
+        assert source.skipped_suffixes == {"": 1, ".heic": 2, ".txt": 1}
+        assert data.load("shapes", "test[:3]").skipped_suffixes == {}
+
+    def test_only_folders_with_an_image_are_classes(self, tmp_path):
+        names = ["cat/deep/er/1.png", "dog/1.png", "notes/a.txt", "empty/deep/b.csv"]
+        name = self.make(tmp_path, *names, "__MACOSX/cat/1.png", "@eaDir/1.png", ".git/1.png")
+        source = data.load(name)
+        assert source.class_names == ["cat", "dog"] and source.num_examples == 2
+        assert source.arrays()[1].tolist() == [0, 1]
+        assert source.description.endswith("'train': 2 classes")
+
+    def test_split_names_ignore_case(self, tmp_path):
+        name = self.make(tmp_path, "Train/a/1.png", "Train/b/2.png", "TEST/a/3.png", "Val/b/4.png")
+        for split, num_examples in [("train", 2), ("Test", 1), ("VALIDATION", 1), ("val[:1]", 1)]:
+            source = data.load(name, split)
+            assert source.num_examples == num_examples
+            assert source.class_names == ["a", "b"]
+        source = data.load(name, "train")
+        assert source.description.endswith(
+            "'train': folder 'Train'; other splits: validation, test; 2 classes"
+        )
+
+    @pytest.mark.parametrize("folder", ["unlabeled", "Unlabelled"])
+    def test_unlabelled_is_a_split(self, tmp_path, folder):
+        names = ["train/a/1.png", "train/b/2.png", f"{folder}/x/1.png", f"{folder}/y/2.png"]
+        name = self.make(tmp_path, *names, f"{folder}/z/3.png")
+        for split in ("unlabeled", "unlabelled"):
+            source = data.load(name, split)
+            assert source.num_examples == 3 and not source.labelled
+            assert source.description.endswith("no labels: the split has none")
+        assert data.load(name).class_names == ["a", "b"]
+
+    def test_unlabelled_alone_is_the_whole(self, tmp_path):
+        source = data.load(self.make(tmp_path, "unlabeled/1.png", "unlabeled/2.png"))
+        assert source.num_examples == 2 and not source.labelled
+
+    @pytest.mark.parametrize(
+        ("names", "reason"),
+        [
+            (["1.png", "2.png"], "no labels: no class folders"),
+            (["photos/1.png"], "no labels: only one class folder, 'photos'"),
+            (
+                ["a/1.png", "b/2.png", "3.png"],
+                "no labels: 1 of 3 images are outside class folders, such as '3.png'",
+            ),
+        ],
+    )
+    def test_the_description_tells_why_there_are_no_labels(self, tmp_path, names, reason):
+        assert reason in data.load(self.make(tmp_path, *names)).description
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+    def test_names_need_not_be_utf8(self, tmp_path, cache_bytes):
+        """Files and classes are read by their real names; ids and class names are text."""
+        root = os.fsencode(tmp_path)
+        for name in (b"caf\xe9", "café".encode()):
+            os.mkdir(os.path.join(root, name))
+            for i in range(2):
+                with open(os.path.join(root, name, b"\xff%d.png" % i), "wb") as file:
+                    file.write(encoded(picture(i)) if name.isascii() or i else b"damaged")
+        options = dict(max_corrupt_share=0.5, cache_bytes=cache_bytes)
+        source = data.load(f"folder:{tmp_path}", **options)
+        images, labels, ids = source.arrays()
+        assert ids.tolist() == ["café/\\xff1.png", "caf\\xe9/\\xff1.png"]
+        assert source.class_names == ["café", "caf\\xe9"] and labels.tolist() == [0, 1]
+        np.testing.assert_array_equal(images, [picture(1)] * 2)
+        assert [name for name, _ in source.corrupt] == ["café/\\xff0.png", "caf\\xe9/\\xff0.png"]
+        "\n".join([*ids, *source.class_names, source.description]).encode()
+
+
 class TestNpz:
     def load(self, tmp_path, split="train", **arrays):
         np.savez(tmp_path / "a.npz", **arrays)
@@ -412,6 +507,15 @@ class TestTFRecord:
         np.testing.assert_array_equal(images, [picture(i) for i in (0, 1, 2, 10, 11, 12)])
         assert labels.tolist() == [0, 1, 2] * 2
         assert ids[-1] == "p-1.tfrecord__2"
+
+    def test_names_need_not_be_utf8(self, tmp_path):
+        """Neither those of files nor ids that an example holds."""
+        write_records(tmp_path / "a", [{"image": encoded(picture(0))}])
+        os.rename(tmp_path / "a", os.path.join(os.fsencode(tmp_path), b"caf\xe9"))
+        assert data.load(f"tfrecord:{tmp_path}/*").arrays()[2].tolist() == ["caf\\xe9__0"]
+        write_records(tmp_path / "b", [{"image": encoded(picture(0)), "name": b"\xff"}])
+        records = Records([Shard(str(tmp_path / "b"), "b")], Fields(id=("name",)))
+        assert records[0].id == "\\xff"
 
     def test_labels_may_be_missing(self, tmp_path):
         write_records(tmp_path / "a", [{"image": encoded(picture(0))}])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simclr_tf.data.examples import UNLABELLED, Example
+from simclr_tf.data.examples import UNLABELLED, Example, describe_labels
 from simclr_tf.errors import ArgumentError
 from simclr_tf.images import check_range
 
@@ -60,6 +60,8 @@ class Arrays:
         )
         self.labelled = labels is not None
         self.class_names = class_names
+        self.description = describe_labels(class_names, self.labelled)
+        self.skipped_suffixes = {}
         self._prefix = prefix
 
     def __len__(self) -> int:

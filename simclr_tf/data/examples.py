@@ -5,11 +5,30 @@ Decoding is in `decode`, caching in `cache`, pipelines in `pipeline`.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 UNLABELLED = -1
+
+
+def as_text(name: str | bytes) -> str:
+    """Returns a name as text that can be encoded.
+
+    Bytes that are not valid UTF-8 become backslash escapes.
+
+    Args:
+      name: bytes, or a file name as Python's `os` functions return it.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def describe_labels(class_names: list[str] | None, labelled: bool) -> str:
+    """Returns a few words about labels, such as "10 classes"."""
+    if not labelled:
+        return "no labels"
+    return f"{len(class_names)} classes" if class_names else "labels without class names"
 
 
 class Example(NamedTuple):
@@ -48,10 +67,14 @@ class Examples(Protocol):
     Attributes:
       class_names: names by class index, or None.
       labelled: whether every example has a label.
+      description: one line about splits and labels.
+      skipped_suffixes: numbers of files left out, by suffix.
     """
 
     class_names: list[str] | None
     labelled: bool
+    description: str
+    skipped_suffixes: dict[str, int]
 
     def __len__(self) -> int: ...
 
@@ -83,6 +106,8 @@ class Subset:
         self._indices = indices
         self.class_names = examples.class_names
         self.labelled = examples.labelled
+        self.description = examples.description
+        self.skipped_suffixes = examples.skipped_suffixes
 
     def __len__(self) -> int:
         return len(self._indices)

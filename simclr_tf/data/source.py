@@ -38,6 +38,10 @@ class Source:
         read in advance, the number of all examples.
       class_names: names by class index, or None.
       labelled: whether the examples have labels.
+      description: one line: the split's folder, and the number of classes or the reason why there
+        are no labels.
+      skipped_suffixes: numbers of files in a folder that were left out because they are not images,
+        by suffix in lower case, such as {".txt": 3}.
       image_size: side of the images, pixels.
       whole_side: None where all images are squares of one size and no `source_size` was passed.
         Otherwise training reads whole images (proportions kept, longer side at most `whole_side`
@@ -73,6 +77,8 @@ class Source:
             )
         self.name, self.split = name, split
         self.class_names, self.labelled = examples.class_names, examples.labelled
+        self.description = f"{name!r}, {split!r}: {examples.description}"
+        self.skipped_suffixes = examples.skipped_suffixes
         common_size = _common_size(examples)
         self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
         self.whole_side = _whole_side(self.image_size, common_size, source_size)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf.data.examples import UNLABELLED, Example
+from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 _HEADER_BYTES = 12  # length (uint64) and its checksum
@@ -71,6 +71,8 @@ class Records:
         self._first = np.cumsum([0, *counts])  # position of each shard's first record
         self.labelled = self._has_labels()
         self.class_names = class_names if self.labelled else None
+        self.description = describe_labels(self.class_names, self.labelled)
+        self.skipped_suffixes = {}
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -78,7 +80,7 @@ class Records:
     def id(self, index: int) -> str:
         """Returns the file name and the position in it, as TFDS names its examples."""
         shard, record = self._locate(index)
-        return f"{shard.name}__{record}"
+        return as_text(f"{shard.name}__{record}")
 
     def __getitem__(self, index: int) -> Example:
         features = self._features(index)
@@ -89,7 +91,7 @@ class Records:
         label = self._label(features)
         if self.labelled and label == UNLABELLED:
             raise CorruptImageError("no label, where others have one")
-        return Example(ids.decode() if ids else self.id(index), images, label)
+        return Example(as_text(ids) if ids else self.id(index), images, label)
 
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Returns labels, int64 [n]; records are read, but images are not decoded."""
