@@ -168,21 +168,25 @@ def centre_square(images, size):
     TensorShape([8, 16, 16, 3])
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
-    images = as_float(images)
+    images = tf.convert_to_tensor(images)
+    check_images(images)
 
     def resized():
-        height, width = tf.shape(images)[1], tf.shape(images)[2]
-        square = images
+        # Resized in [0, 255], which is exact for uint8: TensorFlow divides by 255 in eager mode and
+        # multiplies by 1/255 in a graph, and a difference in the last bit could change a pixel.
+        square = tf.cast(images, tf.float32)
+        square = square if images.dtype == tf.uint8 else square * 255.0
         if size[0] == size[1]:
+            height, width = tf.shape(images)[1], tf.shape(images)[2]
             side = tf.minimum(height, width)
             top, left = (height - side) // 2, (width - side) // 2
-            square = images[:, top : top + side, left : left + side]
+            square = square[:, top : top + side, left : left + side]
         out = tf.image.resize(square, size, tf.image.ResizeMethod.BICUBIC, antialias=True)
-        return tf.round(tf.clip_by_value(out, 0.0, 1.0) * 255.0) / 255.0
+        return tf.round(tf.clip_by_value(out, 0.0, 255.0)) / 255.0
 
     if None not in images.shape[1:3]:
-        images = images if tuple(images.shape[1:3]) == size else resized()
+        out = as_float(images) if tuple(images.shape[1:3]) == size else resized()
     else:
         same = tf.reduce_all(tf.shape(images)[1:3] == size)
-        images = tf.cond(same, lambda: images, resized)  # resizing costs time at any size
-    return tf.ensure_shape(images, [None, *size, 3])
+        out = tf.cond(same, lambda: as_float(images), resized)  # resizing costs time at any size
+    return tf.ensure_shape(out, [None, *size, 3])

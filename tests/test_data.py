@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import data
+from simclr_tf import data, errors, images
 from simclr_tf.data import by_name, splits
 from simclr_tf.data.decode import CorruptImageError, decode, decode_whole
+from simclr_tf.data.tfrecord import Fields, Records, Shard
 
 
 def picture(seed, height=8, width=8):
@@ -106,33 +108,50 @@ class TestDecode:
         assert np.abs(got.astype(int) - upright).max() < 12
 
     @pytest.mark.parametrize("height, width", [(40, 100), (100, 40), (64, 64), (7, 5), (16, 30)])
-    def test_resized_centre_square_is_pillows_bicubic(self, height, width):
+    def test_resized_centre_square_agrees_with_pillows_bicubic(self, height, width):
         image = smooth(height, width)
-        scale = 16 / min(height, width)
-        whole = Image.fromarray(image).resize(
-            (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
-        )
-        left, top = (whole.width - 16) // 2, (whole.height - 16) // 2
-        expected = np.asarray(whole.crop((left, top, left + 16, top + 16))).astype(int)
-        # The reference can only cut at whole pixels of the result, hence up to a pixel's slope.
-        assert np.abs(decode(encoded(image), 16) - expected).max() <= 255 / 16
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        square = Image.fromarray(image).crop((left, top, left + side, top + side))
+        expected = np.asarray(square.resize((16, 16), Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(decode(encoded(image), 16) - expected).max() <= 1
         np.testing.assert_array_equal(decode(image, 16), decode(encoded(image), 16))
 
-    def test_large_jpeg_is_decoded_at_a_fraction(self, monkeypatch):
-        """Only the scale that is needed leaves the JPEG decoder, and the image is still right."""
-        image = smooth(640, 640)
-        jpeg = encoded(image, "JPEG", quality=95)
-        sizes = []
-        load = Image.Image.resize
-        monkeypatch.setattr(
-            Image.Image,
-            "resize",
-            lambda self, *a, **k: sizes.append(self.size) or load(self, *a, **k),
-        )
-        got = decode(jpeg, 32)
-        assert sizes == [(80, 80)]
-        expected = np.asarray(load(Image.fromarray(image), (32, 32), Image.Resampling.BICUBIC))
-        assert np.abs(got.astype(int) - expected).max() < 8
+    @pytest.mark.parametrize("size", [16, 31, 48])
+    @pytest.mark.parametrize(
+        "height, width",
+        [
+            (40, 100),
+            (101, 40),
+            (64, 64),
+            (96, 96),
+            (7, 5),
+            (31, 48),
+            (48, 31),
+            (375, 500),
+            (3, 900),
+        ],
+    )
+    def test_pixels_are_those_that_serving_computes(self, height, width, size):
+        """To the last bit, eagerly and in a graph: `images.centre_square` of the whole image."""
+        image = picture(height + width, height, width)
+        expected = images.centre_square(image[None], size)[0]
+        in_a_graph = tf.function(lambda batch: images.centre_square(batch, size))
+        got = decode(encoded(image), size)
+        assert got.dtype == np.uint8 and got.shape == (size, size, 3)
+        np.testing.assert_array_equal(got / np.float32(255), expected)
+        served = in_a_graph(tf.constant(image[None]))[0]
+        np.testing.assert_array_equal(got, np.rint(served * 255))
+        np.testing.assert_array_equal(decode(image, size), got)
+        of_floats = images.centre_square(image[None] / np.float32(255), size)[0]
+        np.testing.assert_array_equal(got / np.float32(255), of_floats)
+
+    def test_a_large_jpeg_is_decoded_whole(self):
+        """Serving has every pixel of it, so evaluation has too."""
+        jpeg = encoded(smooth(640, 800), "JPEG", quality=95)
+        whole = np.asarray(Image.open(io.BytesIO(jpeg)))
+        expected = images.centre_square(whole[None], 32)[0]
+        np.testing.assert_array_equal(decode(jpeg, 32) / np.float32(255), expected)
 
     def test_extreme_proportions_stay_small(self):
         assert decode(encoded(smooth(2, 30000)), 224).shape == (224, 224, 3)
@@ -247,7 +266,7 @@ class TestFolder:
         assert "label" not in source.batches(2).element_spec
 
     def test_one_folder_is_no_class(self, tmp_path):
-        """A label that all share would make every accuracy 100 %."""
+        """A label that all images have would make every accuracy 100 %."""
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "a.png").write_bytes(encoded(picture(0)))
         assert not data.load(f"folder:{tmp_path}").labelled
@@ -282,6 +301,99 @@ class TestFolder:
             data.load(f"folder:{tmp_path}")
         with pytest.raises(ValueError, match="path after the colon"):
             data.load("folder:")
+
+
+class TestFoldersOfUsers:
+    """Folders as people have them: other suffixes and cases, rubbish, names in any encoding."""
+
+    @staticmethod
+    def make(root, *names):
+        for i, name in enumerate(names):
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            suffix = path.suffix.lower()
+            kind = {".tif": "TIFF", ".tiff": "TIFF", ".jfif": "JPEG", ".png": "PNG"}.get(suffix)
+            path.write_bytes(encoded(picture(i), kind) if kind else b"something else")
+        return f"folder:{root}"
+
+    def test_tiff_and_jfif_are_images(self, tmp_path):
+        source = data.load(self.make(tmp_path, "a.tif", "b.TIFF", "c.jfif"))
+        images, _, ids = source.arrays()
+        assert ids.tolist() == ["a.tif", "b.TIFF", "c.jfif"]
+        np.testing.assert_array_equal(images[:2], [picture(0), picture(1)])
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+    def test_other_files_are_counted_by_suffix(self, tmp_path, cache_bytes):
+        names = ["a.png", "b/c.HEIC", "b/d.heic", "e.txt", "README", "Thumbs.db", ".DS_Store"]
+        name = self.make(tmp_path, *names)
+        source = data.load(name, "train[:100%]", cache_bytes=cache_bytes)
+        assert source.skipped_suffixes == {"": 1, ".heic": 2, ".txt": 1}
+        assert data.load("shapes", "test[:3]").skipped_suffixes == {}
+
+    def test_only_folders_with_an_image_are_classes(self, tmp_path):
+        names = ["cat/deep/er/1.png", "dog/1.png", "notes/a.txt", "empty/deep/b.csv"]
+        name = self.make(tmp_path, *names, "__MACOSX/cat/1.png", "@eaDir/1.png", ".git/1.png")
+        source = data.load(name)
+        assert source.class_names == ["cat", "dog"] and source.num_examples == 2
+        assert source.arrays()[1].tolist() == [0, 1]
+        assert source.description.endswith("'train': 2 classes")
+
+    def test_split_names_ignore_case(self, tmp_path):
+        name = self.make(tmp_path, "Train/a/1.png", "Train/b/2.png", "TEST/a/3.png", "Val/b/4.png")
+        for split, num_examples in [("train", 2), ("Test", 1), ("VALIDATION", 1), ("val[:1]", 1)]:
+            source = data.load(name, split)
+            assert source.num_examples == num_examples
+            assert source.class_names == ["a", "b"]
+        source = data.load(name, "train")
+        assert source.description.endswith(
+            "'train': folder 'Train'; other splits: validation, test; 2 classes"
+        )
+
+    @pytest.mark.parametrize("folder", ["unlabeled", "Unlabelled"])
+    def test_unlabelled_is_a_split(self, tmp_path, folder):
+        names = ["train/a/1.png", "train/b/2.png", f"{folder}/x/1.png", f"{folder}/y/2.png"]
+        name = self.make(tmp_path, *names, f"{folder}/z/3.png")
+        for split in ("unlabeled", "unlabelled"):
+            source = data.load(name, split)
+            assert source.num_examples == 3 and not source.labelled
+            assert source.description.endswith("no labels: the split has none")
+        assert data.load(name).class_names == ["a", "b"]
+
+    def test_unlabelled_alone_is_the_whole(self, tmp_path):
+        source = data.load(self.make(tmp_path, "unlabeled/1.png", "unlabeled/2.png"))
+        assert source.num_examples == 2 and not source.labelled
+
+    @pytest.mark.parametrize(
+        ("names", "reason"),
+        [
+            (["1.png", "2.png"], "no labels: no class folders"),
+            (["photos/1.png"], "no labels: only one class folder, 'photos'"),
+            (
+                ["a/1.png", "b/2.png", "3.png"],
+                "no labels: 1 of 3 images are outside class folders, such as '3.png'",
+            ),
+        ],
+    )
+    def test_the_description_tells_why_there_are_no_labels(self, tmp_path, names, reason):
+        assert reason in data.load(self.make(tmp_path, *names)).description
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+    def test_names_need_not_be_utf8(self, tmp_path, cache_bytes):
+        """Files and classes are read by their real names; ids and class names are text."""
+        root = os.fsencode(tmp_path)
+        for name in (b"caf\xe9", "café".encode()):
+            os.mkdir(os.path.join(root, name))
+            for i in range(2):
+                with open(os.path.join(root, name, b"\xff%d.png" % i), "wb") as file:
+                    file.write(encoded(picture(i)) if name.isascii() or i else b"damaged")
+        options = dict(max_corrupt_share=0.5, cache_bytes=cache_bytes)
+        source = data.load(f"folder:{tmp_path}", **options)
+        images, labels, ids = source.arrays()
+        assert ids.tolist() == ["café/\\xff1.png", "caf\\xe9/\\xff1.png"]
+        assert source.class_names == ["café", "caf\\xe9"] and labels.tolist() == [0, 1]
+        np.testing.assert_array_equal(images, [picture(1)] * 2)
+        assert [name for name, _ in source.corrupt] == ["café/\\xff0.png", "caf\\xe9/\\xff0.png"]
+        "\n".join([*ids, *source.class_names, source.description]).encode()
 
 
 class TestNpz:
@@ -325,10 +437,13 @@ class TestNpz:
     @pytest.mark.parametrize(
         "x, message",
         [
-            (np.full([2, 4, 4, 3], 200.0), "from 200.0 to 200.0"),
-            (np.full([2, 4, 4, 3], -0.5), "from -0.5 to -0.5"),
+            (
+                np.full([2, 4, 4, 3], 200.0),
+                r"float images must lie in \[0, 1\]; got values from 200 to 200",
+            ),
+            (np.full([2, 4, 4, 3], -0.5), "got values from -0.5 to -0.5"),
             (np.full([2, 4, 4, 3], np.nan), "nan"),
-            (np.full([2, 4, 4, 3], 256), "from 256 to 256"),
+            (np.full([2, 4, 4, 3], 256), "got values from 256 to 256"),
             (np.zeros([2, 3, 4, 4], np.uint8), r"moveaxis"),
             (np.zeros([2, 4], np.uint8), r"\[2, 4\]"),
             (np.zeros([2, 4, 4, 3], complex), "complex"),
@@ -392,6 +507,15 @@ class TestTFRecord:
         np.testing.assert_array_equal(images, [picture(i) for i in (0, 1, 2, 10, 11, 12)])
         assert labels.tolist() == [0, 1, 2] * 2
         assert ids[-1] == "p-1.tfrecord__2"
+
+    def test_names_need_not_be_utf8(self, tmp_path):
+        """Neither those of files nor ids that an example holds."""
+        write_records(tmp_path / "a", [{"image": encoded(picture(0))}])
+        os.rename(tmp_path / "a", os.path.join(os.fsencode(tmp_path), b"caf\xe9"))
+        assert data.load(f"tfrecord:{tmp_path}/*").arrays()[2].tolist() == ["caf\\xe9__0"]
+        write_records(tmp_path / "b", [{"image": encoded(picture(0)), "name": b"\xff"}])
+        records = Records([Shard(str(tmp_path / "b"), "b")], Fields(id=("name",)))
+        assert records[0].id == "\\xff"
 
     def test_labels_may_be_missing(self, tmp_path):
         write_records(tmp_path / "a", [{"image": encoded(picture(0))}])
@@ -493,7 +617,9 @@ class TestTFDS:
         assert source.num_examples + len(source.corrupt) == 10
 
     def test_errors_name_the_way_out(self, prepared):
-        with pytest.raises(ValueError, match="tfds build cifar10 --data_dir"):
+        with pytest.raises(
+            ValueError, match="tfds build cifar10 --data_dir=DIR`, then pass that DIR as data_dir"
+        ):
             data.load("cifar10", data_dir=prepared)
         with pytest.raises(ValueError, match=r"folder:PATH.*no_such_set"):
             data.load("no_such_set", data_dir=prepared)
@@ -616,9 +742,12 @@ class TestWholeImages:
         assert batch["image"].shape == (10, 30, 30, 3)
         wanted = [(20, 30), (30, 20), (20, 20), (11, 30), (30, 30)]
         assert [tuple(e) for e in batch["extent"][1::2]] == wanted  # the PNGs; 0.jpg comes first
-        images, _, ids = source.arrays()
-        assert images.shape == (10, 20, 20, 3) and ids[1] == "0.png"
-        np.testing.assert_array_equal(images[1], batch["image"][1][:20, 5:25])
+        squares, _, ids = source.arrays()
+        assert squares.shape == (10, 20, 20, 3) and ids[1] == "0.png"
+        for square, name in zip(squares, ids):
+            file = np.asarray(Image.open(f"{photos.partition(':')[2]}/{name}"))
+            expected = images.centre_square(file[None], 20)[0]
+            np.testing.assert_array_equal(square / np.float32(255), expected)
 
     def test_cached_equals_streamed(self, photos):
         cached, streamed = (data.load(photos, image_size=20, cache_bytes=n) for n in (2**30, 0))
@@ -677,20 +806,23 @@ class TestEpochs:
         tail = values(source.epochs(5, seed=1, first_epoch=epoch, first_step=step), 5)
         np.testing.assert_array_equal(tail, whole[4 * epoch + step :][:5])
 
-    def test_readers_share_every_batch(self, numbered, cache_bytes):
+    def test_workers_read_slices_of_every_batch(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
         whole = np.array(values(source.epochs(6, seed=1, first_step=1), 5))  # [steps, 6]
         for first, count in [(0, 1), (2, 1), (1, 2)]:
-            share = data.ReplicaSlice(first, count, pieces=3)
+            share = data.ReplicaSlice(first, count, replicas=3)
             stream = source.epochs(6, seed=1, first_step=1, share=share)
             assert stream.element_spec.shape[0] == 2
             got = np.array(values(stream, 5 * count)).reshape(5, count, 2)
             np.testing.assert_array_equal(got, whole.reshape(5, 3, 2)[:, first : first + count])
 
-    def test_a_share_that_does_not_exist_is_an_error(self, numbered, cache_bytes):
+    def test_a_slice_that_does_not_exist_is_an_error(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
-        for share in (data.ReplicaSlice(0, 1, 4), data.ReplicaSlice(2, 2, 3)):
-            with pytest.raises(ValueError, match="a batch of 6 has no ReplicaSlice"):
+        for share, message in [
+            (data.ReplicaSlice(0, 1, 4), "divisible by the 4 replicas; got 6"),
+            (data.ReplicaSlice(2, 2, 3), "first . count <= replicas; got ReplicaSlice"),
+        ]:
+            with pytest.raises(ValueError, match=message):
                 source.epochs(6, seed=1, share=share)
 
     def test_each_epoch_is_a_permutation_of_its_own(self, numbered, cache_bytes):
@@ -726,10 +858,78 @@ class TestEpochs:
 
     def test_fewer_examples_than_a_batch_is_an_error(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
-        with pytest.raises(ValueError, match=r"23 examples.*batch_size is 24.*Lower"):
+        with pytest.raises(ValueError, match=r"23 examples.*batch_size is 24.*Lower batch_size"):
             source.epochs(24, 0)
         with pytest.raises(ValueError, match="at least 1"):
             source.steps_per_epoch(0)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+class TestLabelsOfEpochs:
+    """With labels=True: image i of `numbered` is filled with i, and its label is i % 5."""
+
+    @staticmethod
+    def pairs(stream, num_batches):
+        batches = list(stream.take(num_batches).as_numpy_iterator())
+        return [(batch["image"][:, 0, 0, 0], batch["label"]) for batch in batches]
+
+    def test_labels_belong_to_their_images(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        stream = source.epochs(5, seed=1, labels=True)
+        assert stream.element_spec == {
+            "image": tf.TensorSpec([5, 4, 4, 3], tf.uint8),
+            "label": tf.TensorSpec([5], tf.int64),
+        }
+        pairs = self.pairs(stream, 8)
+        for image, label in pairs:
+            np.testing.assert_array_equal(label, image % 5)
+        images = [image for image, _ in pairs]
+        np.testing.assert_array_equal(images, values(source.epochs(5, seed=1), 8))
+
+    def test_a_resumed_stream_is_the_tail(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        whole = self.pairs(source.epochs(5, seed=1, labels=True), 12)
+        start = dict(first_epoch=1, first_step=2)
+        tail = self.pairs(source.epochs(5, seed=1, labels=True, **start), 6)
+        np.testing.assert_array_equal(whole[6:], tail)
+
+    def test_slices_of_replicas_make_up_the_whole(self, numbered, cache_bytes):
+        source = data.load(numbered, cache_bytes=cache_bytes)
+        whole = np.array(self.pairs(source.epochs(6, seed=1, labels=True), 5))  # [steps, 2, 6]
+        slices = [data.ReplicaSlice(first, 1, 3) for first in range(3)]
+        streams = [source.epochs(6, seed=1, share=each, labels=True) for each in slices]
+        parts = [self.pairs(stream, 5) for stream in streams]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=-1), whole)
+
+    def test_whole_images_have_extents_too(self, tmp_path, cache_bytes):
+        for height in (20, 30):
+            folder = tmp_path / f"{height}"
+            folder.mkdir()
+            for i in range(3):
+                (folder / f"{i}.png").write_bytes(encoded(picture(height + i, height, 40)))
+        source = data.load(f"folder:{tmp_path}", image_size=30, cache_bytes=cache_bytes)
+        stream = source.epochs(4, seed=0, labels=True)
+        assert stream.element_spec["extent"] == tf.TensorSpec([4, 2], tf.int32)
+        for batch in stream.take(3).as_numpy_iterator():
+            np.testing.assert_array_equal(
+                batch["extent"][:, 0], [20 + 10 * i for i in batch["label"]]
+            )
+
+    def test_unreadable_examples_are_left_out(self, flowers, cache_bytes):
+        (flowers / "train" / "a" / "01.png").write_bytes(b"")
+        options = dict(max_corrupt_share=0.2, cache_bytes=cache_bytes)
+        source = data.load(f"folder:{flowers}", **options)
+        images, labels, _ = source.arrays()
+        label_of = {image.tobytes(): label for image, label in zip(images, labels)}
+        for batch in source.epochs(4, seed=0, labels=True).take(6).as_numpy_iterator():
+            expected = [label_of[image.tobytes()] for image in batch["image"]]
+            assert batch["label"].tolist() == expected
+
+    def test_without_labels_is_an_error(self, tmp_path, cache_bytes):
+        np.savez(tmp_path / "a.npz", x=np.zeros([4, 4, 4, 3], np.uint8))
+        source = data.load(f"npz:{tmp_path / 'a.npz'}", cache_bytes=cache_bytes)
+        with pytest.raises(errors.ArgumentError, match="labels=True needs a data set with labels"):
+            source.epochs(2, seed=0, labels=True)
 
 
 def test_iterators_left_open_do_not_hang_the_interpreter(flowers):
@@ -777,18 +977,18 @@ class TestCorrupt:
         same(source, cached)
 
     def test_too_many_stop_the_load(self, damaged):
-        with pytest.raises(ValueError, match=r"2 of 12.*train/a/01.png.*--max_corrupt_share"):
+        with pytest.raises(ValueError, match=r"2 of 12.*train/a/01.png.*raise max_corrupt_share"):
             data.load(damaged)
 
     def test_too_many_stop_the_stream(self, damaged):
         source = data.load(damaged, cache_bytes=0)
-        with pytest.raises(tf.errors.InvalidArgumentError, match="--max_corrupt_share"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="raise max_corrupt_share"):
             list(source.batches(4))
-        with pytest.raises(ValueError, match="--max_corrupt_share"):
+        with pytest.raises(ValueError, match="raise max_corrupt_share"):
             source.check_corrupt()
 
     @pytest.mark.parametrize("cache_bytes", [0, 2**30])
-    def test_nothing_readable_stops_whatever_the_share(self, tmp_path, cache_bytes):
+    def test_nothing_readable_stops_whatever_is_allowed(self, tmp_path, cache_bytes):
         (tmp_path / "a.png").write_bytes(b"")
         with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="1 of 1"):
             source = data.load(f"folder:{tmp_path}", max_corrupt_share=1.0, cache_bytes=cache_bytes)

@@ -123,7 +123,7 @@ def test_an_outline_of_straight_edges_is_the_polygon_of_its_corners(name):
 
 @pytest.mark.parametrize("name", sorted(AREAS))
 def test_an_outline_encloses_its_closed_form_area(name):
-    """The share of a fine grid inside agrees with the formula to 1 in 100."""
+    """The fraction of a fine grid inside agrees with the formula to 1 in 100."""
     inside = shapes._OUTLINES[name](*np.meshgrid(GRID, GRID)) < 0
     assert inside.mean() * 9 == pytest.approx(AREAS[name], rel=0.01)
 
@@ -136,7 +136,7 @@ def test_an_outline_encloses_its_closed_form_area(name):
         ({"num_examples": 1, "seed": 0, "size": 7}, "size must be at least 8; got 7"),
     ],
 )
-def test_a_value_below_its_least_is_named(arguments, message):
-    """The error says which value, its least and what was given."""
+def test_a_value_below_its_minimum_is_named(arguments, message):
+    """The error says which value, its minimum and what was passed."""
     with pytest.raises(ValueError, match=message):
         shapes.draw(**arguments)

@@ -1,4 +1,4 @@
-"""`npz:PATH`, and arrays in memory: images and labels as NumPy arrays."""
+"""`npz:PATH`, and images and labels in NumPy arrays."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from simclr_tf.data.examples import UNLABELLED, Example
+from simclr_tf.data.examples import UNLABELLED, Example, describe_labels
 from simclr_tf.errors import ArgumentError
+from simclr_tf.images import check_range
 
-# Keys by split, the first one found counts: (images, labels).
+# Keys (images, labels) by split; the first one found is used.
 _SPLIT_KEYS = {
     "train": [("x_train", "y_train"), ("train_images", "train_labels")],
     "validation": [
@@ -30,18 +31,17 @@ class Arrays:
     """Images in memory.
 
     Args:
-      images: `[n, height, width]`, or with 1 or 3 channels last; integers in 0..255, or float in
+      images: [n, height, width], or with 1 or 3 channels last; integers in [0, 255], or float in
         [0, 1].
-      labels: integers `[n]` or `[n, 1]`, or None.
+      labels: integers [n] or [n, 1], or None.
       class_names: names by label.
       prefix: ids are `prefix/00000`, `prefix/00001`, ...
 
     Attributes:
-      images: uint8 `[n, height, width, 3]`.
-      labels: int64 `[n]`, or None.
+      images: uint8 [n, height, width, 3].
 
     Raises:
-      ValueError: another shape, type or range.
+      ArgumentError: another shape, dtype or range.
     """
 
     def __init__(
@@ -53,33 +53,49 @@ class Arrays:
         prefix: str = "train",
     ):
         self.images = _uint8(_three_channels(images))
-        self.labels = None if labels is None else _integer_labels(labels, len(images))
+        self._labels = (
+            np.full(len(images), UNLABELLED, np.int64)
+            if labels is None
+            else _integer_labels(labels, len(images))
+        )
         self.labelled = labels is not None
         self.class_names = class_names
+        self.description = describe_labels(class_names, self.labelled)
+        self.skipped_suffixes = {}
         self._prefix = prefix
 
     def __len__(self) -> int:
         return len(self.images)
 
     def id(self, index: int) -> str:
-        """`prefix/` and the position."""
+        """Returns `prefix/` and the position."""
         return f"{self._prefix}/{index:05d}"
 
     def __getitem__(self, index: int) -> Example:
-        label = UNLABELLED if self.labels is None else int(self.labels[index])
-        return Example(self.id(index), self.images[index], label)
+        return Example(self.id(index), self.images[index], int(self._labels[index]))
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels, int64 [n]."""
+        return self._labels if indices is None else self._labels[indices]
 
 
 def read_npz(path: Path, split: str) -> Arrays:
-    """One split of an .npz file.
+    """Reads one split of an .npz file.
 
-    Keys: `x_train`, `y_train`, `x_test`, `y_test` (also `x_val`, and `train_images`, ...), or
-    `images` and `labels` (also `x` and `y`, `image` and `label`) for a file of one split. Labels
+    The keys are `x_train`, `y_train`, `x_test`, `y_test` (also `x_val`, and `train_images`, ...),
+    or `images` and `labels` (also `x` and `y`, `image` and `label`) for a file of one split. Labels
     may be missing.
 
+    Args:
+      path: of the file.
+      split: `train`, `validation`, `test` or `all`.
+
+    Returns:
+      The examples.
+
     Raises:
-      ValueError: no such file, not an .npz file, no such split, or arrays of another shape or
-        range.
+      ArgumentError: no such file, not an .npz file, no such split, or arrays of another shape,
+        dtype or range.
     """
     if not path.is_file():
         raise ArgumentError(f"npz:PATH needs an existing file; got {str(path)!r}.")
@@ -134,19 +150,18 @@ def _three_channels(images: np.ndarray) -> np.ndarray:
 def _uint8(images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8 or not images.size:
         return images.astype(np.uint8, copy=False)
-    is_float = np.issubdtype(images.dtype, np.floating)
-    if not is_float and not np.issubdtype(images.dtype, np.integer):
-        raise ArgumentError(f"images must be uint8, or float in [0, 1]; got {images.dtype}.")
-    low, high = images.min(), images.max()
-    limit = 1 if is_float else 255
-    if not (low >= 0 and high <= limit):  # also true for NaN
-        raise ArgumentError(
-            f"images must be uint8, or float in [0, 1]; got {images.dtype} from {low} to {high}. "
-            "Rescale them before saving."
-        )
-    if not is_float:
+    if np.issubdtype(images.dtype, np.integer):
+        low, high = images.min(), images.max()
+        if low < 0 or high > 255:
+            raise ArgumentError(
+                f"images of {images.dtype} must lie in [0, 255]; got values from {low} to {high}. "
+                "Rescale them before saving."
+            )
         return images.astype(np.uint8)
-    return np.stack([np.rint(image * 255).astype(np.uint8) for image in images])
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ArgumentError(f"images must be uint8, or float in [0, 1]; got {images.dtype}.")
+    check_range(images)
+    return np.stack([np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in images])
 
 
 def _integer_labels(labels: np.ndarray, num_images: int) -> np.ndarray:
@@ -155,6 +170,6 @@ def _integer_labels(labels: np.ndarray, num_images: int) -> np.ndarray:
     if labels.shape != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
         raise ArgumentError(
             f"labels must be integers [{num_images}], one for each image; "
-            f"got {labels.dtype} {list(labels.shape)}. Leave them out where there are none."
+            f"got {labels.dtype} {list(labels.shape)}. Leave them out if there are none."
         )
     return labels.astype(np.int64)

@@ -1,10 +1,10 @@
-"""`load`: from a data set's name, as on the command line, to a `Source`."""
+"""`load`: a data set by its name, as on the command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from simclr_tf.data import splits
+from simclr_tf.data import splits, subsets
 from simclr_tf.data.arrays import Arrays, read_npz
 from simclr_tf.data.examples import Examples, Subset
 from simclr_tf.data.folder import Folder
@@ -27,31 +27,46 @@ def load(
     source_size: int | None = None,
     max_corrupt_share: float = 0.01,
     cache_bytes: int = 2 * 2**30,
+    label_fraction: float | None = None,
+    labels_per_class: int | None = None,
+    label_seed: int = 0,
 ) -> Source:
-    """A data set by name.
+    """Loads a data set by name.
 
     Args:
       name: `shapes` (drawn in code), `folder:PATH`, `npz:PATH`, `tfrecord:GLOB`, or the name of a
-        TFDS data set prepared on disk.
+        TFDS data set prepared on disk. Nothing is downloaded.
       split: `train`, `validation`, `test` or `all`, whole or sliced in TFDS syntax: `train[:90%]`,
-        `train[1000:2000]`, `train[:5%]+train[50%:]`. Slices of our own sources are cut from one
+        `train[1000:2000]`, `train[:5%]+train[50%:]`. Except with TFDS, slices are cut from one
         fixed random order, so that a slice of class folders has all classes.
-      data_dir: where TFDS data sets are prepared; None is TFDS's default.
-      image_size: side of the images, pixels: the shorter side is resized to it, the centre square
-        kept; training crops its views from whole images instead (`Source.epochs`). None keeps the
-        native size where all images (in a large set, 2,000 spread over it) are squares of one size,
-        and is 224 otherwise.
-      source_size: longer side in pixels at which training keeps images larger than `image_size`,
-        to crop views from: the larger, the sharper a small crop. None is 1.5 x image_size, and
+      data_dir: directory in which TFDS data sets are prepared; None is TFDS's default.
+      image_size: side of the images, pixels, 1 or more. Evaluation resizes the centre square of an
+        image to it; training crops views of it from whole images (`Source.epochs`). None keeps the
+        native size where all images (in a large data set, a sample of 2,000) are squares of one
+        size, and is 224 otherwise.
+      source_size: longer side, pixels, to which training reduces larger images before it crops
+        views from them; a larger value makes small crops sharper. None is 1.5 x image_size, or
         image_size where all images are squares of one size.
-      max_corrupt_share: largest share in [0, 1] of examples that may be unreadable; these are
-        skipped and listed.
-      cache_bytes: a set of up to so many bytes as decoded uint8 is kept in memory; a larger one is
-        read and decoded anew in every epoch.
+      max_corrupt_share: maximum fraction, in [0, 1], of examples that may be unreadable; these are
+        skipped and listed in `Source.corrupt`.
+      cache_bytes: maximum size of a data set, as decoded uint8, that is kept in memory; a larger
+        one is read and decoded again in every epoch.
+      label_fraction: fraction of the examples of each class to keep, in (0, 1], for evaluation with
+        few labels (`subsets.balanced`). None keeps all.
+      labels_per_class: number of examples of each class to keep, instead of a fraction.
+      label_seed: seed of the choice of these examples, in [0, 2**32 - 1].
+
+    Returns:
+      A `Source`.
 
     Raises:
-      ValueError: the name, the split, a path or a setting is wrong, there is no example, or too
-        many are unreadable.
+      ArgumentError: the name, the split, a path or another argument is wrong, there is no example,
+        or too many are unreadable.
+
+    Example:
+
+    >>> simclr_tf.data.load("shapes", "test[:20]")
+    Source('shapes', 'test[:20]': 20 examples, 32 pixels, labelled=True)
     """
     if image_size is not None and image_size < 1:
         raise ArgumentError(f"image_size must be at least 1 pixel; got {image_size}.")
@@ -59,8 +74,12 @@ def load(
         raise ArgumentError(f"source_size must be at least 1 pixel; got {source_size}.")
     if not 0 <= max_corrupt_share <= 1:
         raise ArgumentError(f"max_corrupt_share must be in [0, 1]; got {max_corrupt_share}.")
+    examples = _examples(name, split, data_dir, image_size)
+    if label_fraction is not None or labels_per_class is not None:
+        names = ("label_fraction", "labels_per_class", "label_seed")
+        examples = subsets.choose(examples, label_fraction, labels_per_class, label_seed, names)
     return Source(
-        _examples(name, split, data_dir, image_size),
+        examples,
         name=name,
         split=split,
         image_size=image_size,
@@ -71,22 +90,22 @@ def load(
 
 
 def _examples(name: str, split: str, data_dir: str | None, image_size: int | None) -> Examples:
-    kind, _, place = name.partition(":")
+    kind, _, path = name.partition(":")
     if kind not in ("shapes", "folder", "npz", "tfrecord"):
         return read_tfds(name, split, data_dir)
-    parts = splits.parse(split)
-    whole = parts[0].name
+    terms = splits.parse(split)
+    whole = terms[0].name
     if kind == "shapes":
         examples = _shapes(whole, image_size or SHAPES_SIZE)
-    elif not place:
+    elif not path:
         raise ArgumentError(f"{kind}: needs a path after the colon; got {name!r}.")
     elif kind == "folder":
-        examples = Folder(Path(place).expanduser(), whole)
+        examples = Folder(Path(path).expanduser(), whole)
     elif kind == "npz":
-        examples = read_npz(Path(place).expanduser(), whole)
+        examples = read_npz(Path(path).expanduser(), whole)
     else:
-        examples = read_tfrecord(place, whole)
-    indices = splits.take(parts, len(examples))
+        examples = read_tfrecord(path, whole)
+    indices = splits.take(terms, len(examples))
     return examples if indices is None else Subset(examples, indices)
 
 
@@ -96,7 +115,7 @@ def _shapes(split: str, size: int) -> Arrays:
     if split not in SHAPES_SPLITS:
         raise ArgumentError(
             f"shapes has the splits {', '.join(SHAPES_SPLITS)}; got {split!r}. "
-            "train[90%:] is a part to validate on."
+            "To validate, take a slice such as train[90%:]."
         )
     num_examples, seed = SHAPES_SPLITS[split]
     images, labels = shapes.draw(num_examples, seed, size=size)

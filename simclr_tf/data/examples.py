@@ -1,10 +1,11 @@
-"""What the readers of folders, arrays and records have in common: examples by index, still encoded.
+"""The interface of the readers of folders, arrays and records: random access to encoded examples.
 
-Decoding is in `decode`, caching and pipelines are in `source`.
+Decoding is in `decode`, caching in `cache`, pipelines in `pipeline`.
 """
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,12 +13,30 @@ import numpy as np
 UNLABELLED = -1
 
 
+def as_text(name: str | bytes) -> str:
+    """Returns a name as text that can be encoded.
+
+    Bytes that are not valid UTF-8 become backslash escapes.
+
+    Args:
+      name: bytes, or a file name as Python's `os` functions return it.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def describe_labels(class_names: list[str] | None, labelled: bool) -> str:
+    """Returns a few words about labels, such as "10 classes"."""
+    if not labelled:
+        return "no labels"
+    return f"{len(class_names)} classes" if class_names else "labels without class names"
+
+
 class Example(NamedTuple):
     """One example as it is stored.
 
     Attributes:
       id: name of the example within its data set.
-      image: an encoded image file, or uint8 `[height, width, 3]`.
+      image: an encoded image file, or uint8 [height, width, 3].
       label: class index, `UNLABELLED` where there is none.
     """
 
@@ -26,43 +45,80 @@ class Example(NamedTuple):
     label: int = UNLABELLED
 
 
+class Decoded(NamedTuple):
+    """One example, decoded.
+
+    Attributes:
+      image: uint8 [side, side, 3].
+      extent: height and width, in pixels, of the image in the upper left corner of that square.
+      label: class index, `UNLABELLED` where there is none.
+      id: name of the example within its data set, UTF-8.
+    """
+
+    image: np.ndarray
+    extent: np.ndarray
+    label: int
+    id: bytes
+
+
 class Examples(Protocol):
     """Random access to the examples of one split.
 
     Attributes:
       class_names: names by class index, or None.
       labelled: whether every example has a label.
+      description: one line about splits and labels.
+      skipped_suffixes: numbers of files left out, by suffix.
     """
 
     class_names: list[str] | None
     labelled: bool
+    description: str
+    skipped_suffixes: dict[str, int]
 
     def __len__(self) -> int: ...
 
     def id(self, index: int) -> str:
-        """A name for an example that may turn out to be unreadable."""
+        """Returns a name of the example, which may turn out to be unreadable."""
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """Reads one example; raises `decode.CorruptImageError` where it cannot be read."""
+        """Reads one example; raises `CorruptImageError` where it cannot be read."""
+        ...
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels without decoding images.
+
+        Args:
+          indices: of the examples, int64 [n]; None stands for all.
+
+        Returns:
+          int64 [n], `UNLABELLED` where there is none or it cannot be read.
+        """
         ...
 
 
 class Subset:
-    """The examples at `indices`, in that order."""
+    """The examples at `indices`, int64 [n], in that order."""
 
     def __init__(self, examples: Examples, indices: np.ndarray):
         self._examples = examples
         self._indices = indices
         self.class_names = examples.class_names
         self.labelled = examples.labelled
+        self.description = examples.description
+        self.skipped_suffixes = examples.skipped_suffixes
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def id(self, index: int) -> str:
-        """A name for an example that may turn out to be unreadable."""
+        """Returns a name of the example, which may turn out to be unreadable."""
         return self._examples.id(int(self._indices[index]))
 
     def __getitem__(self, index: int) -> Example:
         return self._examples[int(self._indices[index])]
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels without decoding images, int64 [n]."""
+        return self._examples.labels(self._indices if indices is None else self._indices[indices])

@@ -1,124 +1,200 @@
-"""`folder:PATH`: image files in a folder, class folders optional."""
+"""`folder:PATH`: image files in a folder, with or without class folders."""
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from simclr_tf.data.examples import UNLABELLED, Example
+import numpy as np
+
+from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
-# Folder names that hold a split, by the name it is asked for.
+# Names of the folders that hold a split, in any case, by the split's own name.
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
+    "unlabeled": ("unlabeled", "unlabelled"),
 }
 _WHOLE = ("train", "all")
+
+# Files and folders that operating systems and storage devices create, in lower case.
+_IGNORED = {
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "thumbs.db",
+    "desktop.ini",
+}
 
 
 class Folder:
     """The image files below a folder, in sorted order of their paths.
 
-    The first folder level below the split is the class when every image lies in such a folder and
-    there are at least two; otherwise the examples are unlabelled. Class names are those of all
-    splits together, so that a class missing from one split does not shift the labels of the others.
+    The first folder level below the split is the class if every image lies in such a folder and
+    there are at least two; otherwise the examples are unlabelled. Folders without an image at any
+    depth are not classes. Class names are those of all splits together, so that a class missing
+    from one split does not shift the labels of the others. The split `unlabeled` has no labels.
+
+    Hidden files and those that operating systems create, such as `__MACOSX`, are ignored.
 
     Args:
-      root: what the user named; ids are paths relative to it.
-      split: `train`, `validation`, `test`, or `all`.
+      root: the folder; ids are paths relative to it, in which bytes that are not valid UTF-8 are
+        written as backslash escapes.
+      split: `train`, `validation`, `test`, `unlabeled` or `all`, in any case.
+
+    Attributes:
+      description: one line: the folder of the split, the other splits, and the number of classes or
+        the reason why there are no labels.
+      skipped_suffixes: numbers of files left out because they are not images, by suffix in lower
+        case; "" stands for names without a suffix.
 
     Raises:
-      ValueError: no such folder, no such split, or no image in it.
+      ArgumentError: no such folder, no such split, or no image in it.
     """
 
     def __init__(self, root: Path, split: str):
         if not root.is_dir():
             raise ArgumentError(f"folder:PATH needs an existing folder; got {str(root)!r}.")
-        folder, split_folders = _split_folder(root, split)
+        folder, others, labelled_folders = _split_folder(root, split.lower())
+        skipped = collections.Counter()
         self._root = root
         # As text: a million `Path`s would take 400 MB.
-        paths = (path.relative_to(root).as_posix() for path in _image_files(folder))
+        paths = (path.relative_to(root).as_posix() for path in _image_files(folder, skipped))
         self._paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
+        self.skipped_suffixes = dict(sorted(skipped.items()))
         if not self._paths:
             raise ArgumentError(
-                f"a folder needs at least one image ({', '.join(EXTENSIONS)}); "
+                f"a folder needs at least one image ({', '.join(SUFFIXES)}); "
                 f"there is none under {str(folder)!r}."
             )
-        depth = len(folder.relative_to(root).parts)
+        why_unlabelled = self._set_labels(folder, labelled_folders)
+        where = [f"folder {as_text(folder.name)!r}"] if folder != root else []
+        if others:
+            where.append(f"other splits: {', '.join(others)}")
+        self.description = "; ".join(
+            [*where, why_unlabelled or describe_labels(self.class_names, True)]
+        )
 
-        def first_level(path):
-            return next(iter(path.split("/")[depth:-1]), None)
-
-        names = _class_names(split_folders)
-        self.labelled = len(names) > 1 and all(map(first_level, self._paths))
-        self.class_names = names if self.labelled else None
+    def _set_labels(self, folder: Path, labelled_folders: list[Path]) -> str:
+        """Sets labels and class names; returns the reason if there are none, otherwise ''."""
+        depth = len(folder.relative_to(self._root).parts)
+        first_levels = [next(iter(path.split("/")[depth:-1]), None) for path in self._paths]
+        names = _class_folders(labelled_folders)
+        why_unlabelled = ""
+        if folder not in labelled_folders:
+            why_unlabelled = "no labels: the split has none"
+        elif not names:
+            why_unlabelled = "no labels: no class folders"
+        elif None in first_levels:
+            outside = as_text(self._paths[first_levels.index(None)])
+            count = first_levels.count(None)
+            why_unlabelled = (
+                f"no labels: {count} of {len(self)} images are outside class folders, "
+                f"such as {outside!r}"
+            )
+        elif len(names) == 1:
+            why_unlabelled = f"no labels: only one class folder, {as_text(names[0])!r}"
+        self.labelled = not why_unlabelled
+        self.class_names = [as_text(name) for name in names] if self.labelled else None
+        self._labels = np.full(len(self._paths), UNLABELLED, np.int64)
         if self.labelled:
             index = {name: label for label, name in enumerate(names)}
-            self._labels = [index[first_level(path)] for path in self._paths]
+            self._labels[:] = [index[name] for name in first_levels]
+        return why_unlabelled
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def id(self, index: int) -> str:
-        """The path below the root."""
-        return self._paths[index]
+        """Returns the path relative to the root, as text that can be encoded."""
+        return as_text(self._paths[index])
 
     def __getitem__(self, index: int) -> Example:
         try:
             data = (self._root / self._paths[index]).read_bytes()
         except OSError as error:
             raise CorruptImageError(f"cannot be read: {error.strerror}") from error
-        label = self._labels[index] if self.labelled else UNLABELLED
-        return Example(self.id(index), data, label)
+        return Example(self.id(index), data, int(self._labels[index]))
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels, int64 [n]; no file is read."""
+        return self._labels if indices is None else self._labels[indices]
 
 
-def _split_folder(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """The folder of a split, and the folders of all splits."""
-    present = {
-        name: root / folder
-        for name, folders in _SPLIT_FOLDERS.items()
-        for folder in reversed(folders)
-        if (root / folder).is_dir()
-    }
-    for name, folders in _SPLIT_FOLDERS.items():
-        if name in present and split in folders:
-            return present[name], list(present.values())
-    if present:
+def _split_folder(root: Path, split: str) -> tuple[Path, list[str], list[Path]]:
+    """Returns the folder of a split, the names of the other splits, and the folders with labels."""
+    present = _present_splits(root)
+    for name, synonyms in _SPLIT_FOLDERS.items():
+        if name in present and split in synonyms:
+            others = [other for other in present if other != name]
+            labelled = [folder for key, folder in present.items() if key != "unlabeled"]
+            return present[name], others, labelled
+    # A folder `unlabeled` alone does not make splits of the other folders.
+    if present.keys() - {"unlabeled"}:
         raise ArgumentError(
             f"{str(root)!r} has folders for the splits {', '.join(present)}; got {split!r}. "
-            f"Ask for one of these or a slice of one, such as {next(iter(present))}[:90%]."
+            f"Pass one of these or a slice of one, such as {next(iter(present))}[:90%]."
         )
     if split not in _WHOLE:
         raise ArgumentError(
             f"{str(root)!r} has no folder for the split {split!r}. Make one, or take slices of the "
             "whole: all[:90%] to train on and all[90%:] to test on."
         )
-    return root, [root]
+    return root, [], [root]
 
 
-def _class_names(folders: list[Path]) -> list[str]:
-    names = {
-        entry.name
-        for folder in folders
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
+def _present_splits(root: Path) -> dict[str, Path]:
+    """The folders of splits that exist, by split; of several, the first in `_SPLIT_FOLDERS`."""
+    folders = {}
+    names = (entry.name for entry in os.scandir(root) if entry.is_dir())
+    for name in sorted(names, reverse=True):  # of `train` and `Train`, `train`
+        folders.setdefault(name.lower(), root / name)
+    present = {}
+    for split, synonyms in _SPLIT_FOLDERS.items():
+        for synonym in synonyms:
+            if synonym in folders:
+                present.setdefault(split, folders[synonym])
+    return present
+
+
+def _class_folders(folders: list[Path]) -> list[str]:
+    """Sorted names of the folders, one level below `folders`, that hold an image at any depth."""
+    names = set()
+    for folder in folders:
+        for entry in os.scandir(folder):
+            if entry.name in names or _is_ignored(entry.name) or not entry.is_dir():
+                continue
+            if next(_image_files(folder / entry.name, collections.Counter()), None):
+                names.add(entry.name)
     return sorted(names)
 
 
-def _image_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Image files at any depth, links followed; hidden files and folders are left out."""
+def _image_files(
+    folder: Path, skipped: collections.Counter, above: tuple[str, ...] = ()
+) -> Iterator[Path]:
+    """Yields image files at any depth, links followed; counts the suffixes of others."""
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that holds it would go round for ever
+    if real in above:  # a link to a folder that contains it would be followed without end
         return
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _image_files(folder / entry.name, (*above, real))
-        elif entry.name.lower().endswith(EXTENSIONS):
-            yield folder / entry.name
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_ignored(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _image_files(folder / entry.name, skipped, (*above, real))
+            elif entry.name.lower().endswith(SUFFIXES):
+                yield folder / entry.name
+            else:
+                skipped[as_text(os.path.splitext(entry.name)[1].lower())] += 1
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _IGNORED

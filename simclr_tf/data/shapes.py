@@ -1,8 +1,8 @@
 """The embedded data set `shapes`: coloured shapes drawn in code from a seed, ten classes.
 
-An image is six copies of one outline on a dark ground. The outline is the class, and all that a
-crop is sure to share with another crop of the same image; hue, lightness, size, tilt and place
-change from copy to copy. Names, splits and `Source` are in `by_name.py`.
+An image is six copies of one outline on a dark background. The outline is the class, and the only
+property that two crops of an image always have in common; hue, lightness, size, tilt and position
+differ between the copies. Names and splits of the data set are in `by_name`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import numpy as np
 
 from simclr_tf.errors import ArgumentError
 
-# Images are drawn in blocks of so many, each from its own stream (seed, block): what an image is
-# does not depend on how many are asked for. Ten divides it: every ten in a row have every class.
+# Images are drawn in blocks of this size, each from its own stream (seed, block), so that an image
+# does not depend on the number of images drawn. It is divisible by 10: every ten consecutive images
+# have every class.
 _BLOCK = 250
 
 COPIES = 6
 RADIUS = (0.18, 0.22)  # of the image's side
 TILT_DEGREES = 20
-SHAKE = 0.12  # of the side: how far a copy may lie off its place in the pattern, end to end
+SHAKE = 0.12  # of the side: width of the range of a copy's random offset from the pattern
 GROUND = (0.15, 0.35)  # mean luminance
-GROUND_SLOPE = 0.1  # a corner's luminance differs from the mean by so much at most
+GROUND_SLOPE = 0.1  # maximum difference between a corner's luminance and the mean
 GROUND_CHROMA = 0.04
 CONTRAST = (0.4, 0.55)  # a copy's luminance above the ground under it
 CHROMA = 0.25
@@ -31,30 +32,37 @@ _SIN = np.round(np.sin(np.radians(np.arange(360))), 12)
 
 
 def draw(num_examples: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Images and their classes.
+    """Draws images of shapes and their classes.
 
-    Example i is a function of (seed, i) and the size alone, and a size changes the resolution, not
-    the scene. The classes of examples 10 j to 10 j + 9 are all ten, in random order.
+    Example i depends on (seed, i) and the size alone; the size changes the resolution, not the
+    scene. Examples 10 j to 10 j + 9 have all ten classes, in random order.
 
     Args:
-      num_examples: how many, 0 or more.
-      seed: 0 or more; each gives other images.
+      num_examples: number of images, 0 or more.
+      seed: 0 or more; every seed draws other images.
       size: side of the images, pixels, 8 or more.
 
     Returns:
-      images: uint8 `[num_examples, size, size, 3]`, RGB.
-      labels: int64 `[num_examples]`, indices into `CLASS_NAMES`.
+      images: uint8 [num_examples, size, size, 3], RGB.
+      labels: int64 [num_examples], indices into `CLASS_NAMES`.
 
     Raises:
-      ValueError: a value below its least.
+      ArgumentError: a value below its minimum.
+
+    Example:
+
+    >>> from simclr_tf.data import shapes
+    >>> drawn, classes = shapes.draw(10, seed=0)
+    >>> drawn.shape, sorted(classes.tolist())
+    ((10, 32, 32, 3), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
-    for name, value, least in (
+    for name, value, minimum in (
         ("num_examples", num_examples, 0),
         ("seed", seed, 0),
         ("size", size, 8),
     ):
-        if value < least:
-            raise ArgumentError(f"{name} must be at least {least}; got {value}.")
+        if value < minimum:
+            raise ArgumentError(f"{name} must be at least {minimum}; got {value}.")
     images = np.empty([num_examples, size, size, 3], np.uint8)
     labels = np.empty([num_examples], np.int64)
     for block, start in enumerate(range(0, num_examples, _BLOCK)):
@@ -83,8 +91,8 @@ def _draw_block(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
         tilt = np.floor(_uniform(rng, (-TILT_DEGREES, TILT_DEGREES + 1))).astype(int)
         inside = _coverage(labels, x, y, centre, radius, tilt)[..., None]
         under = _between(luminance, *centre)
-        # Steps of the golden ratio: any few copies have hues from all around the circle, so that
-        # the mean colour of a crop says little about the image it is from.
+        # Steps of the golden ratio: even a few copies have hues from all around the circle, so that
+        # the mean colour of a crop reveals little about its image.
         hue = first_hue + 0.381966 * copy + 0.1 * rng.random(_BLOCK)
         lightness = np.minimum(under + _uniform(rng, CONTRAST), 0.95)
         colour = _rgb(lightness, hue, CHROMA * _uniform(rng, (0.4, 1)))[:, None, None]
@@ -142,7 +150,7 @@ def _coverage(labels, x, y, centre, radius, tilt):
     return np.clip(0.5 - distance * (radius * size)[:, None, None], 0, 1)
 
 
-# -- outlines: (u, v) -> about the distance to the edge, negative inside; all fit a radius of 1.3 --
+# Outlines: (u, v) to the approximate distance from the edge, negative inside; radius up to 1.3.
 
 
 def _length(u, v):

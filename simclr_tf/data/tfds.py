@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets that are prepared on disk; nothing is ever downloaded here."""
+"""Reads data sets that TensorFlow Datasets has prepared on disk; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ _ID_KEYS = ("id", "file_name")
 
 
 def read_tfds(name: str, split: str, data_dir: str | None) -> Records:
-    """One split of a prepared TFDS data set.
+    """Reads one split of a prepared TFDS data set.
 
     Args:
-      name: a TFDS name, with a configuration and version if wanted (`cifar10`, `cifar10:3.0.2`).
+      name: a TFDS name, optionally with a configuration and version (`cifar10`, `cifar10:3.0.2`).
       split: in TFDS syntax, slices and sums included.
-      data_dir: where it was prepared; None is TFDS's default, `~/tensorflow_datasets`.
+      data_dir: directory in which it was prepared; None is TFDS's default,
+        `~/tensorflow_datasets`.
+
+    Returns:
+      The examples.
 
     Raises:
-      ValueError: unknown name or split, not prepared, not stored as TFRecord, or without images.
+      ArgumentError: unknown name or split, not prepared, not stored as TFRecord, or without images.
     """
     builder = _builder(name, data_dir)
     instructions = _split(builder, name, split).file_instructions
     shards = [
         Shard(
-            os.fspath(part.filename),
-            os.path.basename(part.filename),
-            part.skip,
-            part.examples_in_shard if part.take < 0 else part.skip + part.take,
+            os.fspath(file.filename),
+            os.path.basename(file.filename),
+            file.skip,
+            file.examples_in_shard if file.take < 0 else file.skip + file.take,
         )
-        for part in instructions
+        for file in instructions
     ]
     fields, class_names = _fields(builder.info, name)
     return Records(shards, fields, class_names)
@@ -58,7 +62,7 @@ def _builder(name: str, data_dir: str | None):
     if not builder.info.splits:
         raise ArgumentError(
             f"{name!r} must be prepared on disk first; it is not under {os.fspath(where)!r}. "
-            f"Prepare it with `tfds build {name} --data_dir=DIR`, then give that DIR as --data_dir."
+            f"Prepare it with `tfds build {name} --data_dir=DIR`, then pass that DIR as data_dir."
         )
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         raise ArgumentError(

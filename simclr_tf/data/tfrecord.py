@@ -1,8 +1,8 @@
 """`tfrecord:GLOB`: examples in TFRecord files, read by position.
 
-Where each record lies is found once, from the lengths in front of the records; after that any
-record is one read. So records can be shuffled over the whole set, like files, and an epoch is
-resumed without reading the one before it.
+The offset of each record is found once, from the lengths stored before the records; from then on
+any record is one read. Records can therefore be shuffled over the whole data set, like files, and a
+run resumes without reading earlier records.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf.data.examples import UNLABELLED, Example
+from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 _HEADER_BYTES = 12  # length (uint64) and its checksum
@@ -24,10 +24,12 @@ _FOOTER_BYTES = 4  # checksum of the payload; not verified, image formats notice
 _IMAGE_KEYS = ("image", "image/encoded")
 _LABEL_KEYS = ("label", "image/class/label")
 _LABEL_SAMPLE = 100
+_THREADS = 16
+_CHUNK = 256  # records that a thread reads per task
 
 
 class Fields(NamedTuple):
-    """Where a `tf.train.Example` keeps its parts; of several keys, the first one present counts."""
+    """Feature keys of a `tf.train.Example`; of several keys, the first one present is used."""
 
     image: tuple[str, ...] = _IMAGE_KEYS
     label: tuple[str, ...] = _LABEL_KEYS
@@ -37,8 +39,8 @@ class Fields(NamedTuple):
 class Shard(NamedTuple):
     """Examples `start` to `stop` of one file, whose ids are `name__INDEX`.
 
-    `stop` is None where the file's length is not known beforehand; where it is, what a damaged file
-    lacks counts as unreadable.
+    `stop` is None where the number of records is not known in advance. Where it is known, records
+    missing from a damaged file count as unreadable.
     """
 
     path: str
@@ -52,31 +54,33 @@ class Records:
 
     Args:
       shards: the files.
-      fields: where an example keeps its image, label and id.
+      fields: keys of the image, the label and the id.
       class_names: names by label.
 
     Raises:
-      ValueError: a file is not an uncompressed TFRecord file.
+      ArgumentError: a file is not an uncompressed TFRecord file.
     """
 
     def __init__(self, shards: list[Shard], fields: Fields, class_names: list[str] | None = None):
         self._shards = shards
         self._fields = fields
-        with ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             offsets = list(pool.map(_offsets, shards))
         self._offsets = np.concatenate(offsets)
-        counts = [len(part) for part in offsets]
+        counts = [len(each) for each in offsets]
         self._first = np.cumsum([0, *counts])  # position of each shard's first record
         self.labelled = self._has_labels()
         self.class_names = class_names if self.labelled else None
+        self.description = describe_labels(self.class_names, self.labelled)
+        self.skipped_suffixes = {}
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def id(self, index: int) -> str:
-        """The file and the position in it, as TFDS names its examples."""
-        shard, record = self._place(index)
-        return f"{shard.name}__{record}"
+        """Returns the file name and the position in it, as TFDS names its examples."""
+        shard, record = self._locate(index)
+        return as_text(f"{shard.name}__{record}")
 
     def __getitem__(self, index: int) -> Example:
         features = self._features(index)
@@ -84,22 +88,49 @@ class Records:
         images = _value(features, self._fields.image, "bytes_list")
         if images is None:
             raise CorruptImageError(f"no encoded image under {' or '.join(self._fields.image)}")
-        label = _value(features, self._fields.label, "int64_list") if self.labelled else UNLABELLED
-        if label is None or (self.labelled and label < 0):
+        label = self._label(features)
+        if self.labelled and label == UNLABELLED:
             raise CorruptImageError("no label, where others have one")
-        return Example(ids.decode() if ids else self.id(index), images, label)
+        return Example(as_text(ids) if ids else self.id(index), images, label)
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels, int64 [n]; records are read, but images are not decoded."""
+        if indices is None:
+            indices = np.arange(len(self))
+        if not self.labelled:
+            return np.full(len(indices), UNLABELLED, np.int64)
+
+        def read(chunk: np.ndarray) -> list[int]:
+            return [self._readable_label(int(index)) for index in chunk]
+
+        chunks = np.array_split(indices, -(-len(indices) // _CHUNK) or 1)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return np.array(
+                [label for labels in pool.map(read, chunks) for label in labels], np.int64
+            )
+
+    def _readable_label(self, index: int) -> int:
+        try:
+            return self._label(self._features(index))
+        except CorruptImageError:  # counted when it is read for its image
+            return UNLABELLED
+
+    def _label(self, features) -> int:
+        """The label of an example; TFDS writes -1 where there is none."""
+        label = _value(features, self._fields.label, "int64_list")
+        return UNLABELLED if label is None or label < 0 else label
 
     def _has_labels(self) -> bool:
-        """Whether the first readable record has a label; TFDS writes -1 where there is none."""
+        """Whether the first readable record has a label."""
         for index in range(min(len(self), _LABEL_SAMPLE)):
             try:
-                label = _value(self._features(index), self._fields.label, "int64_list")
+                return self._label(self._features(index)) != UNLABELLED
             except CorruptImageError:  # counted when it is read for its image
                 continue
-            return label is not None and label >= 0
         return False
 
-    def _place(self, index: int) -> tuple[Shard, int]:
+    def _locate(self, index: int) -> tuple[Shard, int]:
+        """The shard of an example, and its position in that file."""
         number = int(np.searchsorted(self._first, index, side="right")) - 1
         shard = self._shards[number]
         return shard, shard.start + index - int(self._first[number])
@@ -115,7 +146,7 @@ class Records:
             raise CorruptImageError("not a tf.train.Example") from error
 
     def _payload(self, index: int) -> bytes:
-        shard, _ = self._place(index)
+        shard, _ = self._locate(index)
         try:
             with open(shard.path, "rb") as file:
                 file.seek(int(self._offsets[index]))
@@ -130,14 +161,20 @@ class Records:
 
 
 def read_tfrecord(pattern: str, split: str) -> Records:
-    """The examples of all files that match, in the order of the sorted paths.
+    """Reads the examples of all files that match, in the order of the sorted paths.
 
     Each is a `tf.train.Example` with `image` or `image/encoded` (an encoded image file) and, if
     there are labels, `label` or `image/class/label` (one integer).
 
+    Args:
+      pattern: of file names, with `*`, `?` and `**`.
+      split: `train` or `all`, which both stand for all records.
+
+    Returns:
+      The examples.
+
     Raises:
-      ValueError: no file matches, a file is no uncompressed TFRecord file, or the split is not
-        the whole.
+      ArgumentError: no file matches, a file is not an uncompressed TFRecord file, or another split.
     """
     if split not in ("train", "all"):
         raise ArgumentError(
@@ -166,7 +203,7 @@ def _value(features, keys: tuple[str, ...], kind: str):
 
 
 def _offsets(shard: Shard) -> np.ndarray:
-    """Where each of the shard's records starts, in bytes. A cut-off last record counts as one."""
+    """Offsets of the shard's records, in bytes; a truncated last record counts as one."""
     offsets, position = [], 0
     size = os.path.getsize(shard.path)
     with open(shard.path, "rb") as file:
@@ -190,7 +227,7 @@ def _length(header: bytes) -> int:
 
 
 def _is_header(header: bytes) -> bool:
-    """Whether the length's masked CRC-32C agrees, as the TFRecord format has it."""
+    """Whether the masked CRC-32C of the record's length is right (TFRecord format)."""
     if len(header) < _HEADER_BYTES:
         return False
     crc = 0xFFFFFFFF
