@@ -27,6 +27,7 @@ _PUBLIC = {
 # From the bottom up: each may import only those before it.
 _MODULES = (
     "_quiet",
+    "_keras",
     "_atomic",
     "errors",
     "images",
