@@ -248,6 +248,21 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = _whole_number("warmup_steps", warmup_steps)
         self.final_learning_rate = float(final_learning_rate)
         self._check()
+        self._schedule = self._keras_schedule()
+
+    def _keras_schedule(self):
+        decay_steps = self.total_steps - self.warmup_steps
+        alpha = self.final_learning_rate / self.learning_rate
+        cosine = keras.optimizers.schedules.CosineDecay
+        if not self.warmup_steps:
+            return cosine(self.learning_rate, decay_steps, alpha)
+        return cosine(
+            0.0,
+            decay_steps,
+            alpha,
+            warmup_target=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+        )
 
     def _check(self):
         if not 0 < self.learning_rate < math.inf:
@@ -267,15 +282,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         """The rate of `step` (integer scalar, from 0): float32 scalar."""
-        step = tf.cast(step, tf.float32)
-        decay_steps = self.total_steps - self.warmup_steps
-        progress = tf.clip_by_value((step - self.warmup_steps) / decay_steps, 0.0, 1.0)
-        drop = self.learning_rate - self.final_learning_rate
-        rate = self.final_learning_rate + drop * 0.5 * (1.0 + tf.cos(math.pi * progress))
-        if not self.warmup_steps:
-            return rate
-        warmup_rate = self.learning_rate * step / self.warmup_steps
-        return tf.where(step < self.warmup_steps, warmup_rate, rate)
+        return self._schedule(step)
 
     def get_config(self):
         """Every argument."""

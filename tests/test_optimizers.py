@@ -342,6 +342,29 @@ def test_schedule_is_keras_cosine_after_the_warm_up(warmup_steps):
         )
 
 
+@pytest.mark.parametrize(
+    ("peak", "total", "warmup", "final"),
+    [
+        (1.5, 40, 7, 0.25),
+        (1.5, 40, 0, 0.0),
+        (4.8, 300, 1, 0.0),
+        (0.1, 5, 4, 0.1),
+        (1e-3, 200, 60, 1e-6),
+    ],
+)
+def test_schedule_equals_its_closed_form_at_every_step(peak, total, warmup, final):
+    """In float64 NumPy; float32 cancels near the end, where 1 + cos is about 0."""
+    schedule = WarmupCosine(peak, total, warmup, final)
+    for step in range(total + 5):
+        progress = min(max(step - warmup, 0) / (total - warmup), 1.0)
+        expected = final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
+        if step < warmup:
+            expected = peak * step / warmup
+        rate = schedule(tf.constant(step, tf.int64))
+        assert rate.dtype == tf.float32 and rate.shape == ()
+        np.testing.assert_allclose(rate, expected, rtol=1e-6, atol=2e-7 * peak)
+
+
 def test_schedule_round_trip():
     schedule = WarmupCosine(1.5, np.int64(40), 7, 0.25)
     serialized = keras.optimizers.schedules.serialize(schedule)
