@@ -3,8 +3,8 @@
 import math
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util  # no public name tells what XLA compiles
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 
@@ -15,8 +15,7 @@ def on_cpu():
 
 def under_xla():
     """Whether what is being traced is part of a function that XLA compiles as a whole."""
-    graph = tf.compat.v1.get_default_graph()
-    return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+    return _keras.under_xla()
 
 
 # Steps taken without Python in between: a TPU is far from its host, a GPU near, a processor is it.

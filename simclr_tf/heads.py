@@ -6,6 +6,7 @@ Here lives `ProjectionHead`. Encoders are in `resnet` and `encoders`; the loss i
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 
@@ -72,13 +73,11 @@ class ProjectionHead(keras.layers.Layer):
             last = index == self.layers - 1
             inputs, units = units, self.output_dim if last else self.hidden_dim or shape[1]
             dense = self._dense(units, f"dense{index + 1}")
-            with tf.name_scope(dense.name):
-                dense.build((None, inputs))
+            _keras.build_named(dense, (None, inputs))
             self.dense_layers.append(dense)
             if self.batch_norm:
                 norm = self._norm(f"bn{index + 1}", center=not last)
-                with tf.name_scope(norm.name):
-                    norm.build((None, units))
+                _keras.build_named(norm, (None, units))
                 self.norm_layers.append(norm)
         self.relu = keras.layers.ReLU(dtype=self.dtype_policy, name="relu")
         # float32, so that the loss is taken on z as it is, not rounded again

@@ -11,6 +11,7 @@ import re
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 OPTIMIZERS = ("lars", "lamb", "sgd", "adamw")
@@ -80,7 +81,7 @@ def _trust_ratio(w, g, trust_coefficient):
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
-class LARS(keras.optimizers.Optimizer):
+class LARS(_keras.Optimizer):
     """Layer-wise adaptive rate scaling with momentum: see `lars_update` for the rule.
 
     Variables of rank 1 or less (biases, the scale and offset of every normalisation layer) take
@@ -118,11 +119,7 @@ class LARS(keras.optimizers.Optimizer):
     ):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
         _check_lars(momentum, weight_decay, trust_coefficient, exclude)
-        if hasattr(keras.optimizers.Optimizer, "_build_learning_rate"):  # Keras 2
-            super().__init__(name=name, weight_decay=None, **kwargs)
-            self._learning_rate = self._build_learning_rate(learning_rate)
-        else:
-            super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate, name, **kwargs)
         self.momentum = momentum
         self.coupled_weight_decay = weight_decay
         self.trust_coefficient = trust_coefficient
@@ -131,15 +128,15 @@ class LARS(keras.optimizers.Optimizer):
 
     def build(self, var_list):
         """Makes one momentum buffer for each variable of `var_list`; a second call does nothing."""
-        super().build(var_list)
-        if hasattr(self, "momentum_buffers"):
+        if _keras.is_built(self):
             return
+        super().build(var_list)
         self.momentum_buffers = [
             self.add_variable_from_reference(variable, "momentum") for variable in var_list
         ]
-        # Decided here, as inside a replica a variable's name has a suffix.
+        self._index = _keras.VariableIndex(var_list)
+        # Decided here, because inside a replica a variable's name has a suffix.
         self._excluded = tuple(self.is_excluded(variable) for variable in var_list)
-        self._built = True
 
     def is_excluded(self, variable):
         """Whether `variable` takes neither weight decay nor trust ratio."""
@@ -147,7 +144,7 @@ class LARS(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate=None):
         """Updates `variable` and its buffer in place; Keras 3 hands the step's rate in."""
-        index = self._index_of(variable)
+        index = self._index[variable]
         momentum_buffer = self.momentum_buffers[index]
         new_weight, new_buffer = lars_update(
             tf.convert_to_tensor(variable),
@@ -163,16 +160,9 @@ class LARS(keras.optimizers.Optimizer):
         variable.assign(new_weight)
         momentum_buffer.assign(new_buffer)
 
-    def _index_of(self, variable):
-        if hasattr(self, "_get_variable_index"):  # Keras 3
-            return self._get_variable_index(variable)
-        return self._index_dict[self._var_key(variable)]
-
     def get_config(self):
         """Every argument, the exclusions and a serialised schedule among them."""
         config = super().get_config()
-        if "learning_rate" not in config:  # Keras 3 has it already
-            config["learning_rate"] = self._serialize_hyperparameter(self._learning_rate)
         config.update(
             momentum=self.momentum,
             weight_decay=self.coupled_weight_decay,
@@ -184,8 +174,8 @@ class LARS(keras.optimizers.Optimizer):
 
 
 def _matches(variable, patterns):
-    name = getattr(variable, "path", variable.name)  # Keras 3's `name` lacks the layer's
-    return any(re.search(pattern, name.split(":")[0]) for pattern in patterns)
+    name = _keras.variable_name(variable)
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _check_lars(momentum, weight_decay, trust_coefficient, exclude):
@@ -217,7 +207,7 @@ class AdamW(keras.optimizers.AdamW):
 
     def build(self, var_list):
         """Excludes the variables of rank 1 or less from the decay, then makes the moments."""
-        if not (getattr(self, "_built", False) or getattr(self, "built", False)):
+        if not _keras.is_built(self):
             self.exclude_from_weight_decay(var_list=[v for v in var_list if len(v.shape) <= 1])
         super().build(var_list)
 

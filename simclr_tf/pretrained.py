@@ -39,9 +39,8 @@ import typing
 
 import tensorflow as tf
 from tensorflow import keras
-from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from simclr_tf import heads
+from simclr_tf import _keras, heads
 from simclr_tf.encoders import resnet
 from simclr_tf.errors import ArgumentError
 
@@ -260,11 +259,11 @@ def _linear_head(source):
 
 def _variables_with_paths(model, paths):
     """Yields (variable, official place) for every variable of a built model or layer of ours."""
-    for layer in () if model is None else (model, *model.submodules):
-        if layer.submodules:  # its parts hold what it has
+    for layer in () if model is None else (model, *_keras.sublayers(model)):
+        if _keras.sublayers(layer):  # they hold the variables
             continue
         for variable in layer.weights:
-            name = variable.name.split("/")[-1].removesuffix(":0")
+            name = _keras.variable_name(variable).split("/")[-1]
             yield variable, f"{paths[layer.name]}/{name}"
 
 
@@ -315,7 +314,7 @@ class _Source:
                 "variables without objects, as TensorFlow 1 saves them. Google has the same "
                 "models for TensorFlow 2: gs://simclr-checkpoints-tf2."
             )
-        self._nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(graph).nodes
+        self._nodes = _keras.parse_object_graph(graph)
         self._model = self._find_model()
         self._used = set()
 

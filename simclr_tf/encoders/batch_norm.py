@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from simclr_tf import _keras
+
 
 def normalise(layer, x, training):
     """`layer(x, training=training)`.
@@ -17,7 +19,7 @@ def normalise(layer, x, training):
       x: [..., channels].
       training: bool or None.
     """
-    if training is not True or not (layer.fused and layer.trainable):
+    if training is not True or not (layer.trainable and _keras.overestimates_variance(layer)):
         return layer(x, training=training)
     kept = layer.moving_variance * layer.momentum
     y = layer(x, training=True)

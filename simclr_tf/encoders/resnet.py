@@ -8,13 +8,13 @@ kernels), arXiv:2002.05709 and arXiv:2006.10029 (SimCLR and SimCLRv2). Layers, p
 values are those of google-research/simclr, so that weights carry over.
 """
 
-import contextlib
 import dataclasses
 import math
 
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.encoders import batch_norm, convolution
 from simclr_tf.errors import ArgumentError
 
@@ -332,8 +332,10 @@ def _shortcut(parts, name, filters, strides):
 
 def _build(layer, shape):
     """Builds a layer and returns its output shape; the weights of a stock layer carry its name."""
-    with contextlib.nullcontext() if isinstance(layer, _Block) else tf.name_scope(layer.name):
+    if isinstance(layer, _Block):
         layer.build(shape)
+    else:
+        _keras.build_named(layer, shape)
     return tuple(layer.compute_output_shape(shape))
 
 
