@@ -15,17 +15,17 @@ _PREFIX = "keras_cv/"
 
 
 def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs):
-    """Builds an encoder.
+    """Creates an encoder with random weights.
 
     Args:
-        name: one of `names()`: "resnet18" to "resnet200", or "keras_cv/..." for a KerasCV backbone
-            with random weights and global average pooling.
-        image_size: side of the images, in pixels. None leaves a ResNet unbuilt until its first
-            call; "keras_cv/mit_..." needs it.
-        width: see `ResNet`; 1 for KerasCV backbones.
-        sk_ratio: see `ResNet`; 0 for KerasCV backbones.
-        stem: see `ResNet`; "auto" for KerasCV backbones, which have a stem of their own.
-        **kwargs: further arguments of `ResNet`, or of the KerasCV backbone's class. Batch
+        name: one of `names()`: "resnet18" to "resnet200", or "keras_cv/NAME" for a KerasCV
+            backbone with global average pooling.
+        image_size: int, side of the images in pixels. With None, a ResNet is built on its first
+            call. "keras_cv/mit_..." requires it.
+        width: see `ResNet`; must be 1 for KerasCV backbones.
+        sk_ratio: see `ResNet`; must be 0 for KerasCV backbones.
+        stem: see `ResNet`; must be "auto" for KerasCV backbones, which have stems of their own.
+        **kwargs: further arguments of `ResNet` or of the KerasCV backbone's class. Batch
             normalisation of KerasCV backbones is not synchronised between replicas.
 
     Returns:
@@ -33,7 +33,14 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
         [batch, D].
 
     Raises:
-        ValueError: for an unknown name, with those close to it, or for an option the encoder lacks.
+        ValueError: for an unknown name (the message lists similar ones), for an option that the
+            encoder does not have, or for an image_size that "keras_cv/mit_..." cannot take.
+
+    Example:
+
+    >>> encoder = simclr_tf.encoders.by_name("resnet50", width=2)
+    >>> encoder.feature_dim
+    4096
     """
     if name not in names():
         raise ArgumentError(_unknown(name))
@@ -52,33 +59,45 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
 
 
 def names():
-    """Every name that `by_name` takes, in a list."""
-    ours = [f"resnet{depth}" for depth in resnet.DEPTHS]
-    return ours + [_PREFIX + name for name in keras_cv.BACKBONES]
+    """Lists every name that `by_name` accepts.
+
+    Example:
+
+    >>> simclr_tf.encoders.names()[:3]
+    ['resnet18', 'resnet34', 'resnet50']
+    """
+    resnets = [f"resnet{depth}" for depth in resnet.DEPTHS]
+    return resnets + [_PREFIX + name for name in keras_cv.BACKBONES]
 
 
 def validate(encoder, image_size):
-    """Checks that a model is an encoder, and builds it where it is not built yet.
+    """Checks that a model is an encoder, and builds it if necessary.
 
     Args:
-        encoder: any `keras.Model` from images [batch, H, W, 3] to h [batch, D].
-        image_size: side of square images in pixels, or (H, W).
+        encoder: any `keras.Model` from images, float [batch, H, W, 3] in [0, 1], to h, float
+            [batch, D].
+        image_size: int, side of square images in pixels; or (H, W).
 
     Returns:
-        D, the length of h.
+        int, D, the length of h.
 
     Raises:
-        ValueError: when it is no `keras.Model`, or its output is not one tensor [batch, D].
+        ValueError: if encoder is not a `keras.Model`, or its output is not one tensor [batch, D].
+
+    Example:
+
+    >>> simclr_tf.encoders.validate(encoder, 32)
+    8
     """
     if not isinstance(encoder, keras.Model):
         raise ArgumentError(f"encoder must be a keras.Model; got {type(encoder).__name__}.")
     height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
-    h = encoder(keras.Input((height, width, 3)))  # symbolic: shapes alone
+    h = encoder(keras.Input((height, width, 3)))  # symbolic: nothing is computed
     shape = tuple(getattr(h, "shape", ()))
     if len(shape) != 2 or shape[1] is None:
         raise ArgumentError(
             f"encoder must map images [batch, {height}, {width}, 3] to one tensor "
-            f"[batch, D]; {encoder.name} gives {_describe(h)}. "
+            f"[batch, D]; {encoder.name} returns {_describe(h)}. "
             "End it with keras.layers.GlobalAveragePooling2D()."
         )
     return shape[1]
@@ -91,7 +110,9 @@ def _describe(output):
 
 
 def _unknown(name):
-    near = difflib.get_close_matches(str(name), names(), n=4, cutoff=0.5)
-    near += [full for full in names() if full == f"{_PREFIX}{name}" and full not in near]
-    hint = f"Near matches: {', '.join(near)}." if near else "simclr_tf.encoders.names() lists them."
+    similar = difflib.get_close_matches(str(name), names(), n=4, cutoff=0.5)
+    similar += [full for full in names() if full == f"{_PREFIX}{name}" and full not in similar]
+    hint = "simclr_tf.encoders.names() lists all."
+    if similar:
+        hint = f"Near matches: {', '.join(similar)}."
     return f"encoder must be one of resnet18 to resnet200 or keras_cv/NAME; got {name!r}. {hint}"
