@@ -1,35 +1,57 @@
-"""What this process computes on, for code that has one form for a processor and one for others."""
+"""CPU or accelerator: what depends on the device, such as precision and steps per execution."""
 
 import math
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util  # no public name tells what XLA compiles
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 
 def on_cpu():
-    """Whether TensorFlow sees no GPU and no TPU. Initialises the devices."""
+    """Whether TensorFlow sees neither a GPU nor a TPU. Initialises the devices.
+
+    Example:
+
+    >>> simclr_tf.devices.on_cpu() == (not tf.config.list_logical_devices("GPU"))
+    True
+    """
     return not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
 
 
 def under_xla():
-    """Whether what is being traced is part of a function that XLA compiles as a whole."""
-    graph = tf.compat.v1.get_default_graph()
-    return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+    """Whether the function being traced is compiled by XLA, or called from one that is.
+
+    Example:
+
+    >>> simclr_tf.devices.under_xla()  # eager execution
+    False
+    """
+    return _keras.under_xla()
 
 
-# Steps taken without Python in between: a TPU is far from its host, a GPU near, a processor is it.
-_STEPS_AT_A_TIME = (("TPU", 50), ("GPU", 10), ("CPU", 1))
+# Steps per Python call, by device: the slower a call from the host, the more steps.
+_MAX_STEPS_PER_EXECUTION = (("TPU", 50), ("GPU", 10), ("CPU", 1))
 
 
 def steps_per_execution(steps_per_epoch, total_steps):
-    """How many steps to take before callbacks are called, so that the device never waits for them.
+    """Chooses `steps_per_execution` of `keras.Model.compile` for this device.
 
-    A number that divides the steps of an epoch and, where a run ends within one, those of the run:
-    the run then ends at its last step.
+    Args:
+        steps_per_epoch: int above 0.
+        total_steps: int above 0, the steps of the run, which may end within an epoch.
+
+    Returns:
+        int, the largest common divisor of both that is at most 50 on a TPU, 10 on a GPU and 1 on a
+        CPU; with it, an epoch and the run end at their last steps.
+
+    Example:
+
+    >>> simclr_tf.devices.steps_per_execution(steps_per_epoch=97, total_steps=194)
+    1
     """
-    limit = next(n for kind, n in _STEPS_AT_A_TIME if tf.config.list_logical_devices(kind))
+    devices = tf.config.list_logical_devices
+    limit = next(n for kind, n in _MAX_STEPS_PER_EXECUTION if devices(kind))
     stops = math.gcd(steps_per_epoch, total_steps)
     return max(n for n in range(1, limit + 1) if stops % n == 0)
 
@@ -42,13 +64,23 @@ PRECISIONS = {
 
 
 def precision_policy(name="auto"):
-    """The name of the Keras policy for a precision: "auto", "float32", "bfloat16", "float16".
+    """The Keras dtype policy for a precision.
 
-    "auto" is bfloat16 where the device computes in it (TPU, a GPU of compute capability 8 or
-    more, a processor with AVX-512 BF16 or AMX) and float32 elsewhere.
+    Args:
+        name: "float32", "bfloat16", "float16" or "auto". "auto" is bfloat16 if the device computes
+            in it (a TPU, a GPU of compute capability 8.0 or higher, a CPU with AVX-512 BF16 or AMX)
+            and float32 otherwise.
+
+    Returns:
+        The policy's name, for `keras.mixed_precision.set_global_policy`.
 
     Raises:
-      ValueError: an unknown name.
+        ValueError: for an unknown name.
+
+    Example:
+
+    >>> simclr_tf.devices.precision_policy("bfloat16")
+    'mixed_bfloat16'
     """
     if name == "auto":
         name = "bfloat16" if _computes_bfloat16() else "float32"
@@ -68,6 +100,6 @@ def _computes_bfloat16():
     try:
         with open("/proc/cpuinfo") as file:
             flags = file.read()
-    except OSError:  # not Linux: nothing is known of the processor
+    except OSError:  # not Linux: the CPU's features are unknown
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags

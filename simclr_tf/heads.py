@@ -1,38 +1,46 @@
-"""The projection head: h to z, the space in which the contrastive loss is taken.
-
-Here lives `ProjectionHead`. Encoders are in `resnet` and `encoders`; the loss is in `losses`.
-"""
+"""Projection heads: layers from h to z, the embedding that the contrastive loss compares."""
 
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
 class ProjectionHead(keras.layers.Layer):
-    """g(h): dense layers, ReLU between them (arXiv:2002.05709, section 4.2; 2006.10029, section 3).
+    """The projection head g: dense layers with ReLU between them, z = g(h).
+
+    Source: arXiv:2002.05709, section 4.2 (two layers), and arXiv:2006.10029, section 3 (three).
 
     Args:
-        hidden_dim: units of the hidden layers; None for the length of h.
-        output_dim: length of z.
+        hidden_dim: int above 0, units of the hidden layers; None for the length of h.
+        output_dim: int above 0, length of z.
         layers: number of dense layers, 2 (SimCLR) or 3 (SimCLRv2).
-        batch_norm: dense layers without bias, each followed by batch normalisation, the last of
-            which has no centre (as in google-research/simclr); False for dense layers with bias and
-            no normalisation.
-        bn_momentum: share of the old moving statistics kept at each training step.
-        bn_epsilon: added to the variance in batch normalisation.
-        name: of the layer.
-        **kwargs: `keras.layers.Layer`'s own.
+        batch_norm: bool. With True, dense layers have no bias and each is followed by batch
+            normalisation, the last without beta (as in google-research/simclr). With False, dense
+            layers have biases and there is no normalisation.
+        bn_momentum: float in [0, 1), the momentum of batch normalisation's moving statistics.
+        bn_epsilon: float above 0, added to the variance in batch normalisation.
+        name: name of the layer.
+        **kwargs: arguments of `keras.layers.Layer`: `dtype`, `trainable`.
 
     Call arguments:
         h: float [batch, D].
-        training: whether batch normalisation uses the batch's own statistics.
+        training: bool; whether batch normalisation uses the statistics of the batch.
 
-    Returns z: float32 [batch, output_dim], whatever the precision policy; not normalised.
+    Returns:
+        z: float32 [batch, output_dim], under every precision policy. Not normalised to length 1:
+        the losses do that.
 
     Raises:
-        ValueError: for a number of layers or a width out of range, or when h is not [batch, D].
+        ValueError: for layers, hidden_dim or output_dim out of range, or if h is not [batch, D].
+
+    Example:
+
+    >>> head = simclr_tf.ProjectionHead(output_dim=128)
+    >>> head(h).shape
+    TensorShape([8, 128])
     """
 
     def __init__(
@@ -72,21 +80,19 @@ class ProjectionHead(keras.layers.Layer):
             last = index == self.layers - 1
             inputs, units = units, self.output_dim if last else self.hidden_dim or shape[1]
             dense = self._dense(units, f"dense{index + 1}")
-            with tf.name_scope(dense.name):
-                dense.build((None, inputs))
+            _keras.build_named(dense, (None, inputs))
             self.dense_layers.append(dense)
             if self.batch_norm:
                 norm = self._norm(f"bn{index + 1}", center=not last)
-                with tf.name_scope(norm.name):
-                    norm.build((None, units))
+                _keras.build_named(norm, (None, units))
                 self.norm_layers.append(norm)
         self.relu = keras.layers.ReLU(dtype=self.dtype_policy, name="relu")
-        # float32, so that the loss is taken on z as it is, not rounded again
+        # float32, so that z is not rounded under mixed precision
         self.to_float32 = keras.layers.Activation("linear", dtype="float32", name="z")
         super().build(input_shape)
 
     def _dense(self, units, name):
-        # The published value; without normalisation after it, it would only shrink z.
+        # The published initializer; without normalisation it would make z very small.
         normal = keras.initializers.RandomNormal(stddev=0.01)
         return keras.layers.Dense(
             units,
@@ -107,18 +113,21 @@ class ProjectionHead(keras.layers.Layer):
         )
 
     def call(self, h, training=None):
-        """Takes h to z; see the class."""
+        """Computes z of h; see the class."""
         return self.hidden_outputs(h, training=training)[-1]
 
     def hidden_outputs(self, h, training=False):
-        """The outputs between the layers: item 1 is where SimCLRv2 fine-tunes from (section 3).
+        """Computes the output of every layer.
+
+        SimCLRv2 fine-tunes from item 1, the first hidden layer (arXiv:2006.10029, section 3).
 
         Args:
             h: float [batch, D].
-            training: as in the call.
+            training: bool; whether batch normalisation uses the statistics of the batch.
 
         Returns:
-            A list of `layers + 1` tensors: h, every hidden layer's output after its ReLU, and z.
+            A list of `layers + 1` tensors: h, every hidden layer's output after its ReLU [batch,
+            hidden_dim], and z [batch, output_dim].
         """
         if not self.built:
             self.build(h.shape)

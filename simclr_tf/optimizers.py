@@ -1,7 +1,7 @@
-"""LARS, the warm-up + cosine schedule, and an optimizer by name.
+"""LARS, the schedule of warm-up and cosine decay, and optimizers by name.
 
-The update rule is the function `lars_update`; `LARS` owns the momentum buffers and calls it.
-What a rate means in epochs, and every flag, lives in the command line, not here.
+The update rule is the function `lars_update`; `LARS` owns the momentum buffers and calls it. Rates
+and durations are in optimizer steps here; the command line converts epochs.
 """
 
 import math
@@ -11,12 +11,13 @@ import re
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 OPTIMIZERS = ("lars", "lamb", "sgd", "adamw")
 SCALINGS = ("linear", "sqrt", "none")
 
-# Biases and the scale and offset of a normalisation layer, for libraries that filter by name.
+# Biases and the gamma and beta of normalisation layers, for optimizers that exclude by name.
 _BIAS_OR_NORM_NAMES = (r"(^|/)(bias|gamma|beta)\b",)
 
 
@@ -31,7 +32,7 @@ def lars_update(
     exclude,
     nesterov=False,
 ):
-    """One step of layer-wise adaptive rate scaling (LARS) for one variable.
+    """Computes one step of LARS, layer-wise adaptive rate scaling, for one variable.
 
     ```
     g     = gradient + weight_decay * weight
@@ -40,28 +41,38 @@ def lars_update(
     w     = weight - v                              Nesterov: w - (momentum * v + rate * trust * g)
     ```
 
-    The rate is inside the buffer, so a change of rate acts on later gradients alone, and the
-    decay is coupled: it is added before the norms are taken. You et al. 2017, "Large Batch
-    Training of Convolutional Networks" (arXiv:1708.03888), in the form google-research/simclr uses.
+    The buffer includes the learning rate, so that a change of the rate affects later gradients
+    only. The decay is coupled: it is added before the norms are computed. Source: You et al. 2017,
+    "Large Batch Training of Convolutional Networks" (arXiv:1708.03888, algorithm 1), in the form
+    google-research/simclr uses.
 
     Args:
-      weight: floating tensor of any shape, the variable before the step.
-      gradient: tensor of the same shape.
-      momentum_buffer: tensor of the same shape, v of the step before; zeros at first.
-      learning_rate: scalar, the global rate of this step.
-      momentum: float in [0, 1).
-      weight_decay: float, 0 or more; the coefficient of the L2 term's gradient.
-      trust_coefficient: float above 0; None leaves the trust ratio out (plain momentum SGD).
-      exclude: bool; True takes neither decay nor trust ratio.
-      nesterov: bool; look one momentum step ahead.
+        weight: float tensor of any shape, the variable before the step.
+        gradient: float tensor of the same shape.
+        momentum_buffer: float tensor of the same shape, v of the previous step; zeros at first.
+        learning_rate: scalar, the global rate of this step.
+        momentum: float in [0, 1).
+        weight_decay: float, 0 or more; the coefficient of the weight in the gradient.
+        trust_coefficient: float above 0; None for a trust ratio of 1 (momentum SGD).
+        exclude: bool; True applies neither weight decay nor trust ratio.
+        nesterov: bool; whether to use Nesterov momentum.
 
     Returns:
-      (new_weight, new_buffer), each of the shape and dtype of its predecessor. The arithmetic,
-      norms included, is float32, or float64 for float64 weights.
+        (new_weight, new_buffer), with the shapes and dtypes of weight and momentum_buffer. They are
+        computed in float32, or in float64 for float64 weights.
+
+    Example:
+
+    >>> w, g, v = tf.constant([[3.0, 4.0]]), tf.constant([[6.0, 8.0]]), tf.zeros([1, 2])
+    >>> w, v = simclr_tf.optimizers.lars_update(
+    ...     w, g, v, learning_rate=2.0, momentum=0.9, weight_decay=0.0, trust_coefficient=0.1,
+    ...     exclude=False)
+    >>> w.numpy().round(3)  # the trust ratio is 0.1 * 5 / 10
+    array([[2.4, 3.2]], dtype=float32)
     """
     dtype = tf.float64 if weight.dtype == tf.float64 else tf.float32
     w, g, v = (tf.cast(tensor, dtype) for tensor in (weight, gradient, momentum_buffer))
-    # A variable has to be read first: its cast to its own dtype is the variable itself.
+    # A variable is read first, because its cast to its own dtype would be the variable itself.
     rate = tf.cast(tf.convert_to_tensor(learning_rate), dtype)
     if not exclude:
         g += weight_decay * w
@@ -73,36 +84,42 @@ def lars_update(
 
 
 def _trust_ratio(w, g, trust_coefficient):
-    """Scalar trust_coefficient * |w| / |g|, and 1 where either norm is 0."""
+    """Computes trust_coefficient * |w| / |g|, a scalar; 1 if either norm is 0."""
     w_norm, g_norm = tf.norm(w), tf.norm(g)
     ratio = trust_coefficient * tf.math.divide_no_nan(w_norm, g_norm)
     return tf.where((w_norm > 0) & (g_norm > 0), ratio, tf.ones_like(ratio))
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
-class LARS(keras.optimizers.Optimizer):
-    """Layer-wise adaptive rate scaling with momentum: see `lars_update` for the rule.
+class LARS(_keras.Optimizer):
+    """LARS, layer-wise adaptive rate scaling with momentum (arXiv:1708.03888).
 
-    Variables of rank 1 or less (biases, the scale and offset of every normalisation layer) take
-    neither weight decay nor trust ratio, and so do those that `exclude` names.
-
-    Sparse gradients (of embedding lookups) are made dense, since the norms need all of them.
+    `lars_update` is the update rule. Neither weight decay nor trust ratio apply to variables of
+    rank 1 or less (biases, the gamma and beta of normalisation layers) or to those that match
+    `exclude`. Sparse gradients are converted to dense ones, because the norms need every row.
 
     Args:
-      learning_rate: float, or a `keras.optimizers.schedules.LearningRateSchedule`.
-      momentum: float in [0, 1).
-      weight_decay: float, 0 or more. Coupled: part of the gradient, under the trust ratio. Held as
-        `coupled_weight_decay`; Keras's own decoupled `weight_decay` stays None.
-      trust_coefficient: float above 0; None for no trust ratio at all, which is momentum SGD.
-      nesterov: bool; look one momentum step ahead.
-      exclude: list of regular expressions (or one) searched for in a variable's name
-        ("head/kernel"; on Keras 3 its path, "model/head/kernel", so do without a leading "^"); a
-        match excludes the variable as if it were a bias.
-      name: name of the optimizer.
-      **kwargs: what every Keras optimizer takes: `clipnorm`, `global_clipnorm`, `use_ema`, ...
+        learning_rate: float, or a `keras.optimizers.schedules.LearningRateSchedule`.
+        momentum: float in [0, 1).
+        weight_decay: float, 0 or more. Coupled: part of the gradient, and so of the trust ratio.
+            The attribute is `coupled_weight_decay`; Keras's decoupled `weight_decay` stays None.
+        trust_coefficient: float above 0; None for a trust ratio of 1, which is momentum SGD.
+        nesterov: bool; whether to use Nesterov momentum.
+        exclude: a regular expression or a list of them. A variable whose name contains a match is
+            excluded as if it were a bias. A name is "head/kernel", and in Keras 3 a path,
+            "model/head/kernel", so that "^" matches only in Keras 2.
+        name: name of the optimizer.
+        **kwargs: other arguments of `keras.optimizers.Optimizer`: `clipnorm`, `use_ema`, and so on.
 
     Raises:
-      ValueError: a value out of its range, or a regular expression that does not compile.
+        ValueError: for a value out of its range, or an invalid regular expression.
+
+    Example:
+
+    >>> model = simclr_tf.SimCLR(encoder)
+    >>> model.compile(optimizer=simclr_tf.LARS(learning_rate=1.0, weight_decay=1e-6))
+    >>> model.optimizer.coupled_weight_decay
+    1e-06
     """
 
     def __init__(
@@ -118,11 +135,7 @@ class LARS(keras.optimizers.Optimizer):
     ):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
         _check_lars(momentum, weight_decay, trust_coefficient, exclude)
-        if hasattr(keras.optimizers.Optimizer, "_build_learning_rate"):  # Keras 2
-            super().__init__(name=name, weight_decay=None, **kwargs)
-            self._learning_rate = self._build_learning_rate(learning_rate)
-        else:
-            super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate, name, **kwargs)
         self.momentum = momentum
         self.coupled_weight_decay = weight_decay
         self.trust_coefficient = trust_coefficient
@@ -130,24 +143,24 @@ class LARS(keras.optimizers.Optimizer):
         self.exclude = exclude
 
     def build(self, var_list):
-        """Makes one momentum buffer for each variable of `var_list`; a second call does nothing."""
-        super().build(var_list)
-        if hasattr(self, "momentum_buffers"):
+        """Creates a momentum buffer for each variable of `var_list`; later calls do nothing."""
+        if _keras.is_built(self):
             return
+        super().build(var_list)
         self.momentum_buffers = [
             self.add_variable_from_reference(variable, "momentum") for variable in var_list
         ]
-        # Decided here, as inside a replica a variable's name has a suffix.
+        self._index = _keras.VariableIndex(var_list)
+        # Decided here, because inside a replica a variable's name has a suffix.
         self._excluded = tuple(self.is_excluded(variable) for variable in var_list)
-        self._built = True
 
     def is_excluded(self, variable):
-        """Whether `variable` takes neither weight decay nor trust ratio."""
+        """Whether neither weight decay nor trust ratio apply to `variable`."""
         return len(variable.shape) <= 1 or _matches(variable, self.exclude)
 
     def update_step(self, gradient, variable, learning_rate=None):
-        """Updates `variable` and its buffer in place; Keras 3 hands the step's rate in."""
-        index = self._index_of(variable)
+        """Updates `variable` and its buffer in place; Keras 3 passes the step's learning rate."""
+        index = self._index[variable]
         momentum_buffer = self.momentum_buffers[index]
         new_weight, new_buffer = lars_update(
             tf.convert_to_tensor(variable),
@@ -163,16 +176,9 @@ class LARS(keras.optimizers.Optimizer):
         variable.assign(new_weight)
         momentum_buffer.assign(new_buffer)
 
-    def _index_of(self, variable):
-        if hasattr(self, "_get_variable_index"):  # Keras 3
-            return self._get_variable_index(variable)
-        return self._index_dict[self._var_key(variable)]
-
     def get_config(self):
-        """Every argument, the exclusions and a serialised schedule among them."""
+        """Every argument of the constructor; a schedule is serialised."""
         config = super().get_config()
-        if "learning_rate" not in config:  # Keras 3 has it already
-            config["learning_rate"] = self._serialize_hyperparameter(self._learning_rate)
         config.update(
             momentum=self.momentum,
             weight_decay=self.coupled_weight_decay,
@@ -184,8 +190,8 @@ class LARS(keras.optimizers.Optimizer):
 
 
 def _matches(variable, patterns):
-    name = getattr(variable, "path", variable.name)  # Keras 3's `name` lacks the layer's
-    return any(re.search(pattern, name.split(":")[0]) for pattern in patterns)
+    name = _keras.variable_name(variable)
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _check_lars(momentum, weight_decay, trust_coefficient, exclude):
@@ -203,42 +209,70 @@ def _check_lars(momentum, weight_decay, trust_coefficient, exclude):
         except re.error as error:
             raise ArgumentError(
                 f"exclude must hold regular expressions; got {pattern!r}: {error}. "
-                "re.escape(...) makes one of a plain name."
+                "Escape plain names with re.escape."
             ) from error
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
 class AdamW(keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` that leaves biases and normalisation parameters undecayed.
+    """`keras.optimizers.AdamW` without weight decay on biases and normalisation parameters.
 
-    These are the variables of rank 1 or less. The exclusion is part of the class, so it outlives
-    saving and loading, which `exclude_from_weight_decay` called on a plain AdamW does not.
+    These are the variables of rank 1 or less. Because the exclusion belongs to the class, it is
+    kept when a model is saved and loaded; `exclude_from_weight_decay` on Keras's AdamW is not.
+    Arguments are those of `keras.optimizers.AdamW`, which implements arXiv:1711.05101.
+
+    Example:
+
+    >>> kernel, bias = tf.Variable([[1.0]]), tf.Variable([1.0])
+    >>> adamw = simclr_tf.optimizers.AdamW(learning_rate=0.1, weight_decay=0.5)
+    >>> _ = adamw.apply_gradients([(tf.zeros([1, 1]), kernel), (tf.zeros([1]), bias)])
+    >>> kernel.numpy(), bias.numpy()
+    (array([[0.95]], dtype=float32), array([1.], dtype=float32))
     """
 
     def build(self, var_list):
-        """Excludes the variables of rank 1 or less from the decay, then makes the moments."""
-        if not (getattr(self, "_built", False) or getattr(self, "built", False)):
+        """Excludes variables of rank 1 or less from weight decay and creates the moments."""
+        if not _keras.is_built(self):
             self.exclude_from_weight_decay(var_list=[v for v in var_list if len(v.shape) <= 1])
         super().build(var_list)
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from 0 to `learning_rate`, then half a cosine down to the final rate.
+    """Linear warm-up from 0 to `learning_rate`, then cosine decay to `final_learning_rate`.
 
-    With p the peak, W warm-up steps of T in all, and f the final rate, step s (counted from 0) has
-    `p * s / W` while s < W, then `f + (p - f) * (1 + cos(pi * (s - W) / (T - W))) / 2`, and f from
-    step T on. The schedule of SimCLR (Chen et al. 2020, arXiv:2002.05709, section 2.2); the cosine
-    is that of SGDR (arXiv:1608.03983) without restarts.
+    With p the peak rate, W the warm-up steps, T the total steps and f the final rate, the rate of
+    step s, counted from 0, is
+
+    ```
+    p * s / W                                               s < W
+    f + (p - f) * (1 + cos(pi * (s - W) / (T - W))) / 2     W <= s < T
+    f                                                       s >= T
+    ```
+
+    The schedule of SimCLR (arXiv:2002.05709, section 2.2), computed by
+    `keras.optimizers.schedules.CosineDecay` (arXiv:1608.03983, without restarts).
 
     Args:
-      learning_rate: float above 0, the peak.
-      total_steps: int above 0, optimizer steps of the whole run, warm-up included.
-      warmup_steps: int from 0 to total_steps - 1; 0 starts at the peak.
-      final_learning_rate: float from 0 to `learning_rate`.
+        learning_rate: float above 0, the peak rate.
+        total_steps: int above 0, optimizer steps of the whole run, including the warm-up.
+        warmup_steps: int from 0 to total_steps - 1; with 0 the first rate is the peak.
+        final_learning_rate: float from 0 to `learning_rate`.
+
+    Call arguments:
+        step: integer scalar, from 0.
+
+    Returns:
+        The learning rate: float32 scalar.
 
     Raises:
-      ValueError: a value out of its range.
+        ValueError: for a value out of its range.
+
+    Example:
+
+    >>> schedule = simclr_tf.WarmupCosine(0.8, total_steps=110, warmup_steps=10)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
+    [0.0, 0.4, 0.8, 0.4, 0.0]
     """
 
     def __init__(self, learning_rate, total_steps, warmup_steps=0, final_learning_rate=0.0):
@@ -248,6 +282,21 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = _whole_number("warmup_steps", warmup_steps)
         self.final_learning_rate = float(final_learning_rate)
         self._check()
+        self._schedule = self._keras_schedule()
+
+    def _keras_schedule(self):
+        decay_steps = self.total_steps - self.warmup_steps
+        alpha = self.final_learning_rate / self.learning_rate
+        cosine = keras.optimizers.schedules.CosineDecay
+        if not self.warmup_steps:
+            return cosine(self.learning_rate, decay_steps, alpha)
+        return cosine(
+            0.0,
+            decay_steps,
+            alpha,
+            warmup_target=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+        )
 
     def _check(self):
         if not 0 < self.learning_rate < math.inf:
@@ -266,19 +315,11 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
             )
 
     def __call__(self, step):
-        """The rate of `step` (integer scalar, from 0): float32 scalar."""
-        step = tf.cast(step, tf.float32)
-        decay_steps = self.total_steps - self.warmup_steps
-        progress = tf.clip_by_value((step - self.warmup_steps) / decay_steps, 0.0, 1.0)
-        drop = self.learning_rate - self.final_learning_rate
-        rate = self.final_learning_rate + drop * 0.5 * (1.0 + tf.cos(math.pi * progress))
-        if not self.warmup_steps:
-            return rate
-        warmup_rate = self.learning_rate * step / self.warmup_steps
-        return tf.where(step < self.warmup_steps, warmup_rate, rate)
+        """Computes the learning rate of a step; see the class."""
+        return self._schedule(step)
 
     def get_config(self):
-        """Every argument."""
+        """Every argument of the constructor."""
         return {
             "learning_rate": self.learning_rate,
             "total_steps": self.total_steps,
@@ -295,19 +336,24 @@ def _whole_number(name, value):
 
 
 def scale_learning_rate(learning_rate, batch_size, scaling):
-    """The rate for a batch size (arXiv:2002.05709, section 2.2 and appendix B.1).
+    """Scales a base learning rate to a batch size (arXiv:2002.05709, section 2.2, appendix B.1).
 
     Args:
-      learning_rate: float, the base rate.
-      batch_size: int above 0, images of the global batch, before they become two views.
-      scaling: "linear" for rate * batch_size / 256, "sqrt" for rate * sqrt(batch_size) (base rates
-        are then near 0.075), "none" for the rate as it is.
+        learning_rate: float, the base rate.
+        batch_size: int above 0, the number of images (not views) of the global batch.
+        scaling: "linear" for learning_rate * batch_size / 256, "sqrt" for learning_rate *
+            sqrt(batch_size) (the paper's base rate is then 0.075), "none" for learning_rate.
 
     Returns:
-      float, the peak rate.
+        float, the peak rate.
 
     Raises:
-      ValueError: an unknown scaling or a batch size below 1.
+        ValueError: for an unknown scaling or a batch size below 1.
+
+    Example:
+
+    >>> simclr_tf.optimizers.scale_learning_rate(0.075, batch_size=4096, scaling="sqrt")
+    4.8
     """
     if batch_size < 1:
         raise ArgumentError(f"batch_size must be 1 or more; got {batch_size}.")
@@ -321,28 +367,34 @@ def scale_learning_rate(learning_rate, batch_size, scaling):
 
 
 def by_name(name, learning_rate, weight_decay=1e-6, momentum=0.9, **kwargs):
-    """An optimizer by name; each leaves biases and normalisation parameters undecayed.
+    """Creates an optimizer that applies no weight decay to biases and normalisation parameters.
 
     - "lars": `LARS`.
-    - "lamb": LAMB of TensorFlow Addons (You et al., arXiv:1904.00962); biases and normalisation
-      parameters, found by name, also take no layer adaptation.
-    - "sgd": SGD with momentum and coupled L2 decay (the decay is part of the gradient and so of the
-      momentum), which is the field's "SGD with weight decay"; the `weight_decay` of Keras's own
-      SGD is decoupled instead. It is `LARS` without the trust ratio.
-    - "adamw": `AdamW`, Keras's own, with decoupled decay.
+    - "lamb": LAMB of TensorFlow Addons (arXiv:1904.00962). Biases and normalisation parameters,
+      found by name, are also excluded from layer adaptation.
+    - "sgd": SGD with momentum and coupled weight decay, which is part of the gradient and so of the
+      momentum. (The `weight_decay` of Keras's SGD is decoupled.) It is `LARS` without trust ratio.
+    - "adamw": `AdamW`, with decoupled weight decay.
 
     Args:
-      name: "lars", "lamb", "sgd" or "adamw".
-      learning_rate: float, or a `keras.optimizers.schedules.LearningRateSchedule`.
-      weight_decay: float, 0 or more.
-      momentum: float in [0, 1), for "lars" and "sgd"; the Adam family takes beta_1 in `kwargs`.
-      **kwargs: further arguments of the optimizer in question.
+        name: "lars", "lamb", "sgd" or "adamw".
+        learning_rate: float, or a `keras.optimizers.schedules.LearningRateSchedule`.
+        weight_decay: float, 0 or more.
+        momentum: float in [0, 1), for "lars" and "sgd"; for the others pass `beta_1`.
+        **kwargs: further arguments of the optimizer.
 
     Returns:
-      an optimizer for `compile`.
+        An optimizer for `compile`.
 
     Raises:
-      ValueError: an unknown name, or "lamb" where TensorFlow Addons cannot be imported.
+        ValueError: for an unknown name, or for "lamb" if TensorFlow Addons cannot be imported.
+
+    Example:
+
+    >>> schedule = simclr_tf.WarmupCosine(0.1, total_steps=1000, warmup_steps=100)
+    >>> optimizer = simclr_tf.optimizers.by_name("sgd", schedule, weight_decay=5e-4)
+    >>> optimizer.name
+    'SGD'
     """
     if name == "lars":
         return LARS(learning_rate, momentum, weight_decay, **kwargs)
@@ -358,11 +410,11 @@ def by_name(name, learning_rate, weight_decay=1e-6, momentum=0.9, **kwargs):
 
 def _lamb(learning_rate, weight_decay, **kwargs):
     try:
-        from tensorflow_addons.optimizers import LAMB  # its import warns, and fails on Keras 3
+        from tensorflow_addons.optimizers import LAMB  # the import warns, and fails with Keras 3
     except ImportError as error:
         raise ArgumentError(
             "optimizer 'lamb' needs TensorFlow Addons, which works with TensorFlow 2.15 and "
-            f"before; got {error}. Install tensorflow-addons there, or take 'lars' or 'adamw'."
+            f"before; got {error}. Install tensorflow-addons there, or use 'lars' or 'adamw'."
         ) from error
     excluded = list(_BIAS_OR_NORM_NAMES)
     return LAMB(

@@ -1,7 +1,7 @@
-"""Weights from elsewhere: Google's SimCLR and SimCLRv2 models as encoder and heads of this package.
+"""Google's published weights: SimCLR and SimCLRv2 models as encoder and heads of this package.
 
-Here live the reading of files that the official TensorFlow 2 code (google-research/simclr, tf2/)
-wrote, and the map from its names to ours. A layer is found by its place in the official model:
+Reads the files that the official TensorFlow 2 code (google-research/simclr, tf2/) writes. A layer
+of this package (right) is filled from an object of the official model, found by its path there:
 
 ```
 resnet_model/initial_conv_relu_max_pool/  0/conv2d, 2/bn              stem
@@ -27,8 +27,8 @@ _projection_head/linear_layers/J/         dense, bn_relu/bn           dense{J+1}
 supervised_head/linear_layer/             dense                       linear_head
 ```
 
-The keys in a file may say otherwise (a SavedModel has `trainable_variables_list/12` for a kernel):
-the file's own object graph leads from a place to its key.
+A variable's key in a file need not contain its path (in a SavedModel it may be
+`trainable_variables_list/12`); the object graph in the file leads from the path to the key.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ import typing
 
 import tensorflow as tf
 from tensorflow import keras
-from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from simclr_tf import heads
+from simclr_tf import _keras, heads
 from simclr_tf.encoders import resnet
 from simclr_tf.errors import ArgumentError
 
-# Not the model's: the object graph, the optimizer with its slots, and two counters.
+# Entries that are not of the model: object graph, optimizer and its slots, two counters.
 _IGNORED = re.compile(
     r"_CHECKPOINTABLE_OBJECT_GRAPH$|.*/\.OPTIMIZER_SLOT/|(optimizer|global_step|save_counter)/"
 )
-# What TensorFlow raises for a file that is cut short, not there, or something else.
+# What TensorFlow raises for a file that is truncated, missing, or of another format.
 _READ_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -64,13 +63,21 @@ _DEFAULT_PIXELS = {"cifar": 32, "imagenet": 224}
 
 
 class Pretrained(typing.NamedTuple):
-    """What `from_official` read.
+    """The models that `from_official` returns.
 
     Attributes:
-        encoder: a built `ResNet`, from images [batch, H, W, 3] in [0, 1] to h [batch, D].
-        projection_head: a built `ProjectionHead`, from h to z; None where the file has none.
-        linear_head: a built `keras.layers.Dense`, from [batch, D] to logits [batch, classes]; None
-            where the file has none.
+        encoder: a built `ResNet` from images, float [batch, H, W, 3] in [0, 1], to h, float32
+            [batch, D].
+        projection_head: a built `ProjectionHead` from h to z, float32 [batch, output_dim]; None if
+            the file has none.
+        linear_head: a built `keras.layers.Dense` from float [batch, D] to logits, float32 [batch,
+            classes]; None if the file has none.
+
+    Example:
+
+    >>> pretrained = simclr_tf.pretrained.Pretrained(encoder, None, None)
+    >>> pretrained.encoder(images / np.float32(255)).shape
+    TensorShape([8, 8])
     """
 
     encoder: resnet.ResNet
@@ -79,34 +86,45 @@ class Pretrained(typing.NamedTuple):
 
 
 def from_official(path, image_size=None, projection_head=True):
-    """Reads a model that the official TensorFlow 2 code saved into our encoder and heads.
+    """Loads a model saved by the official TensorFlow 2 code as an encoder plus its heads.
 
-    Depth, width, selective kernels, stem and head are read off the file. Every variable in it is
-    used once and every variable of ours is filled, or the call fails; left aside, by name, are the
-    optimizer (`optimizer/...` and `.OPTIMIZER_SLOT`), `global_step` and `save_counter`. The graph
-    in a SavedModel is not executed.
+    Depth, width, selective kernels, stem and heads are inferred from the file. The call fails
+    unless each variable in the file fills exactly one variable of the returned models and none
+    remains unfilled. Ignored are the optimizer (`optimizer/...`, `.OPTIMIZER_SLOT`), `global_step`
+    and `save_counter`. The graph in a SavedModel is not executed.
 
     Args:
-        path: a SavedModel's directory (Google's are below gs://simclr-checkpoints-tf2, for example
+        path: directory of a SavedModel (Google's are in gs://simclr-checkpoints-tf2, for example
             simclrv2/pretrained/r50_1x_sk0/saved_model), a checkpoint (`DIR/ckpt-1000`), or a
             directory of checkpoints, of which the latest is read.
-        image_size: side of the images, in pixels, that the encoder is built for and exported with;
-            None for 224, or 32 where the model has the CIFAR stem. Other sizes still go through.
-        projection_head: False leaves the file's projection head, whatever its form, aside.
+        image_size: int, side of the images in pixels for which the encoder is built and exported;
+            None for 224, or for 32 if the model has the CIFAR stem. The encoder accepts other
+            sizes too.
+        projection_head: bool; False ignores the file's projection head, also one of a form that
+            this package does not have.
 
     Returns:
-        A `Pretrained`. `linear_head` is what the official code trained on labels, on h unless its
-        `ft_proj_selector` said otherwise; at 1 its input is
-        `projection_head.hidden_outputs(h)[1]`. The file does not say which.
+        A `Pretrained`. Its `linear_head` was trained on labels. Its input is h, unless the official
+        code ran with another `ft_proj_selector`, which the file does not record; with 1, its input
+        is `projection_head.hidden_outputs(h)[1]`.
 
     Raises:
-        ValueError: nothing to read at `path`, or a file of other code; a depth or head that this
-            package lacks; variables that are missing, left over or of another shape, by name.
+        ValueError: if there is no model at `path`, or it is not the official code's; for a depth or
+            head that this package does not have; for variables that are missing, superfluous or of
+            another shape, with their names.
 
-    Compared with the official code (commit 383d414) run on the same weights: ResNet-18, ResNet-50,
-    with selective kernels and twice as wide, from checkpoints and SavedModels that it wrote under
-    TensorFlow 2.15. Google's own files, converted and saved with an earlier TensorFlow, were not
-    at hand. Its README says that the v1 models have no projection head.
+    Example:
+
+    >>> simclr_tf.pretrained.from_official("simclr-checkpoints-tf2/r50_1x_sk0")
+    Traceback (most recent call last):
+    ...
+    simclr_tf.errors.ArgumentError: path must be a SavedModel's directory, a checkpoint ...
+
+    Outputs agree with those of the official code (commit 383d414) on the same weights for ResNet-18
+    and ResNet-50, for the latter also with selective kernels and with width 2, from checkpoints
+    and SavedModels written with TensorFlow 2.15. Google's own files, which an earlier TensorFlow
+    wrote, were not tested. According to its README, the models of SimCLR (v1) have no projection
+    head.
     """
     source = _Source(_checkpoint_prefix(path), path)
     encoder, encoder_paths = _encoder(source, image_size)
@@ -122,18 +140,18 @@ def from_official(path, image_size=None, projection_head=True):
     return Pretrained(encoder, head, linear)
 
 
-# ---- the architecture, read off names and shapes
+# ---- the architecture, inferred from names and shapes
 
 
 def _encoder(source, image_size):
-    """A built ResNet of the file's architecture; and the official place of each of its layers."""
+    """A built ResNet of the file's architecture, and the official path of each of its layers."""
     basic = source.has_node(f"{_block(0, 0)}/conv2d_bn_layers")
     body, shortcut = _BASIC if basic else _BOTTLENECK
     counts = tuple(
         source.count(f"{_GROUPS}/{g}/layers") for g in range(max(4, source.count(_GROUPS)))
     )
     depth = _depth(counts, basic, source)
-    # ResNet-D, which comes with selective kernels, pools before the shortcut's convolution.
+    # With selective kernels, shortcuts are those of ResNet-D, which pool before the convolution.
     selective = not source.has(f"{_block(0, 0)}/{shortcut}/0/conv2d/kernel")
     filters = source.shape(f"{_block(0, 0)}/{body}/0/conv2d/kernel")[-1]
     width = filters // 64 if filters % 64 == 0 else filters / 64
@@ -144,7 +162,7 @@ def _encoder(source, image_size):
     sk_ratio = _sk_ratio(source, width, body) if selective else 0.0
     encoder = resnet.ResNet(depth, width, sk_ratio, stem)
     size = _DEFAULT_PIXELS[stem] if image_size is None else image_size
-    encoder(keras.Input((size, size, 3)))  # builds it, and gives it the shape that export asks for
+    encoder(keras.Input((size, size, 3)))  # builds it and sets the shape that export uses
     return encoder, _encoder_paths(counts, basic, selective, stem)
 
 
@@ -165,7 +183,7 @@ def _depth(counts, basic, source):
 
 
 def _sk_ratio(source, width, body):
-    """The published ratio where it gives the file's squeezed channels, else one that does."""
+    """The published ratio if it results in the file's squeezed channels, else one that does."""
     if not source.has(f"{_block(3, 0)}/{body}/3/conv2d_0/kernel"):
         return _PUBLISHED_SK_RATIO
     squeezed = [source.shape(f"{_block(g, 0)}/{body}/3/conv2d_0/kernel")[-1] for g in range(4)]
@@ -176,7 +194,7 @@ def _sk_ratio(source, width, body):
 
 
 def _encoder_paths(counts, basic, selective, stem):
-    """Our layer's name -> the layer's place in the official model."""
+    """Maps the name of each of our layers to the layer's path in the official model."""
     if selective and stem == "imagenet":
         paths = {}
         for name, conv, norm in (("stem1", 0, 1), ("stem2", 2, 3), ("stem3", 4, 6)):
@@ -188,18 +206,18 @@ def _encoder_paths(counts, basic, selective, stem):
             name = f"group{group + 1}_block{index + 1}"
             paths.update(_block_paths(name, _block(group, index), basic, selective))
             if index == 0:
-                # ResNet-D's padding, only at stride 2, and pooling stand first in the list.
+                # ResNet-D's padding, only with stride 2, and pooling come first in the list.
                 first = (2 if group else 1) if selective else 0
-                place = f"{_block(group, 0)}/{(_BASIC if basic else _BOTTLENECK)[1]}"
-                paths.update(_conv_bn(f"{name}_shortcut", place, first, first + 1))
+                path = f"{_block(group, 0)}/{(_BASIC if basic else _BOTTLENECK)[1]}"
+                paths.update(_conv_bn(f"{name}_shortcut", path, first, first + 1))
     return paths
 
 
-def _block_paths(name, place, basic, selective):
+def _block_paths(name, path, basic, selective):
     if basic:
-        body = f"{place}/{_BASIC[0]}"
+        body = f"{path}/{_BASIC[0]}"
         return {**_conv_bn(f"{name}_1", body, 0, 1), **_conv_bn(f"{name}_2", body, 2, 3)}
-    body = f"{place}/{_BOTTLENECK[0]}"  # a drop-block, without variables, ends each of its parts
+    body = f"{path}/{_BOTTLENECK[0]}"  # after each normalisation a drop-block, without variables
     paths = _conv_bn(f"{name}_1", body, 0, 1)
     if selective:
         paths[f"{name}_2_streams_conv"] = f"{body}/3/conv2d_fixed_padding/conv2d"
@@ -212,22 +230,22 @@ def _block_paths(name, place, basic, selective):
     return {**paths, **_conv_bn(f"{name}_3", body, 6, 7)}
 
 
-def _conv_bn(name, place, conv, norm):
-    return {f"{name}_conv": f"{place}/{conv}/conv2d", f"{name}_bn": f"{place}/{norm}/bn"}
+def _conv_bn(name, path, conv, norm):
+    return {f"{name}_conv": f"{path}/{conv}/conv2d", f"{name}_bn": f"{path}/{norm}/bn"}
 
 
 def _projection_head(source, wanted):
-    """A built ProjectionHead, where there is one and it is wanted; and its layers' places."""
+    """A built ProjectionHead, or None if there is none or it is not wanted; its layers' paths."""
     if not source.has(f"{_HEAD}/0/dense/kernel"):
         return None, {}
     if not wanted:
-        source.leave_aside(_head_variables(source))
+        source.ignore(_head_variables(source))
         return None, {}
     layers = source.count(_HEAD)
     if layers not in (2, 3):
         raise ArgumentError(
             f"the projection head must have 2 or 3 layers; that of {source.path} has {layers}. "
-            "projection_head=False leaves it aside."
+            "projection_head=False ignores it."
         )
     inputs, hidden = source.shape(f"{_HEAD}/0/dense/kernel")
     head = heads.ProjectionHead(
@@ -249,7 +267,7 @@ def _head_variables(source):
 
 
 def _linear_head(source):
-    """A built Dense layer in float32, where there is one; and its official place."""
+    """A built Dense layer in float32, or None if there is none; and its official path."""
     if not source.has(f"{_LINEAR}/kernel"):
         return None, {}
     inputs, classes = source.shape(f"{_LINEAR}/kernel")
@@ -259,12 +277,12 @@ def _linear_head(source):
 
 
 def _variables_with_paths(model, paths):
-    """Yields (variable, official place) for every variable of a built model or layer of ours."""
-    for layer in () if model is None else (model, *model.submodules):
-        if layer.submodules:  # its parts hold what it has
+    """Yields (variable, official path) for every variable of a built model or layer of ours."""
+    for layer in () if model is None else (model, *_keras.sublayers(model)):
+        if _keras.sublayers(layer):  # they hold the variables
             continue
         for variable in layer.weights:
-            name = variable.name.split("/")[-1].removesuffix(":0")
+            name = _keras.variable_name(variable).split("/")[-1]
             yield variable, f"{paths[layer.name]}/{name}"
 
 
@@ -272,7 +290,7 @@ def _variables_with_paths(model, paths):
 
 
 def _checkpoint_prefix(path):
-    """What `tf.train.load_checkpoint` takes, from whatever of the files was named."""
+    """The prefix that `tf.train.load_checkpoint` reads, from a path to any of the files."""
     path = os.fspath(path).rstrip("/")
     exists, join = tf.io.gfile.exists, os.path.join
     if os.path.basename(path) == "saved_model.pb":
@@ -288,17 +306,17 @@ def _checkpoint_prefix(path):
     if prefix is None or not exists(f"{prefix}.index"):
         raise ArgumentError(
             "path must be a SavedModel's directory, a checkpoint (DIR/ckpt-1000) or a directory "
-            f"of checkpoints; got {path}, where none is. Copy whole directories: saved_model.pb "
+            f"of checkpoints; got {path}, which has none. Copy whole directories: saved_model.pb "
             "with variables/, or a checkpoint's .index with its .data files."
         )
     return prefix
 
 
 class _Source:
-    """A checkpoint of the official model: its variables by their place in that model.
+    """A checkpoint of the official model: its variables by their path in that model.
 
     Attributes:
-        path: as the caller gave it, for messages.
+        path: as the caller passed it, for messages.
     """
 
     def __init__(self, prefix, path):
@@ -312,16 +330,16 @@ class _Source:
         if graph is None:
             raise ArgumentError(
                 f"path must be a model that the official TensorFlow 2 code saved; {path} has "
-                "variables without objects, as TensorFlow 1 saves them. Google has the same "
-                "models for TensorFlow 2: gs://simclr-checkpoints-tf2."
+                "variables without objects, as TensorFlow 1 saves them. Use Google's files for "
+                "TensorFlow 2: gs://simclr-checkpoints-tf2."
             )
-        self._nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(graph).nodes
+        self._nodes = _keras.parse_object_graph(graph)
         self._model = self._find_model()
         self._used = set()
 
     def _find_model(self):
-        """The number of the node that holds the ResNet: the root's `model`, or the root."""
-        for number, node in enumerate(self._nodes):  # from the root outwards
+        """The number of the node with the ResNet: the root's `model`, or the root."""
+        for number, node in enumerate(self._nodes):  # breadth first, from the root
             if any(child.local_name == "resnet_model" for child in node.children):
                 return number
         raise ArgumentError(
@@ -329,66 +347,69 @@ class _Source:
             "resnet_model."
         )
 
-    def _node(self, place):
-        """The node at a place such as `resnet_model/block_groups/0`, counted from the model."""
+    def _node(self, path):
+        """The node at a path from the model, such as `resnet_model/block_groups/0`, or None."""
         number = self._model
-        for name in place.split("/"):
+        for name in path.split("/"):
             children = {child.local_name: child.node_id for child in self._nodes[number].children}
             if name not in children:
                 return None
             number = children[name]
         return self._nodes[number]
 
-    def _key(self, place):
-        node = self._node(place)
+    def _key(self, path):
+        node = self._node(path)
         for attribute in node.attributes if node else ():
             if attribute.checkpoint_key in self._shapes:
                 return attribute.checkpoint_key
         return None
 
-    def has_node(self, place):
-        """Whether the official model has an object there, with or without variables."""
-        return self._node(place) is not None
+    def has_node(self, path):
+        """Whether the official model has an object at a path, with or without variables."""
+        return self._node(path) is not None
 
-    def has(self, place):
-        """Whether a variable is there."""
-        return self._key(place) is not None
+    def has(self, path):
+        """Whether the official model has a variable at a path."""
+        return self._key(path) is not None
 
-    def count(self, place):
-        """The number of items in the list there; 0 without a list."""
-        node = self._node(place)
+    def count(self, path):
+        """The number of items of the list at a path; 0 if there is none."""
+        node = self._node(path)
         return sum(child.local_name.isdigit() for child in node.children) if node else 0
 
-    def shape(self, place):
-        """The shape of the variable there, a list of int."""
-        if not self.has(place):
-            self._refuse("lacks", [place])
-        return self._shapes[self._key(place)]
+    def shape(self, path):
+        """The shape of the variable at a path, a list of int."""
+        if not self.has(path):
+            self._refuse("lacks", [path])
+        return self._shapes[self._key(path)]
 
-    def leave_aside(self, places):
-        """Counts the variables at these places, where there are some, as used."""
-        self._used.update(key for key in map(self._key, places) if key)
+    def ignore(self, paths):
+        """Marks the variables at these paths as used, if they exist."""
+        self._used.update(key for key in map(self._key, paths) if key)
 
-    def fill(self, places):
-        """Assigns to every (variable, place) what is there, when nothing is missing or left over.
+    def fill(self, targets):
+        """Assigns the file's variables, unless one is missing, superfluous or of another shape.
+
+        Args:
+            targets: list of (variable, path).
 
         Raises:
-            ValueError: names what is missing, of another shape, or left over.
+            ValueError: with the names of those that are missing, of another shape, or superfluous.
         """
-        keys = [self._key(place) for _, place in places]
-        found = {place: self._shapes.get(key) for key, (_, place) in zip(keys, places)}
-        self._refuse("lacks", [place for place, shape in found.items() if shape is None])
+        keys = [self._key(path) for _, path in targets]
+        found = {path: self._shapes.get(key) for key, (_, path) in zip(keys, targets)}
+        self._refuse("lacks", [path for path, shape in found.items() if shape is None])
         wrong = [
-            f"{place} {tuple(found[place])} for {tuple(variable.shape)}"
-            for variable, place in places
-            if tuple(found[place]) != tuple(variable.shape)
+            f"{path} {tuple(found[path])} for {tuple(variable.shape)}"
+            for variable, path in targets
+            if tuple(found[path]) != tuple(variable.shape)
         ]
         self._refuse("has other shapes:", wrong)
         left = sorted(self._shapes.keys() - self._used - {*keys})
         left = [self._described(key) for key in left if not _IGNORED.match(key)]
-        self._refuse("has more than this package can take:", left)
+        self._refuse("has variables that this package has no layer for:", left)
         try:
-            for key, (variable, _) in zip(keys, places):
+            for key, (variable, _) in zip(keys, targets):
                 variable.assign(self._reader.get_tensor(key))
         except _READ_ERRORS as error:
             raise _unreadable(self.path, error) from error
@@ -397,13 +418,13 @@ class _Source:
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise ArgumentError(
-                "every variable must have its like in the encoder or a head; "
+                "every variable must correspond to one of the encoder or a head; "
                 f"{self.path} {what} {', '.join(names[:4])}{more}. "
-                "Is it a model of another kind? simclr_tf.pretrained says which names are read."
+                "Is it another model? The docstring of simclr_tf.pretrained lists the names."
             )
 
     def _described(self, key):
-        """A key with the variable's own name, which says more where the key is a list's item."""
+        """A key followed by the variable's name, for keys that are only the index in a list."""
         attributes = [item for node in self._nodes for item in node.attributes]
         names = {item.full_name for item in attributes if item.checkpoint_key == key}
         return f"{key.replace('/.ATTRIBUTES/VARIABLE_VALUE', '')} ({', '.join(names)})"
@@ -411,4 +432,6 @@ class _Source:
 
 def _unreadable(path, error):
     reason = " ".join(str(error).split())[:200]
-    return ValueError(f"{path} cannot be read: {reason}. Is it all there, .index and .data files?")
+    return ArgumentError(
+        f"path must be readable; {path} is not: {reason}. Are all its .index and .data files there?"
+    )

@@ -1,4 +1,4 @@
-"""The moving variance is the mean of the batches' own variances, whatever the kernel."""
+"""The moving variance averages the variances of batches, with every kernel."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ def layer_of(**kwargs):
 
 @pytest.mark.parametrize("kwargs", [{}, {"fused": False}, {"synchronized": True}])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_moves_it_by_the_variance_of_the_batch(kwargs, compiled):
-    """And the mean by the mean; the fused kernel of Keras alone would add n / (n - 1)."""
+def test_a_step_updates_with_the_variance_of_the_batch(kwargs, compiled):
+    """And with its mean. Keras's fused kernel would multiply the variance by n / (n - 1)."""
     layer = layer_of(**kwargs)
     call = tf.function(lambda x: batch_norm.normalise(layer, x, True))
     y = call(X) if compiled else batch_norm.normalise(layer, tf.constant(X), True)
@@ -31,8 +31,8 @@ def test_a_step_moves_it_by_the_variance_of_the_batch(kwargs, compiled):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_inference_and_a_frozen_layer_move_nothing(frozen):
-    """With the moving statistics, as Keras does."""
+def test_inference_and_a_frozen_layer_update_nothing(frozen):
+    """They use the moving statistics, as in Keras."""
     layer = layer_of()
     layer.trainable = not frozen
     y = batch_norm.normalise(layer, tf.constant(X), True if frozen else None)

@@ -1,4 +1,4 @@
-"""The weight gradient by matrix products is TensorFlow's own."""
+"""The weight gradient by matrix products equals TensorFlow's."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from simclr_tf.encoders import convolution
     ],
 )
 def test_both_gradients_are_tensorflows(size, stride, padding):
-    """And the value, in float32, on an image that is not square."""
+    """And so does the output, in float32, on images that are not square."""
     x = tf.random.normal([3, 9, 12, 5])
     kernel = tf.random.normal([size, size, 5, 4])
     results = []
@@ -36,7 +36,7 @@ def test_both_gradients_are_tensorflows(size, stride, padding):
 
 
 def test_a_resnet_in_bfloat16_has_the_same_gradient_either_way(monkeypatch):
-    """Of every weight, to what bfloat16 rounds; and layers with few channels stay as they are."""
+    """For every weight, up to bfloat16's rounding; layers with few channels use TensorFlow's."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
     encoder = ResNet(18, width=0.25, zero_init_residual=False)
@@ -67,6 +67,6 @@ def test_a_resnet_in_bfloat16_has_the_same_gradient_either_way(monkeypatch):
 
 
 def test_same_padding_with_a_stride_is_refused():
-    """TensorFlow's SAME then depends on the size of the image."""
+    """Because TensorFlow's SAME padding then depends on the size of the image."""
     with pytest.raises(ValueError, match="needs stride 1 here; got 2"):
         convolution.conv2d(tf.zeros([1, 4, 4, 1]), tf.zeros([3, 3, 1, 1]), 2, "SAME")

@@ -1,4 +1,4 @@
-"""Encoders by name: ours and KerasCV's, and what passes for an encoder."""
+"""Encoders by name: ResNets and KerasCV's backbones; and the check that a model is an encoder."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from simclr_tf import encoders
 from simclr_tf.encoders.resnet import ResNet
 
 
-def test_a_resnet_by_name_has_the_options_given():
+def test_a_resnet_by_name_has_the_options_passed():
     encoder = encoders.by_name("resnet50", 48, width=0.25, sk_ratio=0.0625, bn_momentum=0.99)
     assert isinstance(encoder, ResNet) and encoder.built
     assert (encoder.depth, encoder.width, encoder.sk_ratio) == (50, 0.25, 0.0625)
     assert (encoder.bn_momentum, encoder.stem) == (0.99, "auto")
 
 
-def test_without_a_size_a_resnet_waits_for_its_first_call():
+def test_without_a_size_a_resnet_is_built_on_its_first_call():
     assert not encoders.by_name("resnet18", stem="cifar").built
 
 
@@ -29,7 +29,7 @@ def test_without_a_size_a_resnet_waits_for_its_first_call():
         ("EfficientNetV2Backbone", "efficientnetv2_b0"),
     ],
 )
-def test_keras_cv_backbones_have_the_size_that_keras_cv_states(class_name, preset):
+def test_keras_cv_backbones_have_as_many_parameters_as_keras_cv_states(class_name, preset):
     import keras_cv
 
     stated = getattr(keras_cv.models, class_name).presets[preset]["metadata"]["params"]
@@ -46,8 +46,8 @@ def test_keras_cv_backbones_have_the_size_that_keras_cv_states(class_name, prese
         ("EfficientNetB0", "efficientnetv1_b0"),
     ],
 )
-def test_keras_cv_backbones_have_the_size_of_the_same_network_in_keras(class_name, name):
-    """KerasCV's own figures for these are off, or missing."""
+def test_keras_cv_backbones_have_as_many_parameters_as_the_same_network_in_keras(class_name, name):
+    """KerasCV states wrong numbers for these, or none."""
     network = getattr(keras.applications, class_name)
     same = network(include_top=False, weights=None, input_shape=(32, 32, 3))
     scale = sum(
@@ -68,13 +68,13 @@ def test_a_keras_cv_encoder_takes_unit_range_images_and_survives_a_save(name, tm
     np.testing.assert_allclose(loaded(images), h, rtol=1e-6)
 
 
-def test_a_keras_cv_encoder_gives_float32_under_mixed_precision():
+def test_a_keras_cv_encoder_returns_float32_under_mixed_precision():
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     encoder = encoders.by_name("keras_cv/mobilenet_v3_small")
     assert encoder(tf.zeros([1, 32, 32, 3])).dtype == tf.float32
 
 
-def test_names_are_all_there_is():
+def test_names_lists_every_encoder():
     names = encoders.names()
     assert len(names) == len(set(names)) and "resnet200" in names
     assert "keras_cv/efficientnetv2_s" in names and "keras_cv/densenet121" in names
@@ -90,19 +90,19 @@ def test_names_are_all_there_is():
         ("?", "encoders.names"),
     ],
 )
-def test_an_unknown_name_gets_the_near_ones(name, near):
+def test_an_unknown_name_is_answered_with_similar_ones(name, near):
     with pytest.raises(ValueError) as error:
         encoders.by_name(name)
     assert repr(name) in str(error.value) and near in str(error.value)
 
 
 @pytest.mark.parametrize("option", [{"width": 2}, {"sk_ratio": 0.1}, {"stem": "cifar"}])
-def test_keras_cv_refuses_the_options_of_our_resnets(option):
+def test_keras_cv_backbones_refuse_the_options_of_resnets(option):
     with pytest.raises(ValueError, match="options of resnet18 to resnet200"):
         encoders.by_name("keras_cv/resnet18", **option)
 
 
-def test_a_mix_transformer_asks_for_a_size_it_can_take():
+def test_a_mix_transformer_needs_a_size_that_is_a_multiple_of_32():
     for image_size in (None, 32, 72):
         with pytest.raises(ValueError, match="multiple of 32"):
             encoders.by_name("keras_cv/mit_b0", image_size=image_size)
@@ -115,7 +115,7 @@ def layers_of(*layers):
     return keras.Sequential([keras.layers.Conv2D(5, 3), *layers])
 
 
-def test_validate_builds_and_gives_the_length_of_h():
+def test_validate_builds_and_returns_the_length_of_h():
     encoder = ResNet(18, width=0.125)
     assert encoders.validate(encoder, 32) == 64
     assert encoder.built_shape == (None, 32, 32, 3)
@@ -131,6 +131,6 @@ def test_validate_refuses_feature_maps_and_several_outputs():
         encoders.validate(keras.Model(images, [pooled, pooled]), 20)
 
 
-def test_validate_refuses_what_is_no_model():
+def test_validate_refuses_other_objects():
     with pytest.raises(ValueError, match=r"must be a keras.Model; got function"):
         encoders.validate(layers_of, 20)

@@ -1,4 +1,4 @@
-"""LARS, its schedule, and the optimizers by name, against plain NumPy and closed forms."""
+"""LARS, WarmupCosine and optimizers by name, compared with plain NumPy and closed forms."""
 
 import math
 import sys
@@ -13,7 +13,7 @@ from simclr_tf.optimizers import LARS, AdamW, WarmupCosine, by_name, lars_update
 
 
 def reference_lars(w, gradients, rates, momentum, decay, trust, nesterov=False):
-    """Weights after each step, the rule written out in float64; trust None leaves the ratio out."""
+    """Weights after each step, by the rule in float64; with trust None the ratio is 1."""
     w, v, history = np.array(w, np.float64), np.zeros(np.shape(w)), []
     for gradient, rate in zip(gradients, rates):
         g = np.asarray(gradient, np.float64) + decay * w
@@ -62,7 +62,7 @@ def apply(optimizer, variables, gradients):
     optimizer.apply_gradients(list(zip(gradients, variables)))
 
 
-def test_two_steps_equal_the_values_worked_out_by_hand():
+def test_two_steps_equal_values_computed_by_hand():
     """|w| = 5 and |g| = 10 give trust 0.1 * 5 / 10 = 0.05; then momentum adds half of the step."""
     w, v = tf.constant([[3.0, 4.0]]), tf.zeros([1, 2])
     g = tf.constant([[6.0, 8.0]])
@@ -77,7 +77,7 @@ def test_two_steps_equal_the_values_worked_out_by_hand():
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("trust", [1e-3, None])
 def test_a_run_equals_plain_numpy(nesterov, trust):
-    """20 steps under a schedule; the rate is inside the buffer, so its changes tell."""
+    """20 steps with a schedule, whose changes show that the buffer includes the rate."""
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(5, 4)), rng.normal(size=(20, 5, 4)).astype(np.float32)
     schedule = WarmupCosine(3.0, total_steps=20, warmup_steps=5)
@@ -110,7 +110,7 @@ def test_norms_do_not_overflow_in_half_precision(dtype):
     np.testing.assert_allclose(tf.cast(new_w, tf.float64), 0.9, rtol=4e-3)
 
 
-def test_vectors_and_named_variables_take_neither_decay_nor_trust():
+def test_vectors_and_named_variables_have_neither_decay_nor_trust_ratio():
     """The convolution follows LARS; bias, norm and the head named by a pattern follow SGD."""
     model = small_model()
     before = [v.numpy() for v in model.trainable_variables]
@@ -139,13 +139,13 @@ def test_keras_decoupled_decay_is_not_added():
 def test_a_sparse_gradient_equals_the_dense_one():
     """Repeated indices add up, and rows without a gradient still decay."""
     table = tf.Variable(tf.reshape(tf.range(1.0, 9.0), [4, 2]))
-    twin = tf.Variable(table)
+    same = tf.Variable(table)
     sparse = tf.IndexedSlices(
         tf.constant([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]), tf.constant([1, 3, 1]), [4, 2]
     )
     apply(LARS(10.0, weight_decay=0.1), [table], [sparse])
-    apply(LARS(10.0, weight_decay=0.1), [twin], [tf.convert_to_tensor(sparse)])
-    np.testing.assert_allclose(table, twin, rtol=1e-6)
+    apply(LARS(10.0, weight_decay=0.1), [same], [tf.convert_to_tensor(sparse)])
+    np.testing.assert_allclose(table, same, rtol=1e-6)
     assert np.all(table.numpy()[0] < [1.0, 2.0])
 
 
@@ -184,8 +184,8 @@ def test_trust_coefficient_none_survives_the_round_trip():
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_saved_and_loaded_model_goes_on_as_if_it_had_not_stopped(name, tmp_path):
-    """The momentum, the step of the schedule and the exclusions come back from a .keras file."""
+def test_a_loaded_model_trains_like_the_one_that_was_saved(name, tmp_path):
+    """A .keras file keeps the momentum, the step of the schedule and the exclusions."""
     optimizer = by_name(name, WarmupCosine(0.5, 12, 3), weight_decay=0.1)
     model, _ = fit(optimizer)
     model.save(tmp_path / "model.keras")
@@ -230,7 +230,7 @@ def test_trains_in_mixed_precision(policy):
 
 @pytest.mark.parametrize("name", ["lars", "sgd"])
 def test_two_replicas_equal_one(name):
-    """Without batch norm in between, whose statistics are each replica's own."""
+    """Without batch normalisation, whose statistics would differ between replicas."""
     devices = [device.name for device in tf.config.list_logical_devices("CPU")[:2]]
     assert len(devices) == 2
     weights = []
@@ -259,8 +259,8 @@ def test_sgd_decays_the_weight_through_the_momentum():
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_adam_family_leaves_biases_and_norms_undecayed(name):
-    """With gradients of zero the decay alone moves a variable: kernels, and nothing else."""
+def test_adamw_and_lamb_do_not_decay_biases_and_norms(name):
+    """With gradients of zero only weight decay changes variables: kernels and nothing else."""
     model = small_model()
     before = [v.numpy() for v in model.trainable_variables]
     optimizer = by_name(name, 0.1, weight_decay=0.5)
@@ -275,7 +275,7 @@ def test_adam_family_leaves_biases_and_norms_undecayed(name):
     assert moved == ["conv/kernel", "head/kernel"]
 
 
-def test_lamb_leaves_biases_and_norms_unadapted():
+def test_lamb_does_not_adapt_biases_and_norms():
     """LAMB's first step on them is Adam's: the rate itself, not the rate times the norm of w."""
     bias = tf.Variable([30.0, 40.0], name="dense/bias")
     kernel = tf.Variable([[30.0, 40.0]], name="dense/kernel")
@@ -320,11 +320,11 @@ def test_lars_refuses_values_out_of_range(arguments, message):
         LARS(0.1, **arguments)
 
 
-def test_one_pattern_is_not_taken_letter_by_letter():
+def test_one_pattern_is_not_split_into_letters():
     assert LARS(0.1, exclude="head").exclude == ("head",)
 
 
-def test_schedule_meets_its_corners():
+def test_schedule_at_its_corners():
     schedule = WarmupCosine(0.8, total_steps=110, warmup_steps=10, final_learning_rate=0.2)
     steps = [0, 1, 5, 10, 60, 110, 500]
     rates = [0.0, 0.08, 0.4, 0.8, 0.5, 0.2, 0.2]
@@ -340,6 +340,29 @@ def test_schedule_is_keras_cosine_after_the_warm_up(warmup_steps):
         np.testing.assert_allclose(
             float(schedule(tf.constant(step, tf.int64))), expected, atol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("peak", "total", "warmup", "final"),
+    [
+        (1.5, 40, 7, 0.25),
+        (1.5, 40, 0, 0.0),
+        (4.8, 300, 1, 0.0),
+        (0.1, 5, 4, 0.1),
+        (1e-3, 200, 60, 1e-6),
+    ],
+)
+def test_schedule_equals_its_closed_form_at_every_step(peak, total, warmup, final):
+    """In float64 NumPy; float32 cancels near the end, where 1 + cos is about 0."""
+    schedule = WarmupCosine(peak, total, warmup, final)
+    for step in range(total + 5):
+        progress = min(max(step - warmup, 0) / (total - warmup), 1.0)
+        expected = final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
+        if step < warmup:
+            expected = peak * step / warmup
+        rate = schedule(tf.constant(step, tf.int64))
+        assert rate.dtype == tf.float32 and rate.shape == ()
+        np.testing.assert_allclose(rate, expected, rtol=1e-6, atol=2e-7 * peak)
 
 
 def test_schedule_round_trip():

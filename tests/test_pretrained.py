@@ -1,7 +1,7 @@
-"""Official models read into ours: names, architecture, errors; and beside the official code.
+"""Official models loaded: names, architecture, errors; and compared with the official code.
 
-Files of the official form are made here from weights of ours, place by place as the official model
-lists its layers; that their names are the official code's is checked by the hash of its own.
+Files of the official form are written here from weights of our models, with the object graph of the
+official model; a hash of the names in a file of the official code checks that they are the same.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ OFFICIAL_NAMES = {
 
 
 def node(**children):
-    """An object with named parts, as a Keras layer is one to a checkpoint."""
+    """An object with named children, as a checkpoint sees a Keras layer."""
     made = tf.Module()
     for name, child in children.items():
         setattr(made, name, child)
@@ -137,7 +137,7 @@ class Official:
         return tf.train.CheckpointManager(checkpoint, str(directory), max_to_keep=5).save(7)
 
     def save_saved_model(self, directory):
-        """As its export does: with a list of the trainable variables beside the model."""
+        """As its export does: the model, and a list of its trainable variables."""
         module = node(model=self.model)
         module.trainable_variables_list = [v for v in module.variables if "moving" not in v.name]
         tf.saved_model.save(module, str(directory))
@@ -193,7 +193,7 @@ def test_the_files_made_here_have_the_official_names(config, size, tmp_path):
     assert (len(found), digest) == OFFICIAL_NAMES[config["depth"]]
 
 
-# ---- what is read --------------------------------------------------------------------------------
+# ---- what is loaded ------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("shallow")
@@ -208,7 +208,7 @@ def test_the_files_made_here_have_the_official_names(config, size, tmp_path):
         (SELECTIVE, 96, "imagenet", "saved_model"),
     ],
 )
-def test_every_weight_comes_back(config, size, stem, kind, tmp_path):
+def test_every_weight_is_loaded(config, size, stem, kind, tmp_path):
     """Encoder and heads have the file's architecture and exactly its weights."""
     encoder = an_encoder(size, **config)
     dimension = encoder.feature_dim
@@ -223,7 +223,7 @@ def test_every_weight_comes_back(config, size, stem, kind, tmp_path):
 
 
 @pytest.mark.parametrize("depth", [34, pytest.param(101, marks=pytest.mark.slow)])
-def test_depth_is_read_off_the_blocks(depth, tmp_path):
+def test_depth_is_inferred_from_the_blocks(depth, tmp_path):
     encoder = an_encoder(8, depth=depth, width=1 / 64)
     path = Official(encoder).save_checkpoint(tmp_path)
     assert pretrained.from_official(path).encoder.depth == depth
@@ -231,7 +231,7 @@ def test_depth_is_read_off_the_blocks(depth, tmp_path):
 
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("width, sk_ratio", [(1, 0.0625), (1 / 4, 0.5), (1 / 8, 0.0625)])
-def test_width_and_sk_ratio_are_read_off_the_shapes(width, sk_ratio, tmp_path):
+def test_width_and_sk_ratio_are_inferred_from_the_shapes(width, sk_ratio, tmp_path):
     encoder = an_encoder(depth=50, width=width, sk_ratio=sk_ratio)
     path = Official(encoder).save_checkpoint(tmp_path)
     read = pretrained.from_official(path).encoder
@@ -259,8 +259,8 @@ def test_without_heads_there_is_none(tmp_path):
 
 
 @pytest.mark.usefixtures("shallow")
-def test_a_head_of_any_form_can_be_left_aside(tmp_path):
-    """A linear head, which this package lacks, is refused with the way out; then it works."""
+def test_a_head_of_any_form_can_be_ignored(tmp_path):
+    """A linear projection head is refused, and the message says how to load the rest."""
     encoder = an_encoder(**BASIC)
     official = Official(encoder, a_head(encoder.feature_dim))
     official.model._projection_head.linear_layers = official.linear_layers(a_head(9))[:1]
@@ -286,7 +286,7 @@ def test_every_way_to_name_the_files(tmp_path):
 
 
 @pytest.mark.usefixtures("shallow")
-def test_what_was_read_goes_on_as_any_model_of_ours(tmp_path):
+def test_a_loaded_model_works_like_any_other(tmp_path):
     """SimCLR takes encoder and head; the encoder is exported at the size that was asked for."""
     encoder = an_encoder(**BASIC)
     path = Official(encoder, a_head(encoder.feature_dim)).save_saved_model(tmp_path / "official")
@@ -311,25 +311,25 @@ def official(shallow):
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "saved_model"])
-def test_a_variable_left_over_is_named(official, kind, tmp_path):
+def test_a_superfluous_variable_is_named(official, kind, tmp_path):
     block = official.model.resnet_model.block_groups[1].layers[0]
     block.se_layer = node(se_reduce=node(kernel=tf.Variable([1.0], name="se_reduce_kernel")))
     path = getattr(official, f"save_{kind}")(tmp_path)
-    message = r"has more than this package can take: \S+ \(se_reduce_kernel\)\. Is"
+    message = r"has variables that this package has no layer for: \S+ \(se_reduce_kernel\)\. Is"
     with pytest.raises(ValueError, match=message):
         pretrained.from_official(path)
 
 
-def test_what_is_not_the_models_own_but_has_no_name_to_be_ignored_is_left_over(official, tmp_path):
+def test_a_variable_outside_the_model_is_superfluous_unless_its_name_is_known(official, tmp_path):
     checkpoint = tf.train.Checkpoint(model=official.model, ema=tf.Variable(1.0))
-    with pytest.raises(ValueError, match=r"more than this package can take: ema \(\w+\)\."):
+    with pytest.raises(ValueError, match=r"that this package has no layer for: ema \(\w+\)\."):
         pretrained.from_official(checkpoint.write(str(tmp_path / "it")))
 
 
 def test_a_missing_variable_is_named(official, tmp_path):
     del official.model.resnet_model.block_groups[0].layers[1].conv2d_bn_layers[3].bn.moving_mean
-    place = "resnet_model/block_groups/0/layers/1/conv2d_bn_layers/3/bn/moving_mean"
-    with pytest.raises(ValueError, match=f"lacks {place}. Is"):
+    path = "resnet_model/block_groups/0/layers/1/conv2d_bn_layers/3/bn/moving_mean"
+    with pytest.raises(ValueError, match=f"lacks {path}. Is"):
         pretrained.from_official(official.save_checkpoint(tmp_path))
 
 
@@ -355,7 +355,7 @@ def test_an_unknown_number_of_blocks_is_refused(official, tmp_path):
 
 def test_a_path_with_nothing_to_read_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "no", tmp_path / "ckpt-1.index"):
-        with pytest.raises(ValueError, match=f"path must be .*; got {path}, where none is"):
+        with pytest.raises(ValueError, match=f"path must be .*; got {path}, which has none"):
             pretrained.from_official(path)
 
 
@@ -365,7 +365,7 @@ def test_a_file_of_other_code_is_refused(tmp_path):
         pretrained.from_official(prefix)
 
 
-def test_a_file_of_tensorflow_1_is_refused_with_the_place_of_the_converted(tmp_path):
+def test_a_file_of_tensorflow_1_is_refused_with_the_address_of_the_converted_files(tmp_path):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         variable = tf.compat.v1.get_variable("base_model/conv2d/kernel", [2])
         session.run(variable.initializer)
@@ -382,11 +382,11 @@ def test_a_damaged_download_is_refused(official, damage, tmp_path):
         data.write_bytes(data.read_bytes()[:1000])
     else:
         data.unlink()
-    with pytest.raises(ValueError, match=r"cannot be read: .* Is it all there"):
+    with pytest.raises(ValueError, match=r"path must be readable; .* is not: .* Are all its"):
         pretrained.from_official(prefix)
 
 
-# ---- beside the official code --------------------------------------------------------------------
+# ---- compared with the official code -------------------------------------------------------------
 
 CODE = os.environ.get("SIMCLR_OFFICIAL")
 
@@ -401,7 +401,7 @@ COMPARED = {
 
 
 def outputs(read, images, training):
-    """What the official SavedModel gives for a batch, by its names, from our models."""
+    """The outputs of the official SavedModel, by name, computed by our models."""
     x = read.encoder.stem_layers.call(images, training=training)
     found = {"initial_max_pool": x}
     blocks = iter(read.encoder.blocks)

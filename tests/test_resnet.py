@@ -27,7 +27,7 @@ def rand_images(*shape, seed=0):
 
 
 def scramble(model, seed=0):
-    """Moves every weight off its start; variances and gammas stay positive."""
+    """Changes every weight at random; variances and gammas stay positive."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         noise = rng.normal(0, 0.1, weight.shape)
@@ -154,8 +154,8 @@ class ByHand:
         pooled = (a + b).mean(axis=(1, 2), keepdims=True)
         squeezed = self.conv_bn_relu(pooled, f"{name}_squeeze", training)
         logit_a, logit_b = np.split(self.conv(squeezed, f"{name}_excite"), 2, axis=-1)
-        share_a = 1 / (1 + np.exp(logit_b - logit_a))
-        return share_a * a + (1 - share_a) * b
+        weight_a = 1 / (1 + np.exp(logit_b - logit_a))
+        return weight_a * a + (1 - weight_a) * b
 
     def selective_bottleneck_block(self, x, name, training, stride):
         y = self.conv_bn_relu(x, f"{name}_1", training)
@@ -219,7 +219,7 @@ def test_imagenet_stem_equals_its_layers_written_out(config, names):
 
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("config", [SMALL, SMALL_SK])
-def test_every_block_starts_as_its_shortcut(config):
+def test_every_residual_block_starts_as_its_shortcut(config):
     model = ResNet(**config)
     model.build((None, 16, 16, 3))
     block = model.blocks[1]  # has no projection
@@ -249,14 +249,14 @@ def test_auto_stem_is_for_cifar_up_to_64_pixels_on_the_longer_side(size, stride)
     assert last[1:3] == (-(-size[0] // stride), -(-size[1] // stride))
 
 
-def test_a_named_stem_wins_over_the_size():
+def test_a_stem_by_name_is_used_at_any_size():
     model = ResNet(**SMALL, stem="imagenet")
     model.build((None, 32, 32, 3))
     assert model.blocks[-1].output_shape_at_build[1:3] == (1, 1)
 
 
 @pytest.mark.usefixtures("shallow")
-def test_once_built_any_size_goes_through():
+def test_a_built_model_accepts_any_size():
     for config in (SMALL, SMALL_SK):
         model = ResNet(**config)
         for size in ((32, 32), (20, 48), (33, 17)):
@@ -302,23 +302,23 @@ def test_saved_after_its_first_call_and_loaded(config, tmp_path):
 
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("config", [SMALL, SMALL_SK])
-def test_functional_twin_shares_weights_and_has_stock_layers_only(config):
+def test_functional_copy_shares_weights_and_has_layers_of_keras_only(config):
     model = ResNet(**config)
     images = rand_images(3, 20, 24, 3)
     model(images)
     scramble(model)
-    twin = model.to_functional((None, None, 3))
-    assert {type(layer).__module__.split(".")[0] for layer in twin.layers} == {"keras"}
-    assert {id(weight) for weight in twin.weights} == {id(weight) for weight in model.weights}
+    functional = model.to_functional((None, None, 3))
+    assert {type(layer).__module__.split(".")[0] for layer in functional.layers} == {"keras"}
+    assert {id(weight) for weight in functional.weights} == {id(weight) for weight in model.weights}
     for training in (False, True):
-        np.testing.assert_array_equal(twin(images, training), model(images, training))
-    keras.Model.from_config(twin.get_config())  # no layer in it needs this package
+        np.testing.assert_array_equal(functional(images, training), model(images, training))
+    keras.Model.from_config(functional.get_config())  # no layer in it needs this package
 
 
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("config", [SMALL, SMALL_SK])
-def test_mixed_precision_gives_float32_h_close_to_float32(config, policy):
+def test_h_is_float32_under_mixed_precision_and_close_to_float32(config, policy):
     images = rand_images(4, 16, 16, 3)
     reference = ResNet(**config)
     expected = reference(images)
@@ -331,7 +331,7 @@ def test_mixed_precision_gives_float32_h_close_to_float32(config, policy):
 
 
 @pytest.mark.usefixtures("shallow")
-def test_xla_gives_the_same():
+def test_xla_equals_eager_execution():
     for config in (SMALL, SMALL_SK):
         model = ResNet(**config)
         images = rand_images(4, 16, 16, 3)
@@ -342,7 +342,7 @@ def test_xla_gives_the_same():
 
 @pytest.mark.usefixtures("shallow")
 def test_batch_norm_is_synchronised_between_replicas_only():
-    """Two replicas of 2 images give what one of 4 gives; one keeps the fused kernel."""
+    """Two replicas of 2 images equal one of 4; one replica uses the fused kernel."""
     images = rand_images(4, 8, 8, 3)
     alone = ResNet(18, width=1 / 64)
     alone(images)

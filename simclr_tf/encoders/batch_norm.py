@@ -1,27 +1,33 @@
-"""Batch normalisation whose moving variance does not depend on the kernel or the replicas.
+"""Batch normalisation whose moving variance depends neither on the kernel nor on the replicas.
 
-Keras's fused kernel moves it by the variance times n / (n - 1), n values a channel; its kernel for
-several replicas, and google-research/simclr, by the variance itself. Here both do the latter.
+The fused kernel of Keras 2 updates it with the batch's variance times n / (n - 1), where n is the
+number of values of a channel. Its kernel for several replicas and google-research/simclr use the
+variance itself, and so does `normalise`, with every kernel.
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
 
+from simclr_tf import _keras
+
 
 def normalise(layer, x, training):
-    """`layer(x, training=training)`.
+    """Calls a batch normalisation layer and corrects its moving variance.
 
     Args:
-      layer: a stock `keras.layers.BatchNormalization`, built.
-      x: [..., channels].
-      training: bool or None.
+        layer: a `keras.layers.BatchNormalization`, built.
+        x: float [..., channels].
+        training: bool or None, as in the layer's call.
+
+    Returns:
+        `layer(x, training=training)`, of x's shape.
     """
-    if training is not True or not (layer.fused and layer.trainable):
+    if training is not True or not (layer.trainable and _keras.overestimates_variance(layer)):
         return layer(x, training=training)
-    kept = layer.moving_variance * layer.momentum
+    decayed = layer.moving_variance * layer.momentum
     y = layer(x, training=True)
     count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)  # n
-    moved = layer.moving_variance - kept
-    layer.moving_variance.assign(kept + moved * (count - 1.0) / count)
+    update = layer.moving_variance - decayed
+    layer.moving_variance.assign(decayed + update * (count - 1.0) / count)
     return y

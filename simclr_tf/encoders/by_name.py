@@ -1,32 +1,31 @@
-"""An encoder by name: our ResNets, or any image backbone of KerasCV, built without a network.
+"""Encoders by name, and the check that a model is an encoder.
 
-The ResNets themselves are in `resnet`. A model of one's own needs no name: anything that passes
-`validate` is an encoder. KerasCV is imported only where one of its backbones is asked for.
+The ResNets are in `resnet`, KerasCV's backbones in `keras_cv`. Any other `keras.Model` that passes
+`validate` is an encoder too.
 """
 
 import difflib
 
 from tensorflow import keras
 
-from simclr_tf import _quiet
-from simclr_tf.encoders import resnet
+from simclr_tf.encoders import keras_cv, resnet
 from simclr_tf.errors import ArgumentError
 
 _PREFIX = "keras_cv/"
 
 
 def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs):
-    """Builds an encoder.
+    """Creates an encoder with random weights.
 
     Args:
-        name: one of `names()`: "resnet18" to "resnet200", or "keras_cv/..." for a KerasCV backbone
-            with random weights and global average pooling.
-        image_size: side of the images, in pixels. None leaves a ResNet unbuilt until its first
-            call; "keras_cv/mit_..." needs it.
-        width: see `ResNet`; 1 for KerasCV backbones.
-        sk_ratio: see `ResNet`; 0 for KerasCV backbones.
-        stem: see `ResNet`; "auto" for KerasCV backbones, which have a stem of their own.
-        **kwargs: further arguments of `ResNet`, or of the KerasCV backbone's class. Batch
+        name: one of `names()`: "resnet18" to "resnet200", or "keras_cv/NAME" for a KerasCV
+            backbone with global average pooling.
+        image_size: int, side of the images in pixels. With None, a ResNet is built on its first
+            call. "keras_cv/mit_..." requires it.
+        width: see `ResNet`; must be 1 for KerasCV backbones.
+        sk_ratio: see `ResNet`; must be 0 for KerasCV backbones.
+        stem: see `ResNet`; must be "auto" for KerasCV backbones, which have stems of their own.
+        **kwargs: further arguments of `ResNet` or of the KerasCV backbone's class. Batch
             normalisation of KerasCV backbones is not synchronised between replicas.
 
     Returns:
@@ -34,7 +33,14 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
         [batch, D].
 
     Raises:
-        ValueError: for an unknown name, with those close to it, or for an option the encoder lacks.
+        ValueError: for an unknown name (the message lists similar ones), for an option that the
+            encoder does not have, or for an image_size that "keras_cv/mit_..." cannot take.
+
+    Example:
+
+    >>> encoder = simclr_tf.encoders.by_name("resnet50", width=2)
+    >>> encoder.feature_dim
+    4096
     """
     if name not in names():
         raise ArgumentError(_unknown(name))
@@ -44,7 +50,7 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
                 f"width, sk_ratio and stem are options of resnet18 to resnet200; got {name} with "
                 f"width={width}, sk_ratio={sk_ratio}, stem={stem!r}. Leave them out."
             )
-        return _keras_cv_encoder(name[len(_PREFIX) :], image_size, **kwargs)
+        return keras_cv.build(name[len(_PREFIX) :], image_size, **kwargs)
     depth = int(name[len("resnet") :])
     encoder = resnet.ResNet(depth, width=width, sk_ratio=sk_ratio, stem=stem, **kwargs)
     if image_size is not None:
@@ -53,33 +59,45 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
 
 
 def names():
-    """Every name that `by_name` takes, in a list."""
-    ours = [f"resnet{depth}" for depth in resnet.DEPTHS]
-    return ours + [_PREFIX + name for name in _KERAS_CV]
+    """Lists every name that `by_name` accepts.
+
+    Example:
+
+    >>> simclr_tf.encoders.names()[:3]
+    ['resnet18', 'resnet34', 'resnet50']
+    """
+    resnets = [f"resnet{depth}" for depth in resnet.DEPTHS]
+    return resnets + [_PREFIX + name for name in keras_cv.BACKBONES]
 
 
 def validate(encoder, image_size):
-    """Checks that a model is an encoder, and builds it where it is not built yet.
+    """Checks that a model is an encoder, and builds it if necessary.
 
     Args:
-        encoder: any `keras.Model` from images [batch, H, W, 3] to h [batch, D].
-        image_size: side of square images in pixels, or (H, W).
+        encoder: any `keras.Model` from images, float [batch, H, W, 3] in [0, 1], to h, float
+            [batch, D].
+        image_size: int, side of square images in pixels; or (H, W).
 
     Returns:
-        D, the length of h.
+        int, D, the length of h.
 
     Raises:
-        ValueError: when it is no `keras.Model`, or its output is not one tensor [batch, D].
+        ValueError: if encoder is not a `keras.Model`, or its output is not one tensor [batch, D].
+
+    Example:
+
+    >>> simclr_tf.encoders.validate(encoder, 32)
+    8
     """
     if not isinstance(encoder, keras.Model):
         raise ArgumentError(f"encoder must be a keras.Model; got {type(encoder).__name__}.")
     height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
-    h = encoder(keras.Input((height, width, 3)))  # symbolic: shapes alone
+    h = encoder(keras.Input((height, width, 3)))  # symbolic: nothing is computed
     shape = tuple(getattr(h, "shape", ()))
     if len(shape) != 2 or shape[1] is None:
         raise ArgumentError(
             f"encoder must map images [batch, {height}, {width}, 3] to one tensor "
-            f"[batch, D]; {encoder.name} gives {_describe(h)}. "
+            f"[batch, D]; {encoder.name} returns {_describe(h)}. "
             "End it with keras.layers.GlobalAveragePooling2D()."
         )
     return shape[1]
@@ -92,211 +110,9 @@ def _describe(output):
 
 
 def _unknown(name):
-    near = difflib.get_close_matches(str(name), names(), n=4, cutoff=0.5)
-    near += [full for full in names() if full == f"{_PREFIX}{name}" and full not in near]
-    hint = f"Near matches: {', '.join(near)}." if near else "simclr_tf.encoders.names() lists them."
+    similar = difflib.get_close_matches(str(name), names(), n=4, cutoff=0.5)
+    similar += [full for full in names() if full == f"{_PREFIX}{name}" and full not in similar]
+    hint = "simclr_tf.encoders.names() lists all."
+    if similar:
+        hint = f"Near matches: {', '.join(similar)}."
     return f"encoder must be one of resnet18 to resnet200 or keras_cv/NAME; got {name!r}. {hint}"
-
-
-# ---- KerasCV ------------------------------------------------------------------------------------
-
-
-def _keras_cv_encoder(name, image_size, **kwargs):
-    keras_cv = _quiet.import_keras_cv()
-    class_name, settings = _KERAS_CV[name]
-    if class_name == "MiTBackbone":  # its feature maps are reshaped to sizes fixed at construction
-        if image_size is None or image_size < 64 or image_size % 32:
-            raise ArgumentError(
-                f"{_PREFIX}{name} needs image_size, a multiple of 32 from 64 on; got {image_size}."
-            )
-        kwargs["input_shape"] = (image_size, image_size, 3)
-    # Images are in [0, 1] already: the backbone's own division by 255 stays out.
-    arguments = {"include_rescaling": False, **settings, **kwargs}
-    backbone = getattr(keras_cv.models, class_name)(**arguments)
-    # float32, so that h is not rounded under mixed precision
-    pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")
-    if all(type(layer).__module__.startswith("keras.") for layer in backbone.layers):
-        # Its layers and not itself as one layer, so that an exported encoder needs no KerasCV.
-        return keras.Model(backbone.input, pool(backbone.output), name=name)
-    images = keras.Input(backbone.input_shape[1:])
-    return keras.Model(images, pool(backbone(images)), name=name)
-
-
-# The architectures are written out because KerasCV fetches its presets' configurations from a hub.
-
-
-def _resnets(class_name, suffix):
-    layouts = {
-        18: ("basic_block", (2, 2, 2, 2)),
-        34: ("basic_block", (3, 4, 6, 3)),
-        50: ("block", (3, 4, 6, 3)),
-        101: ("block", (3, 4, 23, 3)),
-        152: ("block", (3, 8, 36, 3)),
-    }
-    return {
-        f"resnet{depth}{suffix}": (
-            class_name,
-            {
-                "stackwise_filters": [64, 128, 256, 512],
-                "stackwise_blocks": list(blocks),
-                "stackwise_strides": [1, 2, 2, 2],
-                "block_type": block_type,
-            },
-        )
-        for depth, (block_type, blocks) in layouts.items()
-    }
-
-
-# (width, depth) of EfficientNet B0, B1, ... (arXiv:1905.11946, as released)
-_EFFICIENTNET_SCALES = (
-    (1.0, 1.0),
-    (1.0, 1.1),
-    (1.1, 1.2),
-    (1.2, 1.4),
-    (1.4, 1.8),
-    (1.6, 2.2),
-    (1.8, 2.6),
-    (2.0, 3.1),
-)
-
-
-def _scaled(class_name, prefix, count, settings):
-    return {
-        f"{prefix}_b{index}": (
-            class_name,
-            {**settings, "width_coefficient": width, "depth_coefficient": depth},
-        )
-        for index, (width, depth) in enumerate(_EFFICIENTNET_SCALES[:count])
-    }
-
-
-def _efficientnets_v1():
-    lite = {
-        "stackwise_kernel_sizes": [3, 3, 5, 3, 5, 5, 3],
-        "stackwise_num_repeats": [1, 2, 2, 3, 3, 4, 1],
-        "stackwise_input_filters": [32, 16, 24, 40, 80, 112, 192],
-        "stackwise_output_filters": [16, 24, 40, 80, 112, 192, 320],
-        "stackwise_expansion_ratios": [1, 6, 6, 6, 6, 6, 6],
-        "stackwise_strides": [1, 2, 2, 2, 1, 2, 1],
-    }
-    full = {**lite, "stackwise_squeeze_and_excite_ratios": [0.25] * 7}
-    return {
-        **_scaled("EfficientNetV1Backbone", "efficientnetv1", 8, full),
-        **_scaled("EfficientNetLiteBackbone", "efficientnetlite", 5, lite),
-    }
-
-
-def _efficientnet_v2(repeats, filters, expansions, strides):
-    """arXiv:2104.00298: three stages of fused blocks without squeeze-excite, then plain ones."""
-    rest = len(repeats) - 3
-    return {
-        "stackwise_kernel_sizes": [3] * len(repeats),
-        "stackwise_num_repeats": repeats,
-        "stackwise_input_filters": filters[:-1],
-        "stackwise_output_filters": filters[1:],
-        "stackwise_expansion_ratios": expansions,
-        "stackwise_squeeze_and_excite_ratios": [0.0] * 3 + [0.25] * rest,
-        "stackwise_strides": strides,
-        "stackwise_conv_types": ["fused"] * 3 + ["unfused"] * rest,
-    }
-
-
-def _efficientnets_v2():
-    six = ([1, 4, 4, 4, 6, 6], [1, 2, 2, 2, 1, 2])
-    seven = ([1, 4, 4, 4, 6, 6, 6], [1, 2, 2, 2, 1, 2, 1])
-    sizes = {
-        "s": ([2, 4, 4, 6, 9, 15], [24, 24, 48, 64, 128, 160, 256], *six),
-        "m": ([3, 5, 5, 7, 14, 18, 5], [24, 24, 48, 80, 160, 176, 304, 512], *seven),
-        "l": ([4, 7, 7, 10, 19, 25, 7], [32, 32, 64, 96, 192, 224, 384, 640], *seven),
-    }
-    base = _efficientnet_v2([1, 2, 2, 3, 5, 8], [32, 16, 32, 48, 96, 112, 192], *six)
-    unscaled = {"width_coefficient": 1.0, "depth_coefficient": 1.0}
-    return {
-        **{
-            f"efficientnetv2_{size}": (
-                "EfficientNetV2Backbone",
-                {**_efficientnet_v2(*layout), **unscaled},
-            )
-            for size, layout in sizes.items()
-        },
-        **_scaled("EfficientNetV2Backbone", "efficientnetv2", 4, base),
-    }
-
-
-def _mobilenets_v3():
-    """arXiv:1905.02244, tables 1 and 2."""
-    small = {
-        "stackwise_expansion": [1, 72 / 16, 88 / 24, 4, 6, 6, 3, 3, 6, 6, 6],
-        "stackwise_filters": [16, 24, 24, 40, 40, 40, 48, 48, 96, 96, 96],
-        "stackwise_kernel_size": [3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5],
-        "stackwise_stride": [2, 2, 1, 2, 1, 1, 1, 1, 2, 1, 1],
-        "stackwise_se_ratio": [0.25, None, None, *[0.25] * 8],
-        "stackwise_activation": ["relu"] * 3 + ["hard_swish"] * 8,
-    }
-    large = {
-        "stackwise_expansion": [1, 4, 3, 3, 3, 3, 6, 2.5, 2.3, 2.3, 6, 6, 6, 6, 6],
-        "stackwise_filters": [16, 24, 24, 40, 40, 40, 80, 80, 80, 80, 112, 112, 160, 160, 160],
-        "stackwise_kernel_size": [3, 3, 3, 5, 5, 5, 3, 3, 3, 3, 3, 3, 5, 5, 5],
-        "stackwise_stride": [1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1],
-        "stackwise_se_ratio": [*[None] * 3, *[0.25] * 3, *[None] * 4, *[0.25] * 5],
-        "stackwise_activation": ["relu"] * 6 + ["hard_swish"] * 9,
-    }
-    return {
-        "mobilenet_v3_small": ("MobileNetV3Backbone", small),
-        "mobilenet_v3_large": ("MobileNetV3Backbone", large),
-    }
-
-
-def _densenets():
-    repeats = {121: [6, 12, 24, 16], 169: [6, 12, 32, 32], 201: [6, 12, 48, 32]}
-    return {
-        f"densenet{depth}": ("DenseNetBackbone", {"stackwise_num_repeats": blocks})
-        for depth, blocks in repeats.items()
-    }
-
-
-def _csp_darknets():
-    sizes = {
-        "tiny": (48, [1, 3, 3, 1]),
-        "s": (64, [1, 3, 3, 1]),
-        "m": (96, [2, 6, 6, 2]),
-        "l": (128, [3, 9, 9, 3]),
-        "xl": (170, [4, 12, 12, 4]),
-    }
-    return {
-        f"csp_darknet_{size}": (
-            "CSPDarkNetBackbone",
-            {
-                "stackwise_channels": [channels * 2**stage for stage in range(4)],
-                "stackwise_depth": depth,
-            },
-        )
-        for size, (channels, depth) in sizes.items()
-    }
-
-
-def _mix_transformers():
-    depths = ([2, 2, 2, 2], [2, 2, 2, 2], [3, 4, 6, 3], [3, 4, 18, 3], [3, 8, 27, 3], [3, 6, 40, 3])
-    return {
-        f"mit_b{index}": (
-            "MiTBackbone",
-            {
-                "depths": depth,
-                "embedding_dims": [64, 128, 320, 512] if index else [32, 64, 160, 256],
-            },
-        )
-        for index, depth in enumerate(depths)
-    }
-
-
-# name -> (class in keras_cv.models, its arguments)
-_KERAS_CV = {
-    **_resnets("ResNetBackbone", ""),
-    **_resnets("ResNetV2Backbone", "_v2"),
-    **_efficientnets_v1(),
-    **_efficientnets_v2(),
-    **_mobilenets_v3(),
-    **_densenets(),
-    **_csp_darknets(),
-    **_mix_transformers(),
-}

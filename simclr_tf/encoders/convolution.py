@@ -1,9 +1,9 @@
 """Convolutions whose weight gradient is a few matrix products: faster on a CPU in bfloat16.
 
 oneDNN takes up to nine times as long for the weight gradient of a deep 3x3 layer as for its forward
-pass when the activations are small and wide (4x4x128 or 2x2x256, say). The same sums as one matrix
-product for each of the kernel's places keep the matrix units busy. The forward pass and the
-gradient of the input are TensorFlow's own.
+pass when the activations have few pixels and many channels (4x4x128 or 2x2x256, for example). One
+matrix product for each position in the kernel computes the same sums faster. The forward pass and
+the gradient with respect to the input are TensorFlow's own.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ import tensorflow as tf
 from simclr_tf.devices import on_cpu
 from simclr_tf.errors import ArgumentError
 
-# Where the matrix products win (benchmarks/convolution.py): many channels, few pixels.
+# Where the matrix products are faster (benchmarks/convolution.py): many channels, few pixels.
 MIN_CHANNELS = 128
 MIN_CHANNELS_PER_PIXEL_OF_SIDE = 16
 
 
 def has_faster_gradient(layer, x):
-    """Whether `convolve` is the faster way to train this `keras.layers.Conv2D` on x, here."""
+    """Whether `convolve` is faster than the layer itself in training, on this machine.
+
+    Args:
+        layer: a `keras.layers.Conv2D`, built.
+        x: float [B, H, W, C], the layer's input in its compute dtype.
+    """
     return (
         x.dtype == tf.bfloat16
         and x.shape.rank == 4
@@ -34,31 +39,42 @@ def has_faster_gradient(layer, x):
 
 
 def is_deep(side, channels):
-    """Whether an activation of so many pixels a side has so many channels that products win."""
+    """Whether an activation of side x side pixels has enough channels for matrix products."""
     return channels >= max(MIN_CHANNELS, MIN_CHANNELS_PER_PIXEL_OF_SIDE * side)
 
 
 def convolve(layer, x):
-    """What `layer(x)` gives, x [B, H, W, C] in the layer's compute dtype; no bias."""
+    """Computes `layer(x)` with the weight gradient by matrix products.
+
+    Args:
+        layer: a `keras.layers.Conv2D` without bias, built.
+        x: float [B, H, W, C] in the layer's compute dtype.
+
+    Returns:
+        [B, H', W', F] in the same dtype.
+    """
     kernel = tf.cast(tf.convert_to_tensor(layer.kernel), x.dtype)
     return conv2d(x, kernel, layer.strides[0], layer.padding.upper())
 
 
 def conv2d(x, kernel, stride, padding):
-    """`tf.nn.conv2d` with the weight gradient by matrix products.
+    """Computes `tf.nn.conv2d` with the weight gradient by matrix products.
 
     Args:
-      x: [B, H, W, C] float, H and W static.
-      kernel: [k, k, C, F], the same dtype.
-      stride: int, in both directions; 1 where padding is "SAME".
-      padding: "SAME" or "VALID".
+        x: float [B, H, W, C], H and W static.
+        kernel: [k, k, C, F], the same dtype.
+        stride: int, for both directions; must be 1 if padding is "SAME".
+        padding: "SAME" or "VALID".
 
     Returns:
-      [B, H', W', F].
+        [B, H', W', F] in the same dtype.
+
+    Raises:
+        ValueError: for "SAME" with a stride above 1, whose padding depends on the size of x.
     """
     if padding == "SAME" and stride != 1:
         raise ArgumentError(
-            f'padding "SAME" needs stride 1 here; got {stride}. Pad before, use VALID.'
+            f'padding "SAME" needs stride 1 here; got {stride}. Pad x and use "VALID".'
         )
 
     @tf.custom_gradient
@@ -73,7 +89,18 @@ def conv2d(x, kernel, stride, padding):
 
 
 def weight_gradient(x, dy, size, stride, padding):
-    """dL/dkernel [k, k, C, F] of `conv2d`, from x [B, H, W, C] and dy [B, H', W', F]; k = size."""
+    """The gradient of `conv2d` with respect to its kernel.
+
+    Args:
+        x: float [B, H, W, C], the input.
+        dy: [B, H', W', F], the gradient with respect to the output.
+        size: int, k, the side of the kernel.
+        stride: as in `conv2d`.
+        padding: as in `conv2d`.
+
+    Returns:
+        [k, k, C, F].
+    """
     if padding == "SAME":
         before = (size - 1) // 2
         x = tf.pad(x, [[0, 0], *[[before, size - 1 - before]] * 2, [0, 0]])
@@ -82,11 +109,11 @@ def weight_gradient(x, dy, size, stride, padding):
     products = []
     for i in range(size):
         for j in range(size):
-            seen = x[
+            window = x[
                 :,
                 i : i + stride * (height - 1) + 1 : stride,
                 j : j + stride * (width - 1) + 1 : stride,
             ]
-            seen = tf.reshape(seen, [-1, x.shape[-1]])  # [B H' W', C]
-            products.append(tf.matmul(seen, rows, transpose_a=True))
+            window = tf.reshape(window, [-1, x.shape[-1]])  # [B H' W', C]
+            products.append(tf.matmul(window, rows, transpose_a=True))
     return tf.reshape(tf.stack(products), [size, size, x.shape[-1], dy.shape[-1]])

@@ -1,20 +1,17 @@
-"""The paper's encoders: ResNets of any depth and width, with selective kernels and a CIFAR stem.
-
-Here live `ResNet` and its building blocks. Encoders by name are in `encoders`, heads in
-`projection`.
+"""The encoders of the SimCLR papers: ResNets, with selective kernels as an option.
 
 Sources: arXiv:1512.03385 (ResNet), arXiv:1812.01187 (ResNet-D), arXiv:1903.06586 (selective
 kernels), arXiv:2002.05709 and arXiv:2006.10029 (SimCLR and SimCLRv2). Layers, paddings and initial
-values are those of google-research/simclr, so that weights carry over.
+values are those of google-research/simclr, so that its weights can be loaded.
 """
 
-import contextlib
 import dataclasses
 import math
 
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.encoders import batch_norm, convolution
 from simclr_tf.errors import ArgumentError
 
@@ -27,30 +24,42 @@ MAX_CIFAR_STEM_PIXELS = 64
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
 class ResNet(keras.Model):
-    """A post-activation ResNet that ends in global average pooling.
+    """A post-activation ResNet with global average pooling (arXiv:1512.03385).
 
     Args:
-        depth: 18 or 34 (basic blocks), 50, 101, 152 or 200 (bottleneck blocks).
-        width: multiplier of every layer's filters, any number above 0.
-        sk_ratio: 0 for plain convolutions; above 0 for selective kernels, which come with the
-            ResNet-D stem and shortcuts, in bottleneck blocks only. SimCLRv2 uses 0.0625.
-        stem: "cifar" (3x3, stride 1, no pooling), "imagenet" (stride 2 and max pooling), or "auto":
-            "cifar" when first built for images of at most 64 pixels on the longer side.
-        bn_momentum: share of the old moving statistics kept at each training step.
-        bn_epsilon: added to the variance in batch normalisation.
-        zero_init_residual: start the last gamma of every block at 0.
-        name: of the model.
-        **kwargs: `keras.Model`'s own (`dtype`, `trainable`).
+        depth: 18 or 34 (basic residual blocks); 50, 101, 152 or 200 (bottleneck residual blocks).
+        width: multiplier of every layer's filters, a number above 0.
+        sk_ratio: 0 for plain convolutions. Above 0, selective kernels (arXiv:1903.06586) whose
+            squeezed channels are this fraction of their filters, at least 32, with the stem and
+            shortcuts of ResNet-D; for depth 50 or more. SimCLRv2 uses 0.0625 (arXiv:2006.10029,
+            section 3).
+        stem: "cifar" (3x3 convolution, stride 1, no pooling; arXiv:2002.05709, appendix B.9),
+            "imagenet" (stride 2 and max pooling), or "auto": "cifar" if the longer side of the
+            images for which the model is first built is at most 64 pixels, "imagenet" otherwise.
+        bn_momentum: float in [0, 1), the momentum of batch normalisation's moving statistics.
+        bn_epsilon: float above 0, added to the variance in batch normalisation.
+        zero_init_residual: bool; initialize the last gamma of every residual block to 0
+            (arXiv:1706.02677, section 5.1).
+        name: name of the model.
+        **kwargs: arguments of `keras.Model`: `dtype`, `trainable`.
 
     Call arguments:
-        images: float [batch, height, width, channels], in [0, 1]. Once built, any height and width.
-        training: whether batch normalisation uses the batch's own statistics.
+        images: float [batch, height, width, channels], in [0, 1]. A built model accepts images of
+            any height and width.
+        training: bool; whether batch normalisation uses the statistics of the batch.
 
-    Returns h: float32 [batch, feature_dim], whatever the precision policy.
+    Returns:
+        h: float32 [batch, feature_dim], under every precision policy.
 
     Raises:
-        ValueError: for a depth, width, sk_ratio or stem out of range; when built with `stem="auto"`
-            and unknown height or width; when called on integers.
+        ValueError: for a depth, width, sk_ratio or stem out of range; if built with `stem="auto"`
+            and unknown height or width; if called on integers.
+
+    Example:
+
+    >>> encoder = simclr_tf.ResNet(18, width=0.25)
+    >>> encoder(images / np.float32(255)).shape
+    TensorShape([8, 128])
     """
 
     def __init__(
@@ -86,18 +95,17 @@ class ResNet(keras.Model):
             return
         shape = tuple(input_shape)
         stem = _resolve_stem(self.stem, shape)
-        parts = _LayerFactory(
+        factory = _LayerFactory(
             dtype=self.dtype_policy,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             sk_ratio=self.sk_ratio,
             last_gamma="zeros" if self.zero_init_residual else "ones",
-            # The synchronised layer gives up the fused kernel, so only where there are statistics
-            # to share.
+            # A synchronised layer cannot use the fused kernel, so only if there are replicas.
             synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
         )
-        self.stem_layers = _Chain(_stem(parts, stem, self._filters), name="stem")
-        self.blocks = self._make_blocks(parts)
+        self.stem_layers = _Chain(_stem(factory, stem, self._filters), name="stem")
+        self.blocks = self._make_blocks(factory)
         # float32, so that h is not rounded under mixed precision
         self.pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")
         for layer in (self.stem_layers, *self.blocks, self.pool):
@@ -105,7 +113,7 @@ class ResNet(keras.Model):
         self.built_shape = tuple(input_shape)
         self.built = True
 
-    def _make_blocks(self, parts):
+    def _make_blocks(self, factory):
         basic = self.depth in BASIC_BLOCKS
         make = _basic_block if basic else _bottleneck_block
         counts = BASIC_BLOCKS[self.depth] if basic else BOTTLENECK_BLOCKS[self.depth]
@@ -114,34 +122,40 @@ class ResNet(keras.Model):
             for index in range(count):
                 strides = 2 if group > 0 and index == 0 else 1
                 name = f"group{group + 1}_block{index + 1}"
-                blocks.append(make(parts, name, self._filters(64 * 2**group), strides, index == 0))
+                blocks.append(
+                    make(factory, name, self._filters(64 * 2**group), strides, index == 0)
+                )
         return blocks
 
     def _filters(self, base):
         return max(1, round(base * self.width))
 
     def call(self, images, training=None):
-        """Takes images to h; see the class."""
+        """Computes h of images; see the class."""
         if not tf.as_dtype(images.dtype).is_floating:
             raise ArgumentError(
                 f"ResNet takes float images in [0, 1]; got {tf.as_dtype(images.dtype).name}. "
                 "Convert them: tf.image.convert_image_dtype(images, tf.float32)."
             )
-        # Blocks are entered by `.call`, so that a functional model sees stock Keras layers only.
+        # Blocks are called by `call`, not `__call__`, so that a functional model consists of layers
+        # of Keras; `__call__` would make each block one layer, of a class of this package.
         x = self.stem_layers.call(images, training=training)
         for block in self.blocks:
             x = block.call(x, training=training)
         return self.pool(x)  # [B, D]
 
     def to_functional(self, input_shape):
-        """The same layers (and weights) as a functional model of stock Keras layers.
+        """Creates a functional model of the same layers, which shares their weights.
+
+        All its layers are Keras's own, so that it loads without this package.
 
         Args:
-            input_shape: (height, width, channels); height and width may be None once the model is
+            input_shape: (height, width, channels); height and width may be None if the model is
                 built.
 
         Returns:
-            A `keras.Model` from float images [batch, *input_shape] to h.
+            A functional `keras.Model` from images, float [batch, *input_shape] in [0, 1], to h,
+            float32 [batch, feature_dim].
         """
         images = keras.Input(input_shape)
         self.build((None, *input_shape))
@@ -168,15 +182,15 @@ class ResNet(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """A ResNet of these arguments, with weights of its own."""
+        """Creates a ResNet from the arguments that `get_config` returned."""
         return cls(**config)
 
     def get_build_config(self):
-        """The shape that the model was built for, from which "auto" chose the stem."""
+        """The shape for which the model was built, which decides the stem for "auto"."""
         return {"input_shape": self.built_shape} if self.built else None
 
     def build_from_config(self, config):
-        """Builds as `get_build_config` recorded."""
+        """Builds the model for the shape that `get_build_config` returned."""
         if config and config.get("input_shape"):
             self.build(config["input_shape"])
 
@@ -193,7 +207,7 @@ def _check_arguments(depth, width, sk_ratio, stem):
     if sk_ratio > 0 and depth in BASIC_BLOCKS:
         raise ArgumentError(
             f"sk_ratio above 0 needs bottleneck blocks: depth 50 or more; got depth {depth}. "
-            "Take a deeper ResNet, or sk_ratio=0."
+            "Use a deeper ResNet, or sk_ratio=0."
         )
     if stem not in STEMS:
         raise ArgumentError(f"stem must be one of {', '.join(STEMS)}; got {stem!r}.")
@@ -209,17 +223,17 @@ def _resolve_stem(stem, shape):
     if shape[1] is None or shape[2] is None:
         raise ArgumentError(
             f'stem="auto" needs the height and width of the images; got the shape {shape}. '
-            'Give stem="cifar" or stem="imagenet", or images of a known size.'
+            'Pass stem="cifar" or stem="imagenet", or images of a known size.'
         )
     return "cifar" if max(shape[1:3]) <= MAX_CIFAR_STEM_PIXELS else "imagenet"
 
 
-# ---- what the network is made of: lists of stock layers
+# ---- lists of Keras layers
 
 
 @dataclasses.dataclass(frozen=True)
 class _LayerFactory:
-    """Makes the stock layers, with the settings that all of them share."""
+    """Creates Keras layers with the settings that all layers of a network share."""
 
     dtype: object
     momentum: float
@@ -229,7 +243,7 @@ class _LayerFactory:
     synchronized: bool
 
     def conv(self, name, filters, kernel_size, strides=1):
-        """A convolution whose padding does not depend on the size of the image."""
+        """A convolution whose padding does not depend on the size of the image, in a list."""
         layers = []
         if strides > 1 and kernel_size > 1:
             layers.append(self.pad(f"{name}_pad", kernel_size))
@@ -272,72 +286,75 @@ class _LayerFactory:
         return [*self.conv_bn(name, filters, kernel_size, strides), self.relu(name)]
 
 
-def _stem(parts, kind, filters):
+def _stem(factory, kind, filters):
     if kind == "cifar":
-        return parts.conv_bn_relu("stem", filters(64), 3)
-    if parts.sk_ratio > 0:  # ResNet-D: three 3x3 in place of one 7x7
+        return factory.conv_bn_relu("stem", filters(64), 3)
+    if factory.sk_ratio > 0:  # ResNet-D: three 3x3 in place of one 7x7
         layers = [
-            *parts.conv_bn_relu("stem1", filters(32), 3, 2),
-            *parts.conv_bn_relu("stem2", filters(32), 3),
-            *parts.conv_bn_relu("stem3", filters(64), 3),
+            *factory.conv_bn_relu("stem1", filters(32), 3, 2),
+            *factory.conv_bn_relu("stem2", filters(32), 3),
+            *factory.conv_bn_relu("stem3", filters(64), 3),
         ]
     else:
-        layers = parts.conv_bn_relu("stem", filters(64), 7, 2)
-    pool = keras.layers.MaxPooling2D(3, 2, padding="same", dtype=parts.dtype, name="stem_pool")
+        layers = factory.conv_bn_relu("stem", filters(64), 7, 2)
+    pool = keras.layers.MaxPooling2D(3, 2, padding="same", dtype=factory.dtype, name="stem_pool")
     return [*layers, pool]
 
 
-def _basic_block(parts, name, filters, strides, project):
+def _basic_block(factory, name, filters, strides, project):
     residual = [
-        *parts.conv_bn_relu(f"{name}_1", filters, 3, strides),
-        # gamma starts at 0 so that each block starts as its shortcut (arXiv:1706.02677)
-        *parts.conv_bn(f"{name}_2", filters, 3, gamma=parts.last_gamma),
+        *factory.conv_bn_relu(f"{name}_1", filters, 3, strides),
+        # gamma starts at 0 so that each residual block starts as its shortcut (arXiv:1706.02677)
+        *factory.conv_bn(f"{name}_2", filters, 3, gamma=factory.last_gamma),
     ]
-    shortcut = _shortcut(parts, name, filters, strides) if project else []
-    return _ResidualBlock(residual, shortcut, parts, name)
+    shortcut = _shortcut(factory, name, filters, strides) if project else []
+    return _ResidualBlock(residual, shortcut, factory, name)
 
 
-def _bottleneck_block(parts, name, filters, strides, project):
-    if parts.sk_ratio > 0:
-        spatial = [_SelectiveKernel(parts, f"{name}_2", filters, strides)]
+def _bottleneck_block(factory, name, filters, strides, project):
+    if factory.sk_ratio > 0:
+        spatial = [_SelectiveKernel(factory, f"{name}_2", filters, strides)]
     else:
-        spatial = parts.conv_bn_relu(f"{name}_2", filters, 3, strides)
+        spatial = factory.conv_bn_relu(f"{name}_2", filters, 3, strides)
     residual = [
-        *parts.conv_bn_relu(f"{name}_1", filters, 1),
+        *factory.conv_bn_relu(f"{name}_1", filters, 1),
         *spatial,
-        *parts.conv_bn(f"{name}_3", 4 * filters, 1, gamma=parts.last_gamma),
+        *factory.conv_bn(f"{name}_3", 4 * filters, 1, gamma=factory.last_gamma),
     ]
-    shortcut = _shortcut(parts, name, 4 * filters, strides) if project else []
-    return _ResidualBlock(residual, shortcut, parts, name)
+    shortcut = _shortcut(factory, name, 4 * filters, strides) if project else []
+    return _ResidualBlock(residual, shortcut, factory, name)
 
 
-def _shortcut(parts, name, filters, strides):
+def _shortcut(factory, name, filters, strides):
     name = f"{name}_shortcut"
-    if parts.sk_ratio == 0:
-        return parts.conv_bn(name, filters, 1, strides)
-    # ResNet-D: averages first, since a 1x1 convolution at stride 2 skips three pixels of four
-    pad = [parts.pad(f"{name}_pad", 2)] if strides > 1 else []
+    if factory.sk_ratio == 0:
+        return factory.conv_bn(name, filters, 1, strides)
+    # ResNet-D averages first, because a 1x1 convolution with stride 2 ignores 3 of 4 pixels
+    pad = [factory.pad(f"{name}_pad", 2)] if strides > 1 else []
     pool = keras.layers.AveragePooling2D(
         2,
         strides,
         padding="same" if strides == 1 else "valid",
-        dtype=parts.dtype,
+        dtype=factory.dtype,
         name=f"{name}_pool",
     )
-    return [*pad, pool, *parts.conv_bn(name, filters, 1)]
+    return [*pad, pool, *factory.conv_bn(name, filters, 1)]
 
 
-# ---- how they are joined: built by shape, without a trace; called without a node of their own
+# ---- blocks of layers: built from shapes alone, called by `call`
 
 
 def _build(layer, shape):
-    """Builds a layer and returns its output shape; the weights of a stock layer carry its name."""
-    with contextlib.nullcontext() if isinstance(layer, _Block) else tf.name_scope(layer.name):
+    """Builds a layer and returns its output shape."""
+    if isinstance(layer, _Block):
         layer.build(shape)
+    else:
+        _keras.build_named(layer, shape)
     return tuple(layer.compute_output_shape(shape))
 
 
 def _apply(layer, x, training):
+    """Calls a layer or block on x, with this package's kernels where they differ from Keras's."""
     if isinstance(layer, _Block):
         return layer.call(x, training=training)
     if isinstance(layer, keras.layers.BatchNormalization):
@@ -349,9 +366,9 @@ def _apply(layer, x, training):
 
 
 class _Block(keras.layers.Layer):
-    """A layer that joins stock layers, and is entered by `.call` alone.
+    """Base class of layers that combine Keras layers and are called by `call` alone.
 
-    `build` makes the weights and records the output shape.
+    `build` creates the weights and records the output shape in `output_shape_at_build`.
     """
 
     def compute_output_shape(self, input_shape):
@@ -359,7 +376,7 @@ class _Block(keras.layers.Layer):
 
 
 class _Chain(_Block):
-    """Layers one after another."""
+    """Applies layers in sequence."""
 
     def __init__(self, steps, **kwargs):
         super().__init__(**kwargs)
@@ -379,14 +396,14 @@ class _Chain(_Block):
 
 
 class _ResidualBlock(_Block):
-    """relu(shortcut(x) + residual(x)); an empty shortcut is the identity."""
+    """A residual block: relu(shortcut(x) + residual(x)); an empty shortcut is the identity."""
 
-    def __init__(self, residual, shortcut, parts, name):
-        super().__init__(name=name, dtype=parts.dtype)
+    def __init__(self, residual, shortcut, factory, name):
+        super().__init__(name=name, dtype=factory.dtype)
         self.shortcut = _Chain(shortcut, name=f"{name}_shortcut")
         self.residual = _Chain(residual, name=f"{name}_residual")
-        self.add = keras.layers.Add(dtype=parts.dtype, name=f"{name}_add")
-        self.relu = parts.relu(name)
+        self.add = keras.layers.Add(dtype=factory.dtype, name=f"{name}_add")
+        self.relu = factory.relu(name)
 
     def build(self, input_shape):
         shape = _build(self.shortcut, input_shape)
@@ -401,25 +418,26 @@ class _ResidualBlock(_Block):
 
 
 class _SelectiveKernel(_Block):
-    """Two 3x3 streams, mixed per channel by a softmax over the two (arXiv:1903.06586, section 3.1).
+    """A selective kernel: two 3x3 streams, weighted per channel by a softmax over the two.
 
-    The streams are the two halves of the channels of one convolution.
+    The streams are the two halves of one convolution's channels (arXiv:1903.06586, section 3.1, in
+    the form google-research/simclr uses).
     """
 
-    def __init__(self, parts, name, filters, strides, min_dim=32):
-        super().__init__(name=name, dtype=parts.dtype)
-        mid_dim = max(int(filters * parts.sk_ratio), min_dim)
-        named = {"dtype": parts.dtype}
+    def __init__(self, factory, name, filters, strides, min_dim=32):
+        super().__init__(name=name, dtype=factory.dtype)
+        mid_dim = max(int(filters * factory.sk_ratio), min_dim)
+        named = {"dtype": factory.dtype}
         layers = keras.layers
         self.streams = _Chain(
-            parts.conv_bn_relu(f"{name}_streams", 2 * filters, 3, strides), name=f"{name}_streams"
+            factory.conv_bn_relu(f"{name}_streams", 2 * filters, 3, strides), name=f"{name}_streams"
         )
         self.mean = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean", **named)
-        self.sum_means = _SumHalves(parts, f"{name}_sum_means", filters)
+        self.sum_means = _SumHalves(factory, f"{name}_sum_means", filters)
         self.mixing = _Chain(
             [
-                *parts.conv_bn_relu(f"{name}_squeeze", mid_dim, 1),
-                *parts.conv(f"{name}_excite", 2 * filters, 1),
+                *factory.conv_bn_relu(f"{name}_squeeze", mid_dim, 1),
+                *factory.conv(f"{name}_excite", 2 * filters, 1),
                 layers.Reshape((2, filters), name=f"{name}_pairs", **named),
                 layers.Softmax(axis=1, name=f"{name}_softmax", **named),
                 layers.Reshape((1, 1, 2 * filters), name=f"{name}_weights", **named),
@@ -427,7 +445,7 @@ class _SelectiveKernel(_Block):
             name=f"{name}_mixing",
         )
         self.multiply = layers.Multiply(name=f"{name}_multiply", **named)
-        self.sum_streams = _SumHalves(parts, f"{name}_sum_streams", filters)
+        self.sum_streams = _SumHalves(factory, f"{name}_sum_streams", filters)
 
     def build(self, input_shape):
         shape = _build(self.streams, input_shape)  # [B, H, W, 2F]
@@ -445,20 +463,20 @@ class _SelectiveKernel(_Block):
 
 
 class _SumHalves(_Block):
-    """[B, H, W, 2F] to [B, H, W, F]: the first half of the channels plus the second.
+    """Adds the two halves of the channels: [B, H, W, 2F] to [B, H, W, F].
 
-    No stock layer slices channels. Cropping does when told that the channels come first: it then
-    takes the last axis for a spatial one.
+    No Keras layer slices channels. Cropping2D does so with "channels_first", where it crops the
+    last axis as a spatial one.
     """
 
-    def __init__(self, parts, name, filters):
-        super().__init__(name=name, dtype=parts.dtype)
+    def __init__(self, factory, name, filters):
+        super().__init__(name=name, dtype=factory.dtype)
         crop = keras.layers.Cropping2D
         first, last = ((0, 0), (0, filters)), ((0, 0), (filters, 0))
-        axes = {"data_format": "channels_first", "dtype": parts.dtype}
+        axes = {"data_format": "channels_first", "dtype": factory.dtype}
         self.first = crop(first, name=f"{name}_first", **axes)
         self.last = crop(last, name=f"{name}_last", **axes)
-        self.add = keras.layers.Add(dtype=parts.dtype, name=f"{name}_add")
+        self.add = keras.layers.Add(dtype=factory.dtype, name=f"{name}_add")
 
     def build(self, input_shape):
         halves = [_build(self.first, input_shape), _build(self.last, input_shape)]

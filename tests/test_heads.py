@@ -1,4 +1,4 @@
-"""ProjectionHead against its formula, its taps, precision, saving."""
+"""ProjectionHead: formula, outputs of hidden layers, precision, saving."""
 
 import numpy as np
 import pytest
@@ -55,14 +55,14 @@ def test_head_equals_its_formula(layers, batch_norm, training):
     np.testing.assert_allclose(head(h, training=training), expected[-1], rtol=1e-4, atol=1e-4)
 
 
-def test_hidden_layers_are_as_wide_as_h_unless_told():
+def test_hidden_layers_have_the_width_of_h_by_default():
     h = rand_h(dim=24)
     assert [o.shape[1] for o in ProjectionHead(layers=3).hidden_outputs(h)] == [24, 24, 24, 128]
     assert [o.shape[1] for o in ProjectionHead(7, 5).hidden_outputs(h)] == [24, 7, 5]
 
 
 @pytest.mark.parametrize("layers", [2, 3])
-def test_weights_are_kernels_and_norms_without_bias_or_last_centre(layers):
+def test_weights_are_kernels_and_norms_without_biases_and_last_beta(layers):
     head = ProjectionHead(layers=layers)
     head.build((None, 16))
     names = [weight.name.split("/")[-1].split(":")[0] for weight in head.trainable_weights]
@@ -77,7 +77,7 @@ def test_without_batch_norm_there_are_kernels_and_biases_only():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_gives_float32_z_close_to_float32(policy):
+def test_z_is_float32_under_mixed_precision_and_close_to_float32(policy):
     h = rand_h()
     head = ProjectionHead(dtype=policy)
     head(h)

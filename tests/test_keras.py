@@ -1,0 +1,115 @@
+"""Private Keras and TensorFlow API is used in `_keras.py` alone, and has the way out it needs."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+import simclr_tf
+from simclr_tf import _keras
+from simclr_tf.optimizers import LARS
+
+PACKAGE = pathlib.Path(simclr_tf.__file__).parent
+PRIVATE = (
+    r"tensorflow\.python\b",
+    r"\btrackable_object_graph_pb2\b",
+    r"\bkeras\.src\b",
+    r"\bcontrol_flow_util\b",
+    r"\._build_learning_rate\b",
+    r"\._learning_rate\b",
+    r"\._index_dict\b",
+    r"\._var_key\b",
+    r"\._get_variable_index\b",
+    r"\._serialize_hyperparameter\b",
+    r"\b_built\b",
+    r"\.fused\b",
+    r"\._flatten_layers\b",
+    r"\btf\.name_scope\b",
+)
+
+
+@pytest.mark.parametrize("pattern", PRIVATE)
+def test_private_api_is_used_in_one_module(pattern):
+    """The names, as regular expressions, in no other source file of the package."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "_keras.py"
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        if re.search(pattern, line)
+    ]
+    assert not found
+
+
+def test_xla_is_seen_from_inside():
+    """Eagerly and in a graph there is none; also in a function called from a compiled one."""
+    answers = []
+
+    @tf.function
+    def inner(x):
+        answers.append(_keras.under_xla())
+        return x
+
+    inner(tf.zeros([1]))
+    tf.function(lambda x: inner(x) + 1.0, jit_compile=True)(tf.zeros([2]))
+    assert answers == [False, True] and not _keras.under_xla()
+
+
+def test_without_the_private_module_every_graph_counts_as_compiled(monkeypatch):
+    """Eagerly there is still none."""
+    monkeypatch.setattr(_keras, "control_flow_util", None)
+    assert not _keras.under_xla()
+    assert tf.function(lambda: tf.constant(_keras.under_xla()))()
+
+
+def test_sublayers_are_found_at_any_depth():
+    """Those of a model in a model too; the outer one is not among them."""
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="deep")])
+    outer = keras.Sequential([inner, keras.layers.ReLU(name="last")])
+    names = [layer.name for layer in _keras.sublayers(outer)]
+    assert {"deep", "last", inner.name} <= {*names} and outer.name not in names
+    assert not _keras.sublayers(outer.layers[-1])
+
+
+def test_weights_are_named_after_their_layer():
+    """What the map of the official weights and LAMB's filter rely on."""
+    dense = keras.layers.Dense(2, name="head")
+    _keras.build_named(dense, (None, 3))
+    assert [_keras.variable_name(v) for v in dense.weights] == ["head/kernel", "head/bias"]
+
+
+def test_an_index_tells_equal_variables_apart():
+    """By identity; what is not in the list is a KeyError."""
+    variables = [tf.Variable(1.0), tf.Variable(1.0)]
+    index = _keras.VariableIndex(variables)
+    assert [index[v] for v in variables] == [0, 1]
+    with pytest.raises(KeyError):
+        index[tf.Variable(1.0)]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_lars_finds_the_buffer_of_each_replica(replicas, compiled):
+    """Of two variables of one shape; also where Keras 2 compiles each update, as on a GPU."""
+    strategy = tf.distribute.get_strategy()
+    if replicas > 1:
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        variables = [tf.Variable(tf.ones([2, 2]), name=name) for name in "ab"]
+        optimizer = LARS(1.0, weight_decay=0.0, trust_coefficient=None)
+        optimizer.build(variables)
+    optimizer.jit_compile = compiled
+
+    def update():
+        gradients = [tf.fill([2, 2], value / replicas) for value in (1.0, 2.0)]
+        optimizer.apply_gradients(list(zip(gradients, variables)))
+
+    step = tf.function(lambda: strategy.run(update))
+    step()
+    step()
+    for gradient, variable, buffer in zip([1.0, 2.0], variables, optimizer.momentum_buffers):
+        np.testing.assert_allclose(variable, np.full([2, 2], 1 - gradient * (1 + 1.9)), rtol=1e-5)
+        np.testing.assert_allclose(buffer, np.full([2, 2], gradient * 1.9), rtol=1e-5)
