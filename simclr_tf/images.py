@@ -52,6 +52,7 @@ def unpack(data) -> Batch:
       ArgumentError: a dict without the key "image".
 
     Example:
+
     >>> simclr_tf.images.unpack({"image": images, "label": labels}).labels.shape
     (8,)
     """
@@ -108,6 +109,7 @@ def as_float(images):
       ArgumentError: the rank, the number of channels or the dtype is another.
 
     Example:
+
     >>> simclr_tf.images.as_float(images).dtype
     tf.float32
     """
@@ -164,6 +166,7 @@ def centre_square(images, size):
       [B, height, width, 3] float32 in [0, 1].
 
     Example:
+
     >>> simclr_tf.images.centre_square(images[:, :, :24], 16).shape
     TensorShape([8, 16, 16, 3])
     """

@@ -1,44 +1,78 @@
-"""What a contrastive run is watched by: accuracy of the task, alignment, uniformity, rank.
+"""Metrics of contrastive training: contrastive accuracy, alignment, uniformity, effective rank.
 
-Functions carry the maths; the Keras metric keeps a running mean of one of them.
+Functions carry the maths; `ContrastiveAccuracy` is the Keras metric that keeps a running mean.
 """
 
 from __future__ import annotations
 
+import itertools
+
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf.losses import nt_xent_with_top1
+from simclr_tf.losses import normalised, nt_xent_with_top1
 
 
-def contrastive_accuracy(z_a, z_b):
-    """Fraction of views whose nearest neighbour is the other view of the same image.
+def contrastive_accuracy(z_a, z_b=None):
+    """Returns the fraction of positive pairs that are more similar than every negative.
+
+    For two views: the fraction of the 2N views whose nearest neighbour, among the 2N - 1 others, is
+    the other view of the same image.
 
     Args:
-      z_a, z_b: [N, d], any float dtype: projections of two views of the same N images; within a
-        replica the candidates are those of all replicas.
+      z_a, z_b: [N, d], any float dtype: projections of two views of the same N images; or z_a:
+        [V, N, d] alone, of V views. Within a replica the negatives are those of all replicas.
 
     Returns:
       Scalar float32 in [0, 1]. A tie counts as wrong, so a collapsed encoder has 0.
+
+    Example:
+
+    >>> float(simclr_tf.metrics.contrastive_accuracy(z_a, z_a))
+    1.0
     """
     _, correct = nt_xent_with_top1(z_a, z_b, temperature=1.0)
     return tf.reduce_mean(tf.cast(correct, tf.float32))
 
 
-def alignment(z_a, z_b):
-    """Mean squared distance of positive pairs on the unit sphere, in [0, 4]; 0 is perfect.
+def alignment(z_a, z_b=None):
+    """Returns the mean squared distance of positive pairs on the unit sphere; 0 is perfect.
 
-    Wang and Isola, arXiv:2005.10242, eq. 2 with alpha = 2. z_a, z_b: [N, d].
+    Wang and Isola, arXiv:2005.10242, eq. 2 with alpha = 2.
+
+    Args:
+      z_a, z_b: [N, d], any float dtype; or z_a: [V, N, d] alone, of V views: the mean over all
+        pairs of views.
+
+    Returns:
+      Scalar float32 in [0, 4].
+
+    Example:
+
+    >>> float(simclr_tf.metrics.alignment(z_a, 2.0 * z_a)) < 1e-6
+    True
     """
-    z_a, z_b = (tf.math.l2_normalize(tf.cast(z, tf.float32), axis=1) for z in (z_a, z_b))
-    return tf.reduce_mean(tf.reduce_sum(tf.square(z_a - z_b), axis=1))
+    z = normalised(z_a, z_b)  # [V, N, d]
+    pairs = itertools.combinations(range(z.shape[0]), 2)
+    return tf.reduce_mean([tf.reduce_sum(tf.square(z[a] - z[b]), axis=1) for a, b in pairs])
 
 
 def uniformity(z):
-    """Log of the mean Gaussian potential exp(-2 |x - y|^2) of pairs on the unit sphere.
+    """Returns the log of the mean Gaussian potential exp(-2 |x - y|^2) of pairs of unit vectors.
 
-    Wang and Isola, arXiv:2005.10242, eq. 3 with t = 2. z: [N, d], N at least 2. The scalar is at
-    most 0, which is collapse; the uniform distribution in many dimensions comes near -4.
+    Wang and Isola, arXiv:2005.10242, eq. 3 with t = 2. Memory grows with N squared.
+
+    Args:
+      z: [N, d], any float dtype, N of 2 or more.
+
+    Returns:
+      Scalar float32, at most 0, which is collapse; the uniform distribution in many dimensions is
+      near -4.
+
+    Example:
+
+    >>> float(simclr_tf.metrics.uniformity(np.ones([4, 3]))) == 0.0
+    True
     """
     z = tf.math.l2_normalize(tf.cast(z, tf.float32), axis=1)
     squared = 2.0 - 2.0 * tf.matmul(z, z, transpose_b=True)  # [N, N]
@@ -48,19 +82,38 @@ def uniformity(z):
 
 
 def effective_rank(h):
-    """Exp of the entropy of the normalised singular values of h [N, D] (Roy and Vetterli, 2007).
+    """Returns exp of the entropy of the normalised singular values (Roy and Vetterli, 2007).
 
-    The number of directions that the embeddings use: from 1 (collapse) to min(N, D).
+    It estimates the number of directions that the embeddings use.
+
+    Args:
+      h: [N, D], any float dtype.
+
+    Returns:
+      Scalar float32 from 1 (collapse) to min(N, D).
+
+    Example:
+
+    >>> round(float(simclr_tf.metrics.effective_rank(np.eye(4))), 4)
+    4.0
     """
     h = tf.cast(h, tf.float32)
     singular = tf.linalg.svd(h, compute_uv=False)
-    share = singular / tf.maximum(tf.reduce_sum(singular), 1e-12)
-    return tf.exp(-tf.reduce_sum(tf.math.xlogy(share, share)))
+    fraction = singular / tf.maximum(tf.reduce_sum(singular), 1e-12)
+    return tf.exp(-tf.reduce_sum(tf.math.xlogy(fraction, fraction)))
 
 
 @keras.saving.register_keras_serializable(package="simclr_tf")
 class ContrastiveAccuracy(keras.metrics.Mean):
-    """Running mean of `contrastive_accuracy`, weighted by the number of images."""
+    """Running mean of `contrastive_accuracy`, weighted by the number of images.
+
+    Example:
+
+    >>> metric = simclr_tf.ContrastiveAccuracy()
+    >>> metric.update_state(z_a, z_a)
+    >>> float(metric.result())
+    1.0
+    """
 
     def __init__(self, name="contrastive_accuracy", dtype=None):
         super().__init__(name=name, dtype=dtype)
@@ -68,7 +121,7 @@ class ContrastiveAccuracy(keras.metrics.Mean):
     def update_state(self, z_a, z_b):
         """Adds a batch of projections; z_a, z_b: [N, d]."""
         _, correct = nt_xent_with_top1(z_a, z_b, temperature=1.0)
-        return super().update_state(tf.cast(correct, tf.float32))
+        super().update_state(tf.cast(correct, tf.float32))
 
 
 class _UnsavedMean(keras.metrics.Mean):
@@ -88,6 +141,7 @@ class RunningMeans:
       names: of the means that are there from the start; others are added when they are updated.
 
     Example:
+
     >>> means = simclr_tf.metrics.RunningMeans(["loss"])
     >>> means.update("loss", [1.0, 3.0])
     >>> float(means.results()["loss"])

@@ -20,6 +20,7 @@ def check_temperature(temperature):
     """Raises `ArgumentError` unless the temperature is above 0.
 
     Example:
+
     >>> simclr_tf.losses.check_temperature(0.0)
     Traceback (most recent call last):
     ...
@@ -45,6 +46,7 @@ def normalised(z_a, z_b=None):
       ArgumentError: other shapes.
 
     Example:
+
     >>> simclr_tf.losses.normalised(z_a, z_b).shape
     TensorShape([2, 8, 16])
     """
@@ -95,6 +97,7 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None):
       ArgumentError: shapes that do not fit, or a temperature not above 0.
 
     Example:
+
     >>> loss = simclr_tf.nt_xent(z_a, z_b, temperature=0.5)
     >>> float(loss) == float(simclr_tf.nt_xent(np.stack([z_a, z_b]), temperature=0.5))
     True
@@ -114,6 +117,7 @@ def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None):
         another image. A lead of less than 1e-6 in the cosine is a tie, and a tie is not correct.
 
     Example:
+
     >>> loss, correct = simclr_tf.losses.nt_xent_with_top1(z_a, z_a)
     >>> bool(np.all(correct))
     True
@@ -183,6 +187,7 @@ class NTXent(keras.losses.Loss):
       z_a, z_b: [N, d], any float dtype. The result is a float32 scalar.
 
     Example:
+
     >>> loss = simclr_tf.NTXent(temperature=0.5)
     >>> loss(z_a, z_b).shape
     TensorShape([])

@@ -71,6 +71,7 @@ class SimCLR(keras.Model):
         an empty dataset, batches of a single image.
 
     Example:
+
     >>> model = simclr_tf.SimCLR(encoder, simclr_tf.ProjectionHead(output_dim=8), temperature=0.2)
     >>> model.compile(optimizer=simclr_tf.LARS(learning_rate=0.1))
     >>> sorted(model.fit(dataset, epochs=1, verbose=0).history)
