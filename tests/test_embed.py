@@ -388,6 +388,14 @@ def test_an_export_is_a_function_of_images(run_dir, images, expected):
         np.testing.assert_allclose(h, expected.h, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("value", [255.0, -0.5, np.nan])
+def test_an_export_refuses_float_images_out_of_range(run_dir, value):
+    """By the rule of `images`, in one line."""
+    exported = export.load_exported(run_dir / "export" / "1")
+    with pytest.raises(errors.ArgumentError, match=r"float images must lie in \[0, 1\]; got "):
+        exported(np.full([2, SIZE, SIZE, 3], value))
+
+
 def saved(path, function, shape=(None, None, None, 3), dtype=tf.uint8, name="serving_default"):
     """Somebody else's SavedModel."""
     module = tf.Module()

@@ -25,6 +25,7 @@ from simclr_tf.export import (
     tflite,
 )
 from simclr_tf.export.check import run_signatures
+from simclr_tf.images import centre_square
 
 SIZE = 16
 
@@ -80,14 +81,20 @@ def test_images_of_the_own_size_give_what_the_encoder_gives(encoder, served):
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (33, 20), (9, 9)])
-def test_other_sizes_are_prepared_as_for_evaluation(encoder, served, height, width):
-    """The centre square, resized: the pixels that `data.decode` gives, up to its rounding."""
+def test_images_of_other_sizes_are_prepared_as_for_evaluation(encoder, served, height, width):
+    """Every signature embeds `images.centre_square`, which is `data.decode` to 1/255 a pixel."""
     image = picture(height, width)
-    expected = h_of(encoder, [decode(encoded(image, "PNG"), SIZE)])
-    for name, batch in (("serving_default", image[None]), ("serving_float", image[None] / 255.0)):
-        dtype = tf.uint8 if name == "serving_default" else tf.float32
-        got = served[name](images=tf.constant(batch, dtype))["embedding"]
-        np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max())
+    square = centre_square(image[None], SIZE)
+    decoded = decode(encoded(image, "PNG"), SIZE)
+    np.testing.assert_allclose(255 * square[0], decoded, atol=1.001)
+    expected = encoder(square, training=False)
+    for name, request in (
+        ("serving_default", {"images": tf.constant(image[None])}),
+        ("serving_float", {"images": tf.constant(image[None] / 255.0, tf.float32)}),
+        ("serving_bytes", {"image_bytes": tf.constant([encoded(image, "PNG")])}),
+    ):
+        got = served[name](**request)["embedding"]
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_files_of_every_kind_and_size_in_one_request(encoder, served):
@@ -145,10 +152,11 @@ def test_a_server_without_keras_answers_alike(encoder, served_path):
         ("serving_bytes", [bomb()]),
         ("serving_default", image),  # of rank 3
         ("serving_default", image[None][:0]),
+        ("serving_float", np.float32(image[None])),  # from 0 to 255
     ]
-    order = [*good, *(each for pair in zip(bad, [*good, good[0]]) for each in pair)]
+    order = [*good, *(each for pair in zip(bad, [*good, *good]) for each in pair)]
     answers = run_signatures(served_path, order)
-    assert len(answers) == 11
+    assert len(answers) == 13
     expected = h_of(encoder, [image])[0]
     for request, answer in zip(order, answers):
         if any(request is each for each in bad):
@@ -164,6 +172,18 @@ def test_an_empty_batch_of_images_is_an_error(served):
     for name, dtype in (("serving_default", tf.uint8), ("serving_float", tf.float32)):
         with pytest.raises(tf.errors.InvalidArgumentError, match="needs an image"):
             served[name](images=tf.zeros([0, SIZE, SIZE, 3], dtype))
+
+
+@pytest.mark.parametrize("value", [255.0, 1.01, -0.01, np.nan])
+def test_float_images_out_of_range_are_an_error(encoder, served, value):
+    """Pixels from 0 to 255 would be embedded as nonsense; the next request is answered."""
+    images = np.full([2, SIZE, SIZE, 3], 0.5, np.float32)
+    images[1, 3, 5, 0] = value
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"must lie in \[0, 1\]"):
+        served["serving_float"](images=tf.constant(images))
+    images[1] = 1.0
+    got = served["serving_float"](images=tf.constant(images))["embedding"]
+    np.testing.assert_allclose(got, encoder(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
@@ -395,7 +415,9 @@ def test_what_tensorflow_lite_cannot_have(small, tmp_path, monkeypatch):
         export_tflite(small, path, precision="int8")
     with pytest.raises(ValueError, match="must be one of float32, float16, int8; got 'int4'"):
         export_tflite(small, path, precision="int4")
-    for examples in (np.full([2, 12, 12, 3], 255.0), np.zeros([0, 12, 12, 3]), np.zeros([2, 9])):
+    with pytest.raises(ValueError, match=r"float images must lie in \[0, 1\]; got values from 255"):
+        export_tflite(small, path, precision="int8", examples=np.full([2, 12, 12, 3], 255.0))
+    for examples in (np.full([2, 12, 12, 3], 255), np.zeros([0, 12, 12, 3]), np.zeros([2, 9])):
         with pytest.raises(ValueError, match=r"must be images \[n, 12, 12, 3\], uint8 or float in"):
             export_tflite(small, path, precision="int8", examples=examples)
     monkeypatch.setitem(tflite.SIMILARITY, "float32", 1.1)

@@ -37,26 +37,38 @@ def check_export(path, module, expect, tolerance):
     images = np.random.default_rng(0).integers(0, 256, [2, *module.size, 3], np.uint8)
     with tf.device("/CPU:0"):  # where the signatures are run too
         expected = np.asarray(expect(tf.constant(images / np.float32(255))))
-    requests = [
+    size, uint8, scaled = module.size, images, images / np.float32(255)
+    # Requests that must be refused come between those that must be answered all the same.
+    refused = [
         ("serving_bytes", [b"not an image"]),
-        ("serving_bytes", [tf.io.encode_png(image).numpy() for image in images]),
-        ("serving_default", images[0]),  # of rank 3
-        ("serving_default", images),
-        ("serving_float", np.zeros([0, *module.size, 3], np.float32)),
-        ("serving_float", images / np.float32(255)),
+        ("serving_default", uint8[0]),  # of rank 3
+        ("serving_float", np.zeros([0, *size, 3], np.float32)),
+        ("serving_float", np.full([1, *size, 3], 255, np.float32)),
     ]
+    answered = [
+        ("serving_bytes", [tf.io.encode_png(image).numpy() for image in uint8]),
+        ("serving_default", uint8),
+        ("serving_float", scaled),
+        ("serving_float", scaled),
+    ]
+    requests = [request for pair in zip(refused, answered) for request in pair]
     answers = run_signatures(path, requests)
-    for (signature, _), refused, answer in zip(requests[1::2], answers[::2], answers[1::2]):
-        if not isinstance(refused, str):
+    for (signature, _), answer in zip(refused, answers[::2]):
+        if not isinstance(answer, str):
             raise ExportError(f"{signature} answered a request that it should refuse.")
-        if isinstance(answer, str):
-            raise ExportError(f"{signature} of the exported encoder fails: {answer}")
-        error = np.abs(answer - expected).max() / max(np.abs(expected).max(), 1e-12)
-        if not error <= tolerance:  # NaN is wrong too
-            raise ExportError(
-                f"{signature} of the exported encoder differs from the encoder by {error:.1e} of "
-                f"the largest number, where {tolerance:.0e} is allowed. Nothing was kept."
-            )
+    for (signature, _), answer in zip(answered, answers[1::2]):
+        _check_answer(signature, answer, expected, tolerance)
+
+
+def _check_answer(signature, answer, expected, tolerance):
+    if isinstance(answer, str):
+        raise ExportError(f"{signature} of the exported encoder fails: {answer}")
+    error = np.abs(answer - expected).max() / max(np.abs(expected).max(), 1e-12)
+    if not error <= tolerance:  # NaN is wrong too
+        raise ExportError(
+            f"{signature} of the exported encoder differs from the encoder by {error:.1e} of "
+            f"the largest number, where {tolerance:.0e} is allowed. Nothing was kept."
+        )
 
 
 def run_signatures(path, requests):

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from simclr_tf.errors import ArgumentError
 from simclr_tf.export.saved_model import METADATA_FILE
-from simclr_tf.images import as_float
+from simclr_tf.images import as_float, check_range
 
 _SIGNATURES = ("serving_default", "serving_float")
 
@@ -74,9 +74,12 @@ class Exported:
           float32 [B, D].
 
         Raises:
-          ValueError: no such images, or the SavedModel takes others only.
+          ArgumentError: images of another shape, dtype or range, or of a size that the SavedModel
+            does not take.
         """
         images = tf.convert_to_tensor(images)
+        if tf.executing_eagerly():  # in a graph, `serving_float` checks the range itself
+            check_range(images)
         if images.dtype != tf.uint8 or tf.uint8 not in self._signatures:
             images = as_float(images)
         if images.dtype not in self._signatures:

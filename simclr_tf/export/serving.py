@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from simclr_tf.images import as_float
+from simclr_tf.images import centre_square, range_assertion
 
 MAX_PIXELS = 50_000_000  # of a file; decoded, it takes three bytes each
 
@@ -80,12 +80,14 @@ class Serving(tf.Module):
     @tf.function(input_signature=[_images(tf.uint8)])
     def of_uint8(self, images):
         """[batch, height, width, 3] to {"embedding": [batch, D]}."""
-        return self._embed(_centre_square(as_float(images), self.size))
+        return self._embed(centre_square(images, self.size))
 
     @tf.function(input_signature=[_images(tf.float32)])
     def of_float(self, images):
-        """[batch, height, width, 3] in [0, 1] to {"embedding": [batch, D]}."""
-        return self._embed(_centre_square(images, self.size))
+        """[batch, height, width, 3] in [0, 1] to {"embedding": [batch, D]}; others are an error."""
+        with tf.control_dependencies([range_assertion(images)]):
+            images = tf.identity(images)
+        return self._embed(centre_square(images, self.size))
 
     @tf.function(input_signature=[_FILES])
     def of_bytes(self, image_bytes):
@@ -95,7 +97,7 @@ class Serving(tf.Module):
             with tf.control_dependencies([_check_pixels(file)]):
                 image = tf.io.decode_image(file, channels=3, expand_animations=False)
             image.set_shape([None, None, 3])
-            return _centre_square(as_float(image[None]), self.size)[0]
+            return centre_square(image[None], self.size)[0]
 
         return self._embed(tf.map_fn(read, image_bytes, fn_output_signature=tf.float32))
 
@@ -111,24 +113,6 @@ def _quickly_traced(encoder):
 
     functional = hasattr(encoder, "input_shape") and encoder.inputs
     return tf.autograph.experimental.do_not_convert(encode) if functional else encode
-
-
-def _centre_square(images, size):
-    """Cut and resized as `data.decode` does; [B, H, W, 3] float in [0, 1] to [B, *size, 3]."""
-
-    def resized():
-        height, width = tf.shape(images)[1], tf.shape(images)[2]
-        cut = images
-        if size[0] == size[1]:
-            side = tf.minimum(height, width)
-            top, left = (height - side) // 2, (width - side) // 2
-            cut = images[:, top : top + side, left : left + side]
-        out = tf.image.resize(cut, size, tf.image.ResizeMethod.BICUBIC, antialias=True)
-        return tf.clip_by_value(out, 0.0, 1.0)
-
-    same = tf.reduce_all(tf.shape(images)[1:3] == size)
-    images = tf.cond(same, lambda: images, resized)  # resizing costs something at any size
-    return tf.ensure_shape(images, [None, *size, 3])
 
 
 def _check_pixels(file):

@@ -15,6 +15,7 @@ from simclr_tf import _atomic, _quiet
 from simclr_tf.errors import ArgumentError, ExportError
 from simclr_tf.export.functional import folded_where_exact, functional_copy, in_half
 from simclr_tf.export.saved_model import resolve_image_shape
+from simclr_tf.images import as_float, check_range
 
 # Least cosine similarity to the encoder's embeddings; int8 is a matter of the data.
 SIMILARITY = {"float32": 0.9999, "float16": 0.999, "int8": 0.9}
@@ -63,7 +64,7 @@ def export_tflite(
     # In half precision the encoder itself is further off than what it is compared with.
     expect = twin if layer != "h" or in_half(encoder) else encoder
     with _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
-        content = _convert(module, precision, None if examples is None else as_unit(examples))
+        content = _convert(module, precision, examples)
         _check(content, expect, precision, examples, image_shape)
     with _atomic.atomic_path(path) as place:
         place.write_bytes(content)
@@ -80,14 +81,13 @@ def _check_arguments(path, precision, examples, image_shape):
     if examples is None:
         return
     examples = np.asarray(examples)
-    fit = examples.shape[1:] == image_shape and len(examples)
-    if fit and examples.dtype.kind == "f":
-        fit = 0 <= examples.min() <= examples.max() <= 1
-    if not fit or (examples.dtype != np.uint8 and examples.dtype.kind != "f"):
+    shape_fits = examples.shape[1:] == image_shape and len(examples)
+    if not shape_fits or (examples.dtype != np.uint8 and examples.dtype.kind != "f"):
         raise ArgumentError(
             f"examples must be images [n, {', '.join(map(str, image_shape))}], uint8 or float in "
             f"[0, 1]; got {examples.dtype} of shape {examples.shape}."
         )
+    check_range(examples)
 
 
 class _Lite(tf.Module):
@@ -106,14 +106,8 @@ class _Lite(tf.Module):
         self.embed = embed.get_concrete_function(spec)
 
 
-def as_unit(images):
-    """Images, uint8 or float in [0, 1], as float32 in [0, 1]."""
-    images = np.asarray(images)
-    return images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
-
-
 def _convert(module, precision, examples):
-    """The file's bytes; examples: float32 [n, H, W, 3] in [0, 1], or None."""
+    """The file's bytes; examples: [n, H, W, 3], uint8 or float in [0, 1], or None."""
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.embed], module)
     if precision != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -122,7 +116,7 @@ def _convert(module, precision, examples):
     if precision == "int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         # Some pixel is black and some is white, so that the uint8 of an image are its pixels.
-        examples = np.array(examples)
+        examples = np.array(as_float(examples))  # a copy, since it is changed
         examples[0, 0, 0], examples[0, -1, -1] = 0.0, 1.0
         converter.representative_dataset = lambda: ([image[None]] for image in examples)
         converter.inference_input_type = tf.uint8
@@ -143,7 +137,7 @@ def run(content, images):
 def _check(content, encoder, precision, examples, image_shape):
     if examples is None:
         examples = np.random.default_rng(0).random((16, *image_shape), dtype=np.float32)
-    images = as_unit(examples[:16])
+    images = np.asarray(as_float(examples[:16]))
     expected = np.asarray(encoder(tf.constant(images), training=False), np.float32)
     got = run(content, np.uint8(np.round(255 * images)) if precision == "int8" else images)
     lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
