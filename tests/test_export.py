@@ -18,6 +18,7 @@ from simclr_tf.data.decode import decode
 from simclr_tf.export import (
     MAX_PIXELS,
     ExportError,
+    check,
     export_encoder,
     export_tflite,
     functional,
@@ -139,8 +140,11 @@ def test_a_bad_request_is_an_error_of_its_own(encoder, served, kind):
     np.testing.assert_allclose(got, h_of(encoder, [picture(SIZE, SIZE)]), rtol=1e-5, atol=1e-5)
 
 
-def test_a_server_without_keras_answers_alike(encoder, served_path):
-    """Every signature by the C API to 1e-5; errors between the requests are theirs alone."""
+@pytest.mark.parametrize("library", ["C library", "no C library"])
+def test_a_process_without_keras_gives_the_same(encoder, served_path, library, monkeypatch, caplog):
+    """Every signature to 1e-5; a bad request fails alone; without a C library, with a log line."""
+    if library == "no C library":
+        monkeypatch.setattr(check, "_library", lambda: None)
     image = picture(SIZE, SIZE)
     good = [
         ("serving_default", image[None]),
@@ -165,6 +169,18 @@ def test_a_server_without_keras_answers_alike(encoder, served_path):
         _, value = request
         assert answer.shape == (len(value), 32)
         np.testing.assert_allclose(answer, [expected] * len(value), rtol=1e-5, atol=1e-5)
+    logged = [record.getMessage() for record in caplog.records if record.name == "absl"]
+    assert len(logged) == (library == "no C library")
+    assert all("libtensorflow_cc" in line and "\n" not in line for line in logged)
+
+
+def test_an_export_without_the_c_library(small, tmp_path, monkeypatch):
+    """TensorFlow from another source than the wheel: it is checked and written all the same."""
+    monkeypatch.setattr(check.tf.sysconfig, "get_lib", lambda: str(tmp_path / "nowhere"))
+    assert (export_encoder(small, tmp_path / "1") / "saved_model.pb").exists()
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ExportError, match="could not load the exported encoder: "):
+        check.run_signatures(tmp_path, [])
 
 
 def test_an_empty_batch_of_images_is_an_error(served):

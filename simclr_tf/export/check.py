@@ -15,11 +15,12 @@ import tempfile
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tensorflow.core.protobuf import saved_model_pb2
 
 from simclr_tf.errors import ExportError
 
-SECONDS = 600  # for loading and answering
+TIMEOUT_SECONDS = 600  # for loading and answering
 
 
 def check_export(path, module, expect, tolerance):
@@ -72,36 +73,25 @@ def _check_answer(signature, answer, expected, tolerance):
 
 
 def run_signatures(path, requests):
-    """Answers of a SavedModel's signatures, by the C API in a process without Keras.
+    """Runs the signatures of a SavedModel in a process of its own, as a server would.
+
+    The process loads TensorFlow's C library alone, as TF Serving does. Where TensorFlow is
+    installed without that library, it uses `tf.saved_model.load` instead, and logs that it did.
 
     Args:
-      path: of the SavedModel.
+      path: directory of the SavedModel.
       requests: (signature, value) pairs; a value is a uint8 or float32 array, or a list of bytes.
 
     Returns:
-      For each request the output, a float32 array, or the error's text; in order, of one session.
+      A list with the output of each request, a float32 array, or the error message, a str.
 
     Raises:
-      ExportError: the SavedModel cannot be loaded.
+      ExportError: the SavedModel cannot be loaded, or does not answer in time.
     """
-    with tempfile.TemporaryDirectory() as place:
-        written = pathlib.Path(place) / "requests.json"
-        written.write_text(json.dumps(_written(path, requests, place)))
-        child = pathlib.Path(__file__).with_name("c_api.py")
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", str(child), str(_library()), str(path), str(written)],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=SECONDS,
-                # Beside a training process the accelerator has no memory left.
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ExportError(
-                f"the exported encoder did not answer within {SECONDS} s; nothing was kept."
-            ) from error
+    with tempfile.TemporaryDirectory() as scratch:
+        file = pathlib.Path(scratch) / "requests.json"
+        file.write_text(json.dumps(_serialized(path, requests, scratch)))
+        done = _run([*_interpreter(), str(path), str(file)])
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ExportError(f"a server could not load the exported encoder: {reason}")
@@ -113,30 +103,56 @@ def run_signatures(path, requests):
     ]
 
 
-def _library():
-    """TensorFlow's library with the C API, as the wheel has it."""
-    found = sorted(pathlib.Path(tf.sysconfig.get_lib()).glob("libtensorflow_cc.*"))
-    if not found:
-        raise ExportError(
-            f"the exported encoder is checked by libtensorflow_cc; {tf.sysconfig.get_lib()} has "
-            "none. Take TensorFlow from its wheel."
+def _interpreter():
+    """The command that runs requests, without the SavedModel and the file of requests."""
+    scripts, library = pathlib.Path(__file__).parent, _library()
+    if library:
+        return [sys.executable, "-I", str(scripts / "c_api.py"), str(library)]
+    logging.warning(
+        "%s holds no libtensorflow_cc: the export is checked with tf.saved_model.load instead of "
+        "the C API.",
+        tf.sysconfig.get_lib(),
+    )
+    # The module by its path: the directory of a script would be searched for imports first.
+    code = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    return [sys.executable, "-c", code, str(scripts / "python_api.py")]
+
+
+def _run(command):
+    env = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "-1",  # during training the accelerator has no memory left
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # without -I: as in this process
+    }
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS, env=env
         )
-    return found[0]
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(
+            f"the exported encoder did not answer within {TIMEOUT_SECONDS} s; nothing was kept."
+        ) from error
 
 
-def _written(path, requests, place):
-    """The requests as `c_api` reads them; arrays as files in `place`."""
+def _library():
+    """TensorFlow's library with the C API, as its wheel has it; None where there is none."""
+    return min(pathlib.Path(tf.sysconfig.get_lib()).glob("libtensorflow_cc.*"), default=None)
+
+
+def _serialized(path, requests, folder):
+    """The requests as `c_api` and `python_api` read them; arrays as files in `folder`."""
     saved_model = (pathlib.Path(path) / "saved_model.pb").read_bytes()
     graphs = saved_model_pb2.SavedModel.FromString(saved_model).meta_graphs
     rows = []
     for number, (name, value) in enumerate(requests):
         signature = graphs[0].signature_def[name]
         (given,), (got,) = signature.inputs.values(), signature.outputs.values()
-        row = {"input": given.name, "output": got.name}
+        row = {"signature": name, "input": given.name, "output": got.name}
         if isinstance(value, list):
             row["strings"] = [file.hex() for file in value]
         else:
-            row["file"] = str(pathlib.Path(place) / str(number))
+            row["file"] = str(pathlib.Path(folder) / str(number))
             row["dtype"], row["shape"] = value.dtype.name, value.shape
             pathlib.Path(row["file"]).write_bytes(value.tobytes())
         rows.append(row)
