@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 
-from simclr_tf import _atomic, _quiet, errors
+from simclr_tf import _atomic, errors
 from simclr_tf.errors import ArgumentError
 
 _GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
@@ -109,7 +109,6 @@ def read(path):
     columns_of = _format(path)[1]
     if not os.path.isfile(path):
         raise ArgumentError(f"embeddings are read from a file; there is none at {path}.")
-    _quiet.import_tensorflow()
     from simclr_tf.evaluate import Features
 
     try:

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from simclr_tf import errors
+from simclr_tf import _quiet, errors
 from simclr_tf.commands.build import (
     build_encoder,
     build_head,
@@ -40,7 +40,7 @@ def export(options, trained):
     if options.precision == "int8":
         arguments["examples"] = _examples(trained, image_size, options.examples)
     write = export_tflite if options.format == "tflite" else export_encoder
-    with ended_by_sigterm():
+    with ended_by_sigterm(), _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
         path = write(parts["encoder"], options.output, **arguments)
     say(f"wrote the encoder to {path}")
 
