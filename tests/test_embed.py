@@ -17,7 +17,8 @@ import tensorflow as tf
 from PIL import Image
 
 from simclr_tf import cli, data, embeddings, errors, evaluate, export
-from simclr_tf.commands import build, progress
+from simclr_tf.commands import build
+from simclr_tf.commands.embed import progress_bar
 from simclr_tf.evaluate import Features
 from simclr_tf.training import checkpoints, run_directory
 
@@ -343,34 +344,46 @@ def test_memory_does_not_grow_with_the_rows(kind, tmp_path):
 # -- progress --------------------------------------------------------------------------------
 
 
-def test_lines_now_and_then_where_there_is_no_terminal():
-    """Every 30 s of a clock: images done and in all, the rate, the time left."""
-    said, now = [], [100.0]
-    lines = progress._Lines(4000, said.append, 30.0, clock=lambda: now[0])
-    for _ in range(8):  # 10 s each
-        now[0] += 10.0
-        lines.add(500)
-    assert said == [
-        "1,500 of 4,000 images, 50 a second, 0:00:50 left",
-        "3,000 of 4,000 images, 50 a second, 0:00:20 left",
+def test_lines_at_least_30_s_apart_where_there_is_no_terminal(monkeypatch):
+    """By a clock: images done and in all, the rate, the time left; nothing at the end."""
+    logged, now = [], [100.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with progress_bar(4000, logged.append) as bar:
+        for _ in range(8):  # 10 s each
+            now[0] += 10.0
+            bar.update(500)
+    assert logged == [
+        "1500 of 4000 images, 50.00 images/s, 00:50 left",
+        "3000 of 4000 images, 50.00 images/s, 00:20 left",
     ]
 
 
+def test_a_short_pass_logs_no_line():
+    """Where it takes less than 30 s, and where it stops early."""
+    logged = []
+    with progress_bar(20, logged.append) as bar:
+        bar.update(20)
+    with pytest.raises(KeyboardInterrupt), progress_bar(20, logged.append) as bar:
+        bar.update(7)
+        raise KeyboardInterrupt
+    assert not logged
+
+
 def test_a_bar_on_a_terminal(monkeypatch):
-    """Images done and in all, the rate; no line besides."""
+    """Images done and in all, the rate; nothing is logged."""
 
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-    screen, said = Terminal(), []
+    screen, logged = Terminal(), []
     monkeypatch.setattr(sys, "stdout", screen)
-    with progress.counted(20, said.append) as done:
-        done(7)
-        done(13)
+    with progress_bar(20, logged.append) as bar:
+        bar.update(7)
+        bar.update(13)
     last = screen.getvalue().split("\r")[-1]
     assert "20/20" in last and "images/s" in last and last.endswith("\n")
-    assert not said
+    assert not logged
 
 
 # -- exported SavedModels --------------------------------------------------------------------

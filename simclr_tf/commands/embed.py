@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import types
 
 from simclr_tf import data, embeddings, errors, evaluate
-from simclr_tf.commands import progress
 from simclr_tf.commands.build import (
     encoder_of_run,
     ended_by_sigterm,
@@ -14,6 +15,8 @@ from simclr_tf.commands.build import (
     say,
 )
 from simclr_tf.export import load_exported
+
+_LOG_EVERY_SECONDS = 30.0
 
 
 def embed(options, trained=None):
@@ -29,15 +32,56 @@ def embed(options, trained=None):
     encoder, source = _run_to_embed(options, trained) if trained else _export_to_embed(options)
     count = 0
     with report_unreadable(source), ended_by_sigterm(), embeddings.Writer(options.output) as file:
-        with progress.counted(source.num_examples, say) as done:
+        with progress_bar(source.num_examples, say) as bar:
             for features in evaluate.stream_features(encoder, source.batches(options.batch_size)):
                 file.write(features)
-                done(len(features.h))
+                bar.update(len(features.h))
                 count += len(features.h)
     say(
         f"wrote {count:,} embeddings of {features.h.shape[1]} numbers to {options.output}"
         + _left_out(source)
     )
+
+
+def progress_bar(total, log):
+    """Returns a `tqdm.tqdm` of `total` images: a bar on a terminal, else a line every 30 s.
+
+    Args:
+      total: number of images.
+      log: a function of a line of text, called where stdout is not a terminal.
+    """
+    from tqdm import tqdm
+
+    if sys.stdout.isatty():
+        # tqdm shows nothing on a terminal that reports a size of 0; the default here is 80 x 24.
+        columns, lines = shutil.get_terminal_size()
+        size = {"ncols": min(columns, 100), "nrows": lines}
+        return tqdm(total=total, unit=" images", file=sys.stdout, **size)
+    return tqdm(
+        total=total,
+        unit=" images",
+        file=_LogFile(log),
+        bar_format="{n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left",
+        delay=_LOG_EVERY_SECONDS,
+        mininterval=_LOG_EVERY_SECONDS,
+        miniters=1,  # else tqdm guesses how many images pass between two lines
+        smoothing=0,  # the rate since the start
+        leave=False,
+    )
+
+
+class _LogFile:
+    """A file that logs each line of a `tqdm.tqdm`."""
+
+    def __init__(self, log):
+        self._log = log
+
+    def write(self, text):
+        if text.strip():  # without the carriage returns and spaces that erase a bar
+            self._log(text.strip())
+
+    def flush(self):
+        pass
 
 
 def _run_to_embed(options, trained):
