@@ -6,6 +6,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import ProjectionHead, ResNet, encoders
+from simclr_tf._keras import all_layers
 from simclr_tf.export import folded, functional, functional_copy
 
 RNG = np.random.default_rng(0)
@@ -87,7 +88,10 @@ def test_every_kind_of_layer_folds_and_the_rest_stays():
     assert len(norms(folded(both))) == 1
 
 
-@pytest.mark.parametrize("kind", ["second argument", "twice", "shared norm", "training", "kin"])
+@pytest.mark.parametrize(
+    "kind",
+    ["second argument", "twice", "shared norm", "training", "positional training", "subclass"],
+)
 def test_what_only_looks_like_a_convolution_and_its_norm(kind):
     """Outputs used elsewhere, layers used twice, batch statistics, subclasses: nothing folds."""
     layers = keras.layers
@@ -102,6 +106,8 @@ def test_what_only_looks_like_a_convolution_and_its_norm(kind):
         h = layers.Add()([norm(conv(images)), norm(layers.Conv2D(3, 1)(images))])
     elif kind == "training":
         h = norm(conv(images), training=True)
+    elif kind == "positional training":
+        h = norm(conv(images), True)
     else:
         h = norm(layers.Conv2DTranspose(5, 3)(images))
     model = scrambled(keras.Model(images, layers.GlobalAveragePooling2D()(h)))
@@ -127,7 +133,7 @@ def test_a_frozen_encoder_has_a_twin(resnet):
     encoder.build((None, 20, 20, 3))
     encoder.set_weights(resnet.get_weights())
     expected = resnet(IMAGES)
-    some = [x for x in encoder.submodules if isinstance(x, keras.layers.BatchNormalization)]
+    some = [x for x in all_layers(encoder) if isinstance(x, keras.layers.BatchNormalization)]
     for layer in some:
         layer.trainable = False
     np.testing.assert_array_equal(functional_copy(encoder, (20, 20, 3))(IMAGES), expected)

@@ -6,6 +6,7 @@ this module does. Writing it is in `saved_model` and `tflite`.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import difflib
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 # What Keras raises at a subclass of its model, and at a layer without a sound config of its own.
@@ -78,9 +80,7 @@ def _copy(encoder, image_shape):
 
 def in_half(encoder):
     """Whether a part of it computes in half precision."""
-    return any(
-        getattr(part, "compute_dtype", "float32") != "float32" for part in encoder.submodules
-    )
+    return any(layer.compute_dtype != "float32" for layer in _keras.all_layers(encoder))
 
 
 def in_float32(encoder, image_shape):
@@ -114,14 +114,13 @@ def _policy(name):
 
 def _copy_weights(source, target):
     """Whatever is frozen: Keras lists what is trained first."""
-    inner = [part for part in source.submodules if isinstance(part, keras.layers.Layer)]
-    flags = [(part, part.trainable) for part in (source, *inner)]
+    flags = [(layer, layer.trainable) for layer in _keras.all_layers(source)]
     source.trainable = target.trainable = True
     try:
         target.set_weights(source.get_weights())
     finally:
-        for part, flag in flags:  # a layer before those within it
-            part.trainable = flag
+        for layer, flag in flags:  # a layer before those within it
+            layer.trainable = flag
 
 
 def _in_float32(layer):
@@ -222,39 +221,36 @@ def outputs_match(a, b, image_shape, tolerance=1e-4):
 
 def _foldable(model):
     """{layer: the batch normalisation that alone follows it}."""
-    config = keras.Model(model.inputs, model.outputs).get_config()
-    nodes = {entry["config"]["name"]: entry["inbound_nodes"] for entry in config["layers"]}
-    consumers = {name: [] for name in nodes}
-    for name, calls in [*nodes.items(), (None, config["output_layers"])]:
-        for used in _references(calls, nodes):
-            consumers[used].append(name)
+    graph = keras.Model(model.inputs, model.outputs)
+    calls = _keras.layer_calls(graph)
+    times_called = collections.Counter(call.layer.name for call in calls)
+    consumers = collections.defaultdict(list)  # calls that take the output of a layer
+    for call in calls:
+        for source in call.sources:
+            consumers[source.name].append(call)
+    model_outputs = {id(output) for output in graph.outputs}
     pairs = {}
-    for layer in model.layers:
-        after = consumers.get(layer.name, [])
-        if type(layer) not in _FOLDS or len(after) != 1 or after[0] is None:
-            continue
-        norm = model.get_layer(after[0])
+    for call in calls:
+        followed_by = consumers[call.layer.name]
         if (
-            layer.activation is keras.activations.linear
-            and type(norm) is keras.layers.BatchNormalization
-            and len(nodes[layer.name]) == len(nodes[norm.name]) == 1
-            and "'training': True" not in str(nodes[norm.name])
-            and list(tf.nest.flatten(norm.axis)) in ([-1], [len(layer.output.shape) - 1])
+            type(call.layer) in _FOLDS
+            and call.layer.activation is keras.activations.linear
+            and len(followed_by) == 1
+            and not model_outputs & {id(output) for output in call.outputs}
+            and times_called[call.layer.name] == times_called[followed_by[0].layer.name] == 1
+            and _normalizes_channels(followed_by[0], rank=len(call.outputs[0].shape))
         ):
-            pairs[layer] = norm
+            pairs[call.layer] = followed_by[0].layer
     return pairs
 
 
-def _references(calls, names):
-    """Names of the layers whose outputs the calls take, in whatever argument."""
-    if isinstance(calls, dict):
-        calls = list(calls.values())
-    if not isinstance(calls, (list, tuple)):
-        return []
-    found = []
-    if len(calls) >= 3 and isinstance(calls[0], str) and calls[0] in names:
-        found.append(calls[0])  # [layer, call, output, ...]
-    return found + [name for part in calls for name in _references(part, names)]
+def _normalizes_channels(call, rank):
+    """Whether a call is batch normalisation of the last axis, in inference mode."""
+    return (
+        type(call.layer) is keras.layers.BatchNormalization
+        and not any(argument is True for argument in call.arguments)  # training=True
+        and list(tf.nest.flatten(call.layer.axis)) in ([-1], [rank - 1])
+    )
 
 
 def _fold(layer, norm):
