@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 
 from simclr_tf import _atomic, errors
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, output_errors
 
 _GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
 
@@ -43,50 +43,60 @@ class Writer:
     def __init__(self, path):
         check_path(path)
         self._path = pathlib.Path(path)
-        self._make, self._file = _format(path)[0], None
+        self._format, self._file = _format(path)[0], None
 
     def __enter__(self):
-        self._place = _atomic.atomic_path(self._path)
-        self._beside = self._place.__enter__()
+        self._atomic = _atomic.atomic_path(self._path)
+        with output_errors(self._path):
+            self._scratch = self._atomic.__enter__()
         return self
 
     def __exit__(self, kind, error, trace):
         with contextlib.ExitStack() as stack:
-            stack.push(self._place)
+            if error is None:
+                stack.enter_context(output_errors(self._path))
+            stack.push(self._atomic)
             stack.callback(self._close)
             if error is not None:
                 raise error
             if self._file is None:
-                raise ArgumentError("a file of embeddings needs at least one; got none.")
+                raise ArgumentError("a file of embeddings needs at least one row; got none.")
             self._file.finish()
 
     def _close(self):
-        with contextlib.suppress(OSError):  # of a full disk, for the second time
+        with contextlib.suppress(OSError):  # the disk is full, as an earlier error has reported
             if self._file is not None:
                 self._file.close()
 
     def write(self, features):
-        """Adds the `evaluate.Features` of a batch.
+        """Appends a batch.
+
+        Args:
+          features: `evaluate.Features` of b images, with h [b, D]; labels and ids may be None.
 
         Raises:
-          ValueError: other columns, or another D, than those of the first batch.
-          OSError: the disk is full, and the like.
+          ArgumentError: the batch has other columns, or another D, than the first.
+          OutputError: the disk is full, and the like.
         """
         columns = {"embedding": np.asarray(features.h, "<f4")}  # [b, D]
         if features.labels is not None:
             columns["label"] = np.asarray(features.labels, np.int64)
         if features.ids is not None:
             columns["id"] = np.asarray(features.ids).astype(np.str_)
-        kind = [(name, column.shape[1:]) for name, column in columns.items()]
+        layout = [(name, column.shape[1:]) for name, column in columns.items()]
         if self._file is None:
-            self._kind = kind
-            self._file = self._make(self._beside, list(columns), columns["embedding"].shape[1])
-        if kind != self._kind:
+            self._layout = layout
+            with output_errors(self._path):
+                self._file = self._format(
+                    self._scratch, list(columns), columns["embedding"].shape[1]
+                )
+        if layout != self._layout:
             raise ArgumentError(
-                f"all batches of a file must have the columns of the first, {self._kind}; "
-                f"got {kind}."
+                f"all batches of a file must have the columns of the first, {self._layout}; "
+                f"got {layout}."
             )
-        self._file.add(columns)
+        with output_errors(self._path):
+            self._file.add(columns)
 
 
 def check_path(path):

@@ -282,13 +282,33 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(kind, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match="File too large") as raised:
             with embeddings.Writer(tmp_path / f"h.{kind}") as file:
                 for _ in range(3):
                     file.write(Features(h))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
+    assert isinstance(raised.value, errors.OutputError)
+    assert str(raised.value).startswith(f"{tmp_path}/h.{kind} cannot be written: ")
+    assert left_in(tmp_path) == []
+
+
+def test_a_path_that_cannot_be_written_is_one_line(run_dir, tmp_path, capsys):
+    """Below a file: exit code 1, with what cannot be written and why."""
+    (tmp_path / "file").touch()
+    command = ["embed", f"--run_dir={run_dir}", f"--output={tmp_path}/file/h.npz"]
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert "h.npz cannot be written: " in error and "is a file. Choose another path." in error
+    assert error.count("\n") == 1
+
+
+def test_an_error_in_the_block_is_not_an_output_error(tmp_path):
+    """An OSError of reading the images stays what it is."""
+    with pytest.raises(FileNotFoundError):
+        with embeddings.Writer(tmp_path / "h.npz"):
+            raise FileNotFoundError("an image")
     assert left_in(tmp_path) == []
 
 
@@ -300,7 +320,7 @@ def test_batches_that_do_not_fit_together_are_refused(kind, tmp_path):
             with embeddings.Writer(tmp_path / f"h.{kind}") as file:
                 for size in sizes:
                     file.write(next(batches([2], **size)))
-    with pytest.raises(ValueError, match="at least one; got none"):
+    with pytest.raises(ValueError, match="at least one row; got none"):
         with embeddings.Writer(tmp_path / f"h.{kind}"):
             pass
     assert left_in(tmp_path) == []

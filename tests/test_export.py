@@ -2,6 +2,8 @@
 
 import io
 import json
+import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from tensorflow import keras
 
 from simclr_tf import ProjectionHead, ResNet, data
 from simclr_tf.data.decode import decode
+from simclr_tf.errors import OutputError
 from simclr_tf.export import (
     MAX_PIXELS,
     ExportError,
@@ -322,6 +325,24 @@ def test_an_encoder_of_zeros_is_exported(small, tmp_path):
     """A dead ReLU is the encoder's own affair."""
     small.set_weights([0.0 * weight for weight in small.get_weights()])
     assert (export_encoder(small, tmp_path / "1") / "saved_model.pb").exists()
+
+
+def test_an_export_that_cannot_be_written_is_one_line(small, tmp_path):
+    """Below a file, and on a full disk: an OutputError that names the path; nothing is left."""
+    (tmp_path / "file").touch()
+    for export in (export_encoder, export_tflite):
+        with pytest.raises(OutputError, match=r"file/1 cannot be written: .*is a file. Choose"):
+            export(small, tmp_path / "file" / "1")
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=f"^{tmp_path}/1 cannot be written: .*too large"):
+            export_encoder(small, tmp_path / "1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [each.name for each in tmp_path.rglob("*")] == ["file"]
 
 
 def test_what_a_server_cannot_load_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import pathlib
 import tensorflow as tf
 
 from simclr_tf import _atomic
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, output_errors
 from simclr_tf.export.check import check_export
 from simclr_tf.export.functional import (
     CLONE_ERRORS,
@@ -77,37 +77,50 @@ def export_encoder(
     if precision not in TOLERANCES:
         raise ArgumentError(f"precision must be float32 or float16; got {precision!r}.")
     image_shape = resolve_image_shape(encoder, image_shape)
-    twin, served = _trainable_and_serving(encoder, image_shape, layer, head, precision)
-    model = in_float32(encoder, image_shape) if twin is None else twin
+    copy, served = _trainable_and_serving(encoder, image_shape, layer, head, precision)
+    model = in_float32(encoder, image_shape) if copy is None else copy
     module = Serving(model, image_shape[:2], normalize, served or model)
-    with _atomic.atomic_path(path) as place:
-        tf.saved_model.save(module, str(place), _signatures(module))
-        if twin is not None:
-            _save_keras(twin, place / "encoder.keras")
-        about = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
-        (place / METADATA_FILE).write_text(json.dumps(about) + "\n")
-        write_warmup(place, image_shape[:2])
+    metadata = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
+    with output_errors(path), _atomic.atomic_path(path) as scratch_path:
+        _write(scratch_path, module, copy, metadata)
         expect = module if layer != "h" or in_half(encoder) else module.finished(encoder)
-        check_export(place, module, expect, TOLERANCES[precision])
+        check_export(scratch_path, module, expect, TOLERANCES[precision])
     return path
+
+
+def _write(path, module, copy, metadata):
+    """Writes everything that an exported directory holds."""
+    signatures = {
+        "serving_default": module.of_uint8.get_concrete_function(),
+        "serving_float": module.of_float.get_concrete_function(),
+        "serving_bytes": module.of_bytes.get_concrete_function(),
+    }
+    try:
+        tf.saved_model.save(module, str(path), signatures)
+        write_warmup(path, module.size)
+    except tf.errors.OpError as error:  # of TensorFlow's own files
+        raise OSError(error.message) from error
+    if copy is not None:
+        _save_keras(copy, path / "encoder.keras")
+    (path / METADATA_FILE).write_text(json.dumps(metadata) + "\n")
 
 
 def _trainable_and_serving(encoder, image_shape, layer, head, precision):
     """The encoder to train on elsewhere and the one for signatures; None where there is none."""
-    twin = functional_copy(encoder, image_shape, layer, head)
-    if twin is not None and layer == "h" and not in_half(encoder):
-        twin = twin if outputs_match(twin, encoder, image_shape) else None
-    if twin is None:
+    copy = functional_copy(encoder, image_shape, layer, head)
+    if copy is not None and layer == "h" and not in_half(encoder):
+        copy = copy if outputs_match(copy, encoder, image_shape) else None
+    if copy is None:
         if precision != "float32":
             raise ArgumentError(
                 f"precision={precision!r} needs a ResNet or a functional encoder; got a "
                 f"{type(encoder).__name__}. Take float32."
             )
         return None, None
-    twin.trainable = True
+    copy.trainable = True
     if precision == "float32":
-        return twin, folded_where_exact(twin, image_shape)
-    return twin, folded(twin, precision)
+        return copy, folded_where_exact(copy, image_shape)
+    return copy, folded(copy, precision)
 
 
 def _save_keras(model, path):
@@ -116,14 +129,6 @@ def _save_keras(model, path):
         model.save(path)
     except CLONE_ERRORS:
         path.unlink(missing_ok=True)
-
-
-def _signatures(module):
-    return {
-        "serving_default": module.of_uint8.get_concrete_function(),
-        "serving_float": module.of_float.get_concrete_function(),
-        "serving_bytes": module.of_bytes.get_concrete_function(),
-    }
 
 
 def resolve_image_shape(encoder, image_shape):

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf import _atomic
-from simclr_tf.errors import ArgumentError, ExportError
+from simclr_tf.errors import ArgumentError, ExportError, output_errors
 from simclr_tf.export.functional import folded_where_exact, functional_copy, in_half
 from simclr_tf.export.saved_model import resolve_image_shape
 from simclr_tf.images import as_float, check_range
@@ -54,19 +54,19 @@ def export_tflite(
     """
     path, image_shape = pathlib.Path(path), resolve_image_shape(encoder, image_shape)
     _check_arguments(path, precision, examples, image_shape)
-    twin = functional_copy(encoder, image_shape, layer, head)
-    if twin is None:
+    copy = functional_copy(encoder, image_shape, layer, head)
+    if copy is None:
         raise ArgumentError(
             f"TensorFlow Lite needs a ResNet or a functional encoder; got a "
             f"{type(encoder).__name__}. Export a SavedModel."
         )
-    module = _Lite(folded_where_exact(twin, image_shape), image_shape, normalize)
+    module = _Lite(folded_where_exact(copy, image_shape), image_shape, normalize)
     # In half precision the encoder itself is further off than what it is compared with.
-    expect = twin if layer != "h" or in_half(encoder) else encoder
+    expect = copy if layer != "h" or in_half(encoder) else encoder
     content = _convert(module, precision, examples)
     _check(content, expect, precision, examples, image_shape)
-    with _atomic.atomic_path(path) as place:
-        place.write_bytes(content)
+    with output_errors(path), _atomic.atomic_path(path) as scratch_path:
+        scratch_path.write_bytes(content)
     return path
 
 
