@@ -20,10 +20,9 @@ _LOG_EVERY_SECONDS = 30.0
 
 
 def embed(options, trained=None):
-    """Writes the embeddings of a data set with ids and, where there are some, labels.
+    """Writes the embeddings of a data set with ids and, if there are any, labels.
 
-    Read, embedded and written a batch at a time: neither the images nor the embeddings are ever in
-    memory together.
+    Images are read, embedded and written one batch at a time, so memory holds one batch.
 
     Args:
       options: attributes named as the flags of `simclr-tf embed`.
@@ -85,19 +84,19 @@ class _LogFile:
 
 
 def _run_to_embed(options, trained):
-    """The encoder of a run, and the images for it, those of the run where nothing else is asked."""
+    """Returns the encoder of a run and the images, by default those of the run."""
     prepare_process(trained, strategy="one")
     encoder, image_size = encoder_of_run(trained)
     return encoder, _source_to_embed(options, trained, options.image_size or image_size)
 
 
 def _export_to_embed(options):
-    """An exported encoder and the images for it."""
+    """Returns an exported encoder and the images for it."""
     encoder = load_exported(options.saved_model)
     image_size = options.image_size or encoder.image_size
     if image_size is None:
         raise errors.UsageError(
-            f"{options.saved_model} does not say what size of images it takes. Give --image_size."
+            f"{options.saved_model} does not state the image size. Give --image_size."
         )
     defaults = types.SimpleNamespace(train_split="train", source_size=None, data_dir=None)
     defaults.max_corrupt_share = 0.01
@@ -106,7 +105,7 @@ def _export_to_embed(options):
 
 def _source_to_embed(options, defaults, image_size):
     name, share = options.dataset or defaults.dataset, options.max_corrupt_share
-    # What is in memory anyway is read fastest from there; a file is read once and not kept.
+    # A data set in memory is read fastest from there; files are read once and not cached.
     in_memory = name == "shapes" or name.startswith("npz:")
     return data.load(
         name,
@@ -123,4 +122,4 @@ def _left_out(source):
     if not source.corrupt:
         return ""
     example_id, reason = source.corrupt[0]
-    return f"; left out, since unreadable: {len(source.corrupt)}, such as {example_id} ({reason})"
+    return f"; left out as unreadable: {len(source.corrupt)}, such as {example_id} ({reason})"

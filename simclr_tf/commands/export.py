@@ -27,7 +27,9 @@ def export(options, trained):
             "--precision=int8 is for --format=tflite; got --format=saved_model."
         )
     if pathlib.Path(options.output).exists():
-        raise errors.UsageError(f"--output must not exist; {options.output} does. Take another.")
+        raise errors.UsageError(
+            f"--output must not exist; {options.output} does. Choose another path."
+        )
     prepare_process(trained, strategy="one")
     parts, image_size = parts_of_run(trained, lambda side: _encoder_and_head(trained, side))
     arguments = {
@@ -52,8 +54,8 @@ def _encoder_and_head(options, image_size):
 
 
 def _examples(trained, image_size, count):
-    """Training images for the ranges of int8, uint8 [count, H, W, 3]."""
-    trained.cache_gigabytes = 0.0  # for these few
+    """Returns training images for the activation ranges of int8, uint8 [count, H, W, 3]."""
+    trained.cache_gigabytes = 0.0  # not needed for a few images
     source = load(trained, trained.train_split, image_size)
     with report_unreadable(source):
         batches = [batch["image"].numpy() for batch in source.batches(64, limit=count)]

@@ -1,7 +1,7 @@
-"""Whether an exported SavedModel answers as the encoder does, seen from outside Keras.
+"""Compares the signatures of an exported SavedModel with the encoder, outside this process.
 
-`run_signatures` runs them by TensorFlow's C API in a process of its own (`c_api`), with the loader
-that TF Serving has too.
+`run_signatures` runs them in a process of its own, by TensorFlow's C API (`c_api`), whose loader TF
+Serving uses too.
 """
 
 from __future__ import annotations
@@ -20,55 +20,56 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from simclr_tf.errors import ExportError
 
-TIMEOUT_SECONDS = 600  # for loading and answering
+TIMEOUT_SECONDS = 600  # for loading the SavedModel and running all requests
 
 
 def check_export(path, module, expect, tolerance):
-    """Asks every signature for embeddings, with requests between that cannot be answered.
+    """Raises `ExportError` unless every signature returns the encoder's embeddings.
+
+    Requests that must fail are sent in between: they must not affect later ones.
 
     Args:
-      path: of the SavedModel.
-      module: `serving.Serving` that it was written from.
-      expect: float32 images [batch, H, W, 3] in [0, 1] to the embeddings expected.
-      tolerance: how far answers may lie from them, as a share of the largest number expected.
+      path: directory of the SavedModel.
+      module: the `serving.Serving` that was saved.
+      expect: function of float32 images [batch, H, W, 3] in [0, 1] that returns the embeddings
+        expected.
+      tolerance: largest difference, as a fraction of the largest number expected.
 
     Raises:
-      ExportError: an answer is wrong or missing, or a bad request was answered.
+      ExportError: an output is wrong, a valid request fails, or an invalid one succeeds.
     """
     images = np.random.default_rng(0).integers(0, 256, [2, *module.size, 3], np.uint8)
-    with tf.device("/CPU:0"):  # where the signatures are run too
+    with tf.device("/CPU:0"):  # as the separate process does
         expected = np.asarray(expect(tf.constant(images / np.float32(255))))
-    size, uint8, scaled = module.size, images, images / np.float32(255)
-    # Requests that must be refused come between those that must be answered all the same.
-    refused = [
+    invalid = [
         ("serving_bytes", [b"not an image"]),
-        ("serving_default", uint8[0]),  # of rank 3
-        ("serving_float", np.zeros([0, *size, 3], np.float32)),
-        ("serving_float", np.full([1, *size, 3], 255, np.float32)),
+        ("serving_default", images[0]),  # of rank 3
+        ("serving_float", np.zeros([0, *module.size, 3], np.float32)),
+        ("serving_float", np.full([1, *module.size, 3], 255, np.float32)),
     ]
-    answered = [
-        ("serving_bytes", [tf.io.encode_png(image).numpy() for image in uint8]),
-        ("serving_default", uint8),
-        ("serving_float", scaled),
-        ("serving_float", scaled),
+    valid = [
+        ("serving_bytes", [tf.io.encode_png(image).numpy() for image in images]),
+        ("serving_default", images),
+        ("serving_float", images / np.float32(255)),
+        ("serving_float", images / np.float32(255)),
     ]
-    requests = [request for pair in zip(refused, answered) for request in pair]
-    answers = run_signatures(path, requests)
-    for (signature, _), answer in zip(refused, answers[::2]):
-        if not isinstance(answer, str):
-            raise ExportError(f"{signature} answered a request that it should refuse.")
-    for (signature, _), answer in zip(answered, answers[1::2]):
-        _check_answer(signature, answer, expected, tolerance)
+    requests = [request for pair in zip(invalid, valid) for request in pair]
+    outputs = run_signatures(path, requests)
+    for (signature, _), output in zip(invalid, outputs[::2]):
+        if not isinstance(output, str):
+            raise ExportError(f"{signature} accepted an invalid request. Nothing was written.")
+    for (signature, _), output in zip(valid, outputs[1::2]):
+        _check_output(signature, output, expected, tolerance)
 
 
-def _check_answer(signature, answer, expected, tolerance):
-    if isinstance(answer, str):
-        raise ExportError(f"{signature} of the exported encoder fails: {answer}")
-    error = np.abs(answer - expected).max() / max(np.abs(expected).max(), 1e-12)
-    if not error <= tolerance:  # NaN is wrong too
+def _check_output(signature, output, expected, tolerance):
+    if isinstance(output, str):
+        raise ExportError(f"{signature} of the exported encoder fails: {output}")
+    error = np.abs(output - expected).max() / max(np.abs(expected).max(), 1e-12)
+    if not error <= tolerance:  # a NaN fails too
         raise ExportError(
             f"{signature} of the exported encoder differs from the encoder by {error:.1e} of "
-            f"the largest number, where {tolerance:.0e} is allowed. Nothing was kept."
+            f"the largest number, where {tolerance:.0e} is allowed. Nothing was written."
         )
 
 
@@ -96,10 +97,10 @@ def run_signatures(path, requests):
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ExportError(f"a server could not load the exported encoder: {reason}")
     return [
-        answer["error"]
-        if "error" in answer
-        else np.reshape(answer["values"], answer["shape"]).astype(np.float32)
-        for answer in json.loads(done.stdout.splitlines()[-1])
+        result["error"]
+        if "error" in result
+        else np.reshape(result["values"], result["shape"]).astype(np.float32)
+        for result in json.loads(done.stdout.splitlines()[-1])
     ]
 
 
@@ -131,7 +132,7 @@ def _run(command):
         )
     except subprocess.TimeoutExpired as error:
         raise ExportError(
-            f"the exported encoder did not answer within {TIMEOUT_SECONDS} s; nothing was kept."
+            f"the exported encoder did not answer within {TIMEOUT_SECONDS} s; nothing was written."
         ) from error
 
 
@@ -147,8 +148,8 @@ def _serialized(path, requests, folder):
     rows = []
     for number, (name, value) in enumerate(requests):
         signature = graphs[0].signature_def[name]
-        (given,), (got,) = signature.inputs.values(), signature.outputs.values()
-        row = {"signature": name, "input": given.name, "output": got.name}
+        (source,), (result,) = signature.inputs.values(), signature.outputs.values()
+        row = {"signature": name, "input": source.name, "output": result.name}
         if isinstance(value, list):
             row["strings"] = [file.hex() for file in value]
         else:

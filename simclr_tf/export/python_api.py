@@ -2,8 +2,8 @@
 
     python python_api.py EXPORT_DIR REQUESTS.json
 
-Stands in for `c_api` where TensorFlow's C library is not installed, with the same requests and
-answers. The process has TensorFlow in it, but neither a Keras model nor this package.
+Used in place of `c_api` where TensorFlow is installed without its C library. Requests have the
+name of the "signature" too; the output is the same. The process does not import this package.
 """
 
 import json
@@ -14,14 +14,14 @@ import tensorflow as tf
 
 
 def tensor_of(request):
-    """The input of a request as a tensor."""
+    """Returns the input of a request as a tensor."""
     if "strings" in request:
         return tf.constant([bytes.fromhex(text) for text in request["strings"]], tf.string)
     return tf.constant(np.fromfile(request["file"], request["dtype"]).reshape(request["shape"]))
 
 
-def answer(signatures, request):
-    """Runs a request; {"shape", "values"} or {"error"}."""
+def run(signatures, request):
+    """Runs a request; returns {"shape", "values"} or {"error"}."""
     signature = signatures[request["signature"]]
     (name,) = signature.structured_input_signature[1]
     try:
@@ -32,12 +32,12 @@ def answer(signatures, request):
 
 
 def main(path, requests):
-    """Answers all requests of a file with one loaded SavedModel."""
+    """Runs all requests of a file on one loaded SavedModel and prints the results."""
     signatures = tf.saved_model.load(path).signatures
     with open(requests) as file:
-        answers = [answer(signatures, request) for request in json.load(file)]
+        results = [run(signatures, request) for request in json.load(file)]
     assert "simclr_tf" not in sys.modules
-    print(json.dumps(answers))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":
