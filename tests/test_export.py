@@ -12,11 +12,11 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import ExifTags, Image
 from tensorflow import keras
 
 from simclr_tf import ProjectionHead, ResNet, data
-from simclr_tf.data.decode import decode
+from simclr_tf.data.decode import decode, decode_whole
 from simclr_tf.errors import OutputError
 from simclr_tf.export import (
     MAX_PIXELS,
@@ -25,6 +25,7 @@ from simclr_tf.export import (
     export_encoder,
     export_tflite,
     functional,
+    image_files,
     saved_model,
     tflite,
 )
@@ -113,6 +114,56 @@ def test_files_of_every_kind_and_size_in_one_request(encoder, served):
     for row, tolerance in enumerate((0.2, 0.02, 0.02, 0.02)):
         most = tolerance * np.abs(expected).max()
         np.testing.assert_allclose(got[row], expected[row], atol=most)
+
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F")
+# Files that TensorFlow decodes as `data.decode` does; others are refused.
+DECODED = {
+    "PNG": {"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "transparent P"},
+    "JPEG": {"1", "L", "RGB", "YCbCr"},
+    "BMP": {"RGB", "turned"},
+    "GIF": {"1", "L", "P", "RGB", "turned"},
+}
+
+
+def variants(kind):
+    """Yields (name, file) of a picture in every mode that Pillow writes to a format."""
+    alpha = np.uint8(np.arange(24 * 32).reshape(24, 32) % 256)
+    image = Image.fromarray(np.dstack([picture(24, 32), alpha]))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    images = [(mode, mode, {}) for mode in MODES]
+    images += [("transparent P", "P", {"transparency": 3}), ("turned", "RGB", {"exif": turned})]
+    for name, mode, options in images:
+        if mode == "I;16":
+            converted = Image.fromarray(alpha.astype(np.uint16) * 257)
+        else:
+            converted = image.convert("L" if mode in ("I", "F") else mode).convert(mode)
+        file = io.BytesIO()
+        try:
+            converted.save(file, kind, **options)
+        except (OSError, KeyError, ValueError):  # Pillow writes no such file
+            continue
+        yield name, file.getvalue()
+
+
+@pytest.mark.parametrize("kind", DECODED)
+def test_a_file_is_decoded_as_for_training_or_refused(kind):
+    """Every mode that Pillow writes: the picture of `data.decode` to 2/255, or an error."""
+    decode_file = tf.function(image_files.decode_image, [tf.TensorSpec([], tf.string)])
+    decoded = set()
+    for name, file in variants(kind):
+        try:
+            got = decode_file(tf.constant(file)).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            assert "must be upright" in str(error) or kind == "BMP", name
+            continue
+        decoded.add(name)
+        square, height, width = decode_whole(file, 32)
+        np.testing.assert_allclose(
+            got.astype(int), square[:height, :width].astype(int), atol=2, err_msg=name
+        )
+    assert decoded >= DECODED[kind]
 
 
 def bomb():

@@ -42,7 +42,9 @@ def export_encoder(
     - `serving_default` takes `images`, uint8 [batch, height, width, 3], of any height and width.
     - `serving_float` takes `images`, float32 [batch, height, width, 3] in [0, 1].
     - `serving_bytes` takes `image_bytes`, strings [batch]: JPEG, PNG, BMP or GIF files (of a GIF,
-      the first frame) of at most `MAX_PIXELS` pixels each. EXIF orientation is ignored.
+      the first frame) of at most `MAX_PIXELS` pixels each. Transparency of a PNG is laid on white.
+      Files that TensorFlow would decode to another picture than training does are refused: an EXIF
+      orientation other than 1, a CMYK JPEG, a BMP other than 24-bit, a GIF with transparency.
 
     A request with an empty batch, with float images outside [0, 1] or with a file that cannot be
     decoded fails; later requests are not affected. In the signatures, batch normalisation is folded

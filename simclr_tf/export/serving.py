@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from simclr_tf.export.image_files import decode_image
 from simclr_tf.images import centre_square, range_assertion
-
-MAX_PIXELS = 50_000_000  # in an image file; a decoded pixel takes three bytes
 
 _FILES = tf.TensorSpec([None], tf.string, name="image_bytes")
 
@@ -96,10 +95,7 @@ class Serving(tf.Module):
         """Embeds image files [batch]; returns {"embedding": [batch, D]}."""
 
         def read(file):
-            with tf.control_dependencies([_check_pixels(file)]):
-                image = tf.io.decode_image(file, channels=3, expand_animations=False)
-            image.set_shape([None, None, 3])
-            return centre_square(image[None], self.size)[0]
+            return centre_square(decode_image(file)[None], self.size)[0]
 
         return self._embed(tf.map_fn(read, image_bytes, fn_output_signature=tf.float32))
 
@@ -115,33 +111,3 @@ def _quickly_traced(encoder):
 
     functional = hasattr(encoder, "input_shape") and encoder.inputs
     return tf.autograph.experimental.do_not_convert(encode) if functional else encode
-
-
-def _check_pixels(file):
-    """Returns an assertion that an image file has at most `MAX_PIXELS` pixels, by its header."""
-
-    def number(start, dtype, count, little_endian):
-        part = tf.strings.substr(file, start, count * dtype.size)
-        values = tf.io.decode_raw(part, dtype, little_endian=little_endian)
-        return tf.reduce_prod(tf.cast(values, tf.int64))
-
-    def is_kind(start):
-        return tf.strings.substr(file, 0, len(start)) == start
-
-    pixels = tf.case(
-        [
-            (
-                is_kind(b"\xff\xd8\xff"),
-                lambda: tf.reduce_prod(tf.io.extract_jpeg_shape(file, tf.int64)[:2]),
-            ),
-            (is_kind(b"\x89PNG"), lambda: number(16, tf.int32, 2, False)),
-            (is_kind(b"GIF8"), lambda: number(6, tf.uint16, 2, True)),
-            (is_kind(b"BM"), lambda: tf.abs(number(18, tf.int32, 2, True))),
-        ],
-        default=lambda: tf.constant(0, tf.int64),  # not an image: decoding fails
-    )
-    return tf.debugging.assert_less_equal(
-        pixels,
-        tf.constant(MAX_PIXELS, tf.int64),
-        f"an image file may have at most {MAX_PIXELS} pixels",
-    )
