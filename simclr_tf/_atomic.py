@@ -1,4 +1,4 @@
-"""Files and directories that nobody sees half of: written beside their place and renamed."""
+"""Atomic writes of files and directories: a reader sees the whole of one, or none of it."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ import tempfile
 
 @contextlib.contextmanager
 def atomic_path(path, parents=True):
-    """While it lasts, a place to write what becomes `path` at the end, in one rename.
+    """Makes a path to write to, which is renamed to `path` at the end of the block.
 
-    After an exception nothing of it is left, and no directory that was made for it.
+    If the block raises, what it wrote is removed, and so are the directories made for it.
 
     Args:
-      path: of a file, which may exist, or of a directory, which may not.
-      parents: make the directories above it.
+      path: a file, which may exist, or a directory, which must not exist.
+      parents: whether to make missing parent directories.
 
     Yields:
-      `pathlib.Path` of the same name in a hidden directory beside `path`, where nothing is yet.
+      `pathlib.Path` with the name of `path` in a new hidden directory next to `path`; nothing is
+      there yet.
 
     Raises:
-      OSError: there is no room, no directory to write to, and the like.
+      OSError: the disk is full, the directory is not writable, and the like.
     """
     path = pathlib.Path(path)
     above = next(folder for folder in path.parents if folder.exists())
     if not above.is_dir():
         raise NotADirectoryError(
-            f"{path} cannot be written: {above} is a file. Take another place."
+            f"{path} cannot be written: {above} is a file. Choose another path."
         )
     made = [folder for folder in path.parents if not folder.exists()] if parents else []
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-            place = pathlib.Path(scratch) / path.name
-            yield place
-            os.replace(place, path)
+            scratch_path = pathlib.Path(scratch) / path.name
+            yield scratch_path
+            os.replace(scratch_path, path)
         made = []
     finally:
         for folder in made:
-            with contextlib.suppress(OSError):  # somebody else put something there
+            with contextlib.suppress(OSError):  # it is not empty: another process wrote there
                 folder.rmdir()

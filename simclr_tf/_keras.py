@@ -10,6 +10,7 @@ One thing that Keras does not document is left where it is used, since it needs 
 from __future__ import annotations
 
 import numbers
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from absl import logging
@@ -109,13 +110,17 @@ def variable_name(variable):
     return getattr(variable, "path", variable.name).split(":")[0]
 
 
-def sublayers(layer):
-    """All layers inside a layer or model, at any depth, without itself.
+def all_layers(layer):
+    """Returns a layer and all layers within it, at any depth; each before those within it.
 
-    `keras.Model.layers` stops at the first level. Keras 2 has `submodules` for the others, which
-    Keras 3 lacks; this method is in both.
+    `model.layers` lists the layers of one depth, and only Keras 2 has `tf.Module.submodules`.
     """
-    return list(layer._flatten_layers(include_self=False))
+    return list(layer._flatten_layers())
+
+
+def sublayers(layer):
+    """Returns all layers inside a layer or model, at any depth, without itself."""
+    return all_layers(layer)[1:]
 
 
 def overestimates_variance(layer):
@@ -125,6 +130,48 @@ def overestimates_variance(layer):
     documented. Keras 3 does not use that kernel in training.
     """
     return bool(getattr(layer, "fused", False))
+
+
+# ---- functional models
+
+
+class LayerCall(NamedTuple):
+    """A call of a layer in a functional model.
+
+    Attributes:
+      layer: the layer.
+      sources: the layers whose outputs it takes, in any argument; once for each time.
+      arguments: the values of all its arguments, nested as they are.
+      outputs: the symbolic tensors that it returns.
+    """
+
+    layer: Any
+    sources: list
+    arguments: list
+    outputs: list
+
+
+def layer_calls(model):
+    """Returns the `LayerCall`s of a functional model.
+
+    Neither Keras documents a way to walk the graph of a model. In both it is in `_nodes_by_depth`;
+    a node keeps its layer and its arguments under other names in Keras 3.
+    """
+
+    def call_of(node):
+        if hasattr(node, "operation"):
+            args, kwargs = node.arguments.args, node.arguments.kwargs
+        else:
+            args, kwargs = node.call_args, node.call_kwargs
+        sources = [_layer_of(parent) for parent in node.parent_nodes]
+        arguments = [*args, *kwargs.values()]
+        return LayerCall(_layer_of(node), sources, arguments, tf.nest.flatten(node.outputs))
+
+    return [call_of(node) for nodes in model._nodes_by_depth.values() for node in nodes]
+
+
+def _layer_of(node):
+    return node.operation if hasattr(node, "operation") else node.layer
 
 
 # ---- optimizers

@@ -1,8 +1,9 @@
-"""Keeps TensorFlow's start-up chatter off the terminal; errors still get there.
+"""Hides TensorFlow's start-up messages; errors are still shown.
 
 TensorFlow 2.15 writes to file descriptor 2 from C++ while it is imported: lines about CUDA
-factories, drivers and CPU features, which mean nothing to the reader and look like errors. Here
-live the list of those lines and the filter. What is logged later, at work, is nobody's noise.
+factories, drivers and CPU features that look like errors and are none. This module holds the list
+of those lines and the filter. The command line uses the filter; library code only sets the log
+level and imports TensorFlow.
 """
 
 import contextlib
@@ -10,11 +11,11 @@ import importlib
 import io
 import os
 import re
-import signal
+import subprocess
 import sys
 import warnings
 
-_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # TensorFlow's own: 0 shows all, 1 hides INFO, 2 WARNING too
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # TensorFlow's variable: 0 shows all, 1 hides INFO, 2 WARNING too
 
 _NOISE = re.compile(
     rb"Unable to register cu(DNN|FFT|BLAS) factory"
@@ -29,7 +30,7 @@ _NOISE = re.compile(
     rb"|SetPriority unimplemented for this stream"
 )
 
-# What the TensorFlow Lite converter says of every model.
+# What the TensorFlow Lite converter writes about every model.
 CONVERTER_NOISE = re.compile(
     rb"^\s*$|^-+$|Summary on the non-converted ops|Accepted dialects:|Non-Converted Ops:"
     rb"|^ \* \d+ ARITH ops|^- arith\.constant|^\s*\([a-z]+\d+: \d+\)|^fully_quantize: "
@@ -43,26 +44,35 @@ _PYTHON_NOISE = (
 )
 
 
+# Copies lines from stdin to stderr, less those that match. It is small, since it starts with every
+# command: `re` is all that it imports.
+_FILTER = """
+import re, sys
+noise = re.compile(sys.argv[1].encode()).search
+for line in sys.stdin.buffer:
+    if not noise(line):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+"""
+
+
 def import_tensorflow():
-    """Imports TensorFlow without its start-up chatter and returns the module.
+    """Imports TensorFlow with its INFO and WARNING messages off, and returns the module.
 
     Sets `TF_CPP_MIN_LOG_LEVEL=2` unless the environment sets it; with 0 or 1 there, nothing is
     hidden. Known warnings about the age of TensorFlow Addons are silenced for later imports too.
-
-    Raises:
-      ImportError: TensorFlow could not be imported; what it wrote to stderr has been shown.
+    The few lines that TensorFlow logs as errors remain; see `native_noise_hidden`.
     """
     if os.environ.setdefault(_LEVEL, "2") not in ("0", "1"):
         for message in _PYTHON_NOISE:
             warnings.filterwarnings("ignore", message)
-    with native_noise_hidden():
-        return importlib.import_module("tensorflow")
+    return importlib.import_module("tensorflow")
 
 
 def import_keras_cv():
     """Imports KerasCV without the line its Keras Core prints to stdout, and returns the module.
 
-    What a program prints there (the JSON line of `simclr-tf evaluate`) is for the next program.
+    Stdout belongs to the results of a command (the JSON line of `simclr-tf evaluate`).
     """
     with contextlib.redirect_stdout(io.StringIO()):
         return importlib.import_module("keras_cv")
@@ -70,40 +80,31 @@ def import_keras_cv():
 
 @contextlib.contextmanager
 def native_noise_hidden(noise=_NOISE):
-    """Drops the known noise, lines that match, that libraries write to file descriptor 2 meanwhile.
+    """Drops known lines that libraries write to file descriptor 2, and passes all others on.
 
-    Every other line passes as it comes. The filter is a process of its own, so that the last words
-    of a library that aborts (a CPU without AVX, say) pass too.
+    For the command line only: the file descriptor belongs to the whole process. The filter is a
+    process of its own, so that the last words of a library that aborts (on a CPU without AVX, for
+    instance) are shown too. With `TF_CPP_MIN_LOG_LEVEL` of 0 or 1 nothing is hidden.
+
+    Args:
+      noise: a compiled pattern of bytes; a line that it is found in is dropped.
     """
-    if os.environ.get(_LEVEL) in ("0", "1") or not hasattr(os, "fork"):
+    if os.environ.get(_LEVEL) in ("0", "1") or not sys.executable:
         yield
         return
     sys.stderr.flush()
-    terminal = os.dup(2)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(writer)
-        _filter_and_exit(reader, terminal, noise)
-    os.close(reader)
-    os.dup2(writer, 2)
-    os.close(writer)
+    command = [sys.executable, "-I", "-S", "-c", _FILTER, noise.pattern.decode()]
+    # In a session of its own it outlives Ctrl-C, and shows what the command writes after that.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    stderr = os.dup(2)
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(terminal, 2)  # the pipe's last writer: the filter reads to the end and leaves
-        os.close(terminal)
-        os.waitpid(child, 0)
-
-
-def _filter_and_exit(reader, terminal, noise):
-    """Copies lines from `reader` to `terminal`, less the noise, until the end; never returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's to answer
-    try:
-        with os.fdopen(reader, "rb") as lines, os.fdopen(terminal, "wb", buffering=0) as out:
-            for line in lines:
-                if not noise.search(line):
-                    out.write(line)
-    finally:
-        os._exit(0)  # without the parent's exit handlers
+        os.dup2(stderr, 2)  # closes the pipe: the filter reads to the end and exits
+        os.close(stderr)
+        process.wait()

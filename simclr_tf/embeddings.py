@@ -1,6 +1,6 @@
-"""Files of embeddings: npz, Parquet and TFRecord, written a batch at a time and read back.
+"""Writes and reads files of embeddings: npz, Parquet and TFRecord.
 
-What makes the embeddings is in `evaluate`. TensorFlow and pyarrow are imported by the formats that
+`evaluate` computes the embeddings. TensorFlow and pyarrow are imported only by the formats that
 need them.
 """
 
@@ -13,117 +13,163 @@ import zipfile
 
 import numpy as np
 
-from simclr_tf import _atomic, _quiet, errors
-from simclr_tf.errors import ArgumentError
+from simclr_tf import _atomic, errors
+from simclr_tf.errors import ArgumentError, output_errors
 
-_GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15  # of embeddings in a row group of Parquet, at most
+# At most, in a row group of Parquet.
+_GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15
 
 
 class Writer:
-    """Writes embeddings to a file, in the format that its suffix names; a context manager.
+    """Writes embeddings to a file batch by batch; a context manager.
 
-    One batch, or one row group, is held in memory. The file is written beside its place and renamed
-    at the end, over one that is there; an exception in the block leaves nothing.
+    Memory holds one batch, or one row group. The write is atomic: an existing file is replaced at
+    the end of the block, and if the block raises, nothing is written. The suffix names the format:
 
     - `.npz`: arrays `embeddings`, float32 [n, D]; `labels`, int64 [n]; `ids`, str [n]. While it is
-      written it takes its room twice.
+      written it takes twice its size on the disk.
     - `.parquet`: columns `embedding`, fixed_size_list<float>[D]; `label`, int64; `id`, string.
-    - `.tfrecord`, uncompressed: a `tf.train.Example` each of `embedding`, D floats; `label`, int64;
-      `id`, bytes.
+    - `.tfrecord`, uncompressed: one `tf.train.Example` per image with `embedding`, D floats;
+      `label`, int64; `id`, bytes.
 
-    Labels or ids that the features lack are left out; ids that are numbers become text.
+    Labels and ids are left out if the features have none; numeric ids become strings.
 
     Args:
-      path: of the file; directories above it are made.
+      path: the file; missing parent directories are made.
 
     Raises:
-      errors.UsageError: another suffix, or the path is a directory.
+      UsageError: the suffix is another, or the path is a directory.
+
+    Example:
+
+    >>> features = simclr_tf.evaluate.Features(h, labels)
+    >>> with simclr_tf.embeddings.Writer("h.parquet") as file:
+    ...     file.write(features)
+    >>> simclr_tf.embeddings.read("h.parquet").h.shape
+    (8, 16)
     """
 
     def __init__(self, path):
         check_path(path)
         self._path = pathlib.Path(path)
-        self._make, self._file = _format(path)[0], None
+        self._format, self._file = _format(path)[0], None
 
     def __enter__(self):
-        self._place = _atomic.atomic_path(self._path)
-        self._beside = self._place.__enter__()
+        self._atomic = _atomic.atomic_path(self._path)
+        with output_errors(self._path):
+            self._scratch = self._atomic.__enter__()
         return self
 
     def __exit__(self, kind, error, trace):
         with contextlib.ExitStack() as stack:
-            stack.push(self._place)
+            if error is None:
+                stack.enter_context(output_errors(self._path))
+            stack.push(self._atomic)
             stack.callback(self._close)
             if error is not None:
                 raise error
             if self._file is None:
-                raise ArgumentError("a file of embeddings needs at least one; got none.")
+                raise ArgumentError("a file of embeddings needs at least one row; got none.")
             self._file.finish()
 
     def _close(self):
-        with contextlib.suppress(OSError):  # of a full disk, for the second time
+        with contextlib.suppress(OSError):  # the disk is full, as an earlier error has reported
             if self._file is not None:
                 self._file.close()
 
     def write(self, features):
-        """Adds the `evaluate.Features` of a batch.
+        """Appends a batch.
+
+        Args:
+          features: `evaluate.Features` of b images, with h [b, D]; labels and ids may be None.
 
         Raises:
-          ValueError: other columns, or another D, than those of the first batch.
-          OSError: the disk is full, and the like.
+          ArgumentError: the batch has other columns, or another D, than the first.
+          OutputError: the disk is full, and the like.
         """
         columns = {"embedding": np.asarray(features.h, "<f4")}  # [b, D]
         if features.labels is not None:
             columns["label"] = np.asarray(features.labels, np.int64)
         if features.ids is not None:
             columns["id"] = np.asarray(features.ids).astype(np.str_)
-        kind = [(name, column.shape[1:]) for name, column in columns.items()]
+        layout = [(name, column.shape[1:]) for name, column in columns.items()]
         if self._file is None:
-            self._kind = kind
-            self._file = self._make(self._beside, list(columns), columns["embedding"].shape[1])
-        if kind != self._kind:
+            self._layout = layout
+            with output_errors(self._path):
+                self._file = self._format(
+                    self._scratch, list(columns), columns["embedding"].shape[1]
+                )
+        if layout != self._layout:
             raise ArgumentError(
-                f"all batches of a file must have the columns of the first, {self._kind}; "
-                f"got {kind}."
+                f"all batches of a file must have the columns of the first, {self._layout}; "
+                f"got {layout}."
             )
-        self._file.add(columns)
+        with output_errors(self._path):
+            self._file.add(columns)
 
 
 def check_path(path):
-    """Raises errors.UsageError where `Writer` would, before there is anything to write."""
+    """Checks the path of a file of embeddings, before there is anything to write.
+
+    Args:
+      path: as for `Writer`.
+
+    Raises:
+      UsageError: the suffix is not .npz, .parquet or .tfrecord, or the path is a directory.
+
+    Example:
+
+    >>> simclr_tf.embeddings.check_path("h.csv")
+    Traceback (most recent call last):
+    simclr_tf.errors.UsageError: a file of embeddings must end in .npz, .parquet, .tfrecord; ...
+    """
     _format(path)
     if os.path.isdir(path):
-        raise errors.UsageError(f"embeddings are written to a file; {path} is a directory.")
+        raise errors.UsageError(
+            f"path must be that of a file; {path} is a directory. Add a file name."
+        )
 
 
 def read(path):
-    """The whole of a file that `Writer` wrote, in memory: 4 n D bytes, and the ids.
+    """Reads a file that `Writer` wrote.
+
+    Args:
+      path: the file; all of it is read into memory, 4 n D bytes and the ids.
 
     Returns:
-      `evaluate.Features`.
+      `evaluate.Features`: h float32 [n, D], labels int64 [n] or None, ids str [n] or None.
 
     Raises:
-      errors.UsageError: another suffix.
-      ValueError: no such file, or none of embeddings.
+      UsageError: the suffix is another.
+      ArgumentError: there is no such file, or it does not hold embeddings.
+
+    Example:
+
+    >>> with simclr_tf.embeddings.Writer("h.npz") as file:
+    ...     file.write(simclr_tf.evaluate.Features(h))
+    >>> np.array_equal(simclr_tf.embeddings.read("h.npz").h, h)
+    True
     """
-    columns_of = _format(path)[1]
+    read_columns = _format(path)[1]
     if not os.path.isfile(path):
-        raise ArgumentError(f"embeddings are read from a file; there is none at {path}.")
-    _quiet.import_tensorflow()
+        raise ArgumentError(
+            f"path must be a file of embeddings; there is none at {path}. Write one with "
+            "`simclr-tf embed`."
+        )
     from simclr_tf.evaluate import Features
 
     try:
-        columns = columns_of(str(path))
+        columns = read_columns(str(path))
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise ArgumentError(
-            f"{path} must be a file of embeddings as `simclr-tf embed` writes them; it is not "
-            f"({' '.join(str(error).split())})."
+            f"{path} must be a file of embeddings as `simclr-tf embed` writes them; got "
+            f"{' '.join(str(error).split())}. Write it again."
         ) from error
     return Features(columns["embedding"], columns.get("label"), columns.get("id"))
 
 
 def _format(path):
-    """The class that writes, and the function that reads, files of this suffix."""
+    """Returns the class that writes and the function that reads files of this suffix."""
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in _FORMATS:
         raise errors.UsageError(
@@ -138,10 +184,10 @@ _PLURALS = {"embedding": "embeddings", "label": "labels", "id": "ids"}
 
 
 class _Npz:
-    """Each column goes to a file of its own, batch by batch, and from these into the archive.
+    """Writes each column to a temporary file, and copies these to the archive at the end.
 
-    An array begins with its length, and a text array with that of its longest text: both are known
-    at the end only.
+    The header of an array holds its length and that of its longest string, which are known only at
+    the end.
     """
 
     def __init__(self, path, names, dim):
@@ -154,18 +200,18 @@ class _Npz:
         self._num_rows += len(columns["embedding"])
         for name, column in columns.items():
             np.lib.format.write_array(self._spools[name], column, allow_pickle=False)
-            before = self._dtypes.get(name, column.dtype)
-            self._dtypes[name] = np.promote_types(before, column.dtype)
+            dtype = self._dtypes.get(name, column.dtype)
+            self._dtypes[name] = np.promote_types(dtype, column.dtype)
 
     def finish(self):
         with zipfile.ZipFile(self._path, "w") as archive:
             for name, spool in self._spools.items():
                 member = zipfile.ZipInfo(f"{_PLURALS[name]}.npy")
-                if name != "embedding":  # it would shrink by a tenth, in ten times the time
+                if name != "embedding":  # compressed: a tenth smaller, ten times slower
                     member.compress_type = zipfile.ZIP_DEFLATED
                 with archive.open(member, "w", force_zip64=True) as file:
                     self._copy(name, spool, file)
-                spool.truncate(0)  # its room is wanted
+                spool.truncate(0)  # to free its space on the disk
 
     def _copy(self, name, spool, file):
         dtype = self._dtypes[name]
@@ -198,7 +244,7 @@ def _read_npz(path):
 
 
 class _Parquet:
-    """Batches are gathered to row groups: of a few rows they would be slow to read."""
+    """Collects batches into row groups, since small row groups are slow to read."""
 
     def __init__(self, path, names, dim):
         import pyarrow as pa
@@ -210,7 +256,7 @@ class _Parquet:
             "id": pa.string(),
         }
         self._schema = pa.schema([(name, kinds[name]) for name in names])
-        # Whole floats hardly compress; all their first bytes together, then all second, do.
+        # Floats compress well only where their first bytes are stored together, then the second.
         self._file = pq.ParquetWriter(
             path,
             self._schema,
@@ -275,14 +321,14 @@ def _read_parquet(path):
 
 
 class _TFRecord:
-    """An uncompressed file, as `--dataset=tfrecord:` and others read it."""
+    """Writes an uncompressed file, which `--dataset=tfrecord:` reads too."""
 
     def __init__(self, path, names, dim):
         import tensorflow as tf
 
         self._example, self._error = tf.train.Example, tf.errors.OpError
-        # Packed floats are a head of constant length and their bytes: put together so, an example
-        # takes a thirtieth of the time that it takes float by float.
+        # A packed list of D floats is serialised as a constant head and the bytes of the floats.
+        # Joining these takes a thirtieth of the time of appending float by float.
         whole = tf.train.FloatList(value=[0.0] * dim).SerializeToString()
         self._head = whole[: len(whole) - 4 * dim]
         with self._plain_errors():
@@ -332,10 +378,10 @@ def _read_tfrecord(path):
         if first["id"].bytes_list.value:
             spec["id"] = tf.io.FixedLenFeature([], tf.string)
         batches = records.batch(1024).map(lambda batch: tf.io.parse_example(batch, spec))
-        parts = list(batches.as_numpy_iterator())
+        columns = list(batches.as_numpy_iterator())
     except (tf.errors.OpError, StopIteration, DecodeError) as error:
         raise LookupError(getattr(error, "message", "") or "no tf.train.Example") from error
-    found = {name: np.concatenate([part[name] for part in parts]) for name in spec}
+    found = {name: np.concatenate([batch[name] for batch in columns]) for name in spec}
     if "id" in found:
         found["id"] = np.array([each.decode() for each in found["id"]], np.str_)
     return found

@@ -5,6 +5,8 @@ line shows these exceptions as one line, with `--` in front of the arguments tha
 other exception is a bug and shows its traceback.
 """
 
+import contextlib
+
 
 class Error(Exception):
     """Base class of the package's exceptions."""
@@ -39,3 +41,31 @@ class ExportError(Error, RuntimeError):
 
 class CorruptImageError(Error):
     """An example that cannot be read; the message is the reason."""
+
+
+class OutputError(Error, OSError):
+    """A file or directory that cannot be written; `errno` is that of the operating system."""
+
+
+@contextlib.contextmanager
+def output_errors(path):
+    """Raises an `OSError` of the block as an `OutputError` that names the path.
+
+    For blocks that do nothing but write.
+
+    Args:
+      path: the file or directory that is written.
+
+    Raises:
+      OutputError: the disk is full, the directory is not writable, and the like.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"{path} cannot be written: {reason}. Free some space, or choose another path."
+        output_error = OutputError(reason if str(path) in reason else message)
+        output_error.errno = error.errno
+        raise output_error from error

@@ -1,8 +1,8 @@
-"""A stand-in for TF Serving: its REST and gRPC protocols in front of a SavedModel's signatures.
+"""A fake TF Serving: its REST and gRPC protocols in front of the signatures of a SavedModel.
 
-Here live the parts that a client of one encoder meets: predict, status, and errors as version 2.15
-words and numbers them (its http_rest_api_handler.cc, json_tensor.cc, predict_util.cc). No batching
-between requests, no polling for versions, no labels.
+It implements what a client of one encoder uses: predict, status, and errors with the messages and
+codes of version 2.15 (http_rest_api_handler.cc, json_tensor.cc, predict_util.cc). It neither
+batches requests nor polls for versions, and knows no version labels.
 """
 
 import base64
@@ -24,42 +24,42 @@ HTTP = {tf.errors.INVALID_ARGUMENT: 400, tf.errors.NOT_FOUND: 404}
 
 
 class Model:
-    """One version of one model: what both protocols ask.
+    """One version of one model, for both protocols.
 
     Args:
-      name, version: what it is called.
-      signatures: of a loaded SavedModel.
+      name, version: of the model.
+      signatures: those of a loaded SavedModel.
     """
 
     def __init__(self, name, version, signatures):
         self.name, self.version, self.signatures = name, version, signatures
-        self.batch_sizes = []  # of the requests that reached it
+        self.batch_sizes = []  # of the requests received
 
     def find(self, name, version):
-        """Raises NotFoundError unless this is the model asked for; version None is the newest."""
+        """Raises NotFoundError unless this is the model requested; version None is the newest."""
         if name != self.name or version not in (None, self.version):
             which = f"Latest({name})" if version is None else f"Specific({name}, {version})"
             raise tf.errors.NotFoundError(None, None, f"Servable not found for request: {which}")
 
     def run(self, signature, inputs):
-        """The outputs for named inputs; an InvalidArgumentError where TF Serving has one."""
+        """Returns the outputs for named inputs; raises InvalidArgumentError as TF Serving does."""
         function = self.signatures[signature or "serving_default"]
         _, wanted = function.structured_input_signature
         if set(inputs) != set(wanted):
             message = f"input size does not match signature: {sorted(inputs)} != {sorted(wanted)}"
             raise tf.errors.InvalidArgumentError(None, None, message)
         self.batch_sizes.append(len(next(iter(inputs.values()))))
-        given = {key: tf.constant(value, wanted[key].dtype) for key, value in inputs.items()}
+        tensors = {key: tf.constant(value, wanted[key].dtype) for key, value in inputs.items()}
         try:
-            return {key: value.numpy() for key, value in function(**given).items()}
+            return {key: value.numpy() for key, value in function(**tensors).items()}
         except tf.errors.InvalidArgumentError as error:
-            # Without the lines that Python puts around it, which a server does not.
+            # Without the lines that TensorFlow's Python API adds.
             message = error.message.rpartition("<stack traces unavailable>\n")[2]
             message = message.partition(" [Op:")[0]
             raise tf.errors.InvalidArgumentError(None, None, message) from None
 
     def input_of(self, signature):
-        """The name of the one input of a signature."""
+        """Returns the name of the only input of a signature."""
         function = self.signatures.get(signature or "serving_default")
         if function is None:
             message = f'Serving signature name: "{signature}" not found in signature def'
@@ -69,7 +69,7 @@ class Model:
 
 
 def predict_json(model, body):
-    """The answer to the JSON of a predict request, rows in and rows out, or columns."""
+    """Returns the response to the JSON of a predict request, in row or column format."""
     request = json.loads(body)
     signature = request.get("signature_name", "")
     key = model.input_of(signature)
@@ -88,14 +88,14 @@ def predict_json(model, body):
 
 
 def status_json(model):
-    """The answer to a status request."""
+    """Returns the response to a status request."""
     state = {"version": str(model.version), "state": "AVAILABLE"}
     state["status"] = {"error_code": "OK", "error_message": ""}
     return {"model_version_status": [state]}
 
 
 def handler_of(model):
-    """A request handler class for `http.server`."""
+    """Returns a request handler class for `http.server`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -105,18 +105,18 @@ def handler_of(model):
         def do_GET(self):
             self.reply(STATUS, lambda: status_json(model))
 
-        def reply(self, pattern, answer):
-            asked = pattern.fullmatch(self.path)
-            if not asked:
+        def reply(self, pattern, respond):
+            match = pattern.fullmatch(self.path)
+            if not match:
                 return self.send(404, None)
             try:
-                model.find(asked[1], asked[2] and int(asked[2]))
-                self.send(200, answer())
+                model.find(match[1], match[2] and int(match[2]))
+                self.send(200, respond())
             except tf.errors.OpError as error:
                 self.send(HTTP[error.error_code], {"error": error.message})
 
-        def send(self, code, answer):
-            body = b"" if answer is None else json.dumps(answer, indent=4).encode()
+        def send(self, code, content):
+            body = b"" if content is None else json.dumps(content, indent=4).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -131,7 +131,7 @@ def handler_of(model):
 
 @contextlib.contextmanager
 def http_served(handler):
-    """Serves on a free port of this machine; gives "127.0.0.1:PORT"."""
+    """Serves on a free port of this machine; yields "127.0.0.1:PORT"."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -161,19 +161,19 @@ class Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         for key, value in outputs.items():
             response.outputs[key].dtype = tf.as_dtype(value.dtype).as_datatype_enum
             response.outputs[key].tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
-            # One number after the other, as the server sends them, and not as bytes.
+            # As a list of numbers, like the server, not as bytes.
             response.outputs[key].float_val.extend(np.ravel(value).tolist())
         return response
 
 
 def grpc_code(error):
-    """The status of a TensorFlow error, which gRPC numbers alike."""
+    """Returns the gRPC status of a TensorFlow error; both use the same numbers."""
     return next(code for code in grpc.StatusCode if code.value[0] == error.error_code)
 
 
 @contextlib.contextmanager
 def grpc_served(servicer):
-    """Serves on a free port of this machine; gives "127.0.0.1:PORT"."""
+    """Serves on a free port of this machine; yields "127.0.0.1:PORT"."""
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

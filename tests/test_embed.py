@@ -1,4 +1,4 @@
-"""Embeddings as data: each format holds what the encoder gives, in bounded memory, or nothing."""
+"""Files of embeddings: every format holds the encoder's output, or nothing; memory is bounded."""
 
 import io
 import json
@@ -17,7 +17,8 @@ import tensorflow as tf
 from PIL import Image
 
 from simclr_tf import cli, data, embeddings, errors, evaluate, export
-from simclr_tf.commands import build, progress
+from simclr_tf.commands import build
+from simclr_tf.commands.embed import progress_bar
 from simclr_tf.evaluate import Features
 from simclr_tf.training import checkpoints, run_directory
 
@@ -37,7 +38,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_dir(images, tmp_path_factory, quick_runs):
-    """What a run leaves of an encoder, random and untrained: flags, checkpoint, export."""
+    """A run directory of an untrained encoder: flags, checkpoint and export."""
     directory = run_directory.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
     flags = ["--width=0.0625", "--precision=float32", f"--run_dir={directory.path}"]
     _, values = cli.parse(["pretrain", f"--dataset=npz:{images}", *flags])
@@ -45,22 +46,22 @@ def run_dir(images, tmp_path_factory, quick_runs):
     model.compile(optimizer="sgd")
     directory.path.mkdir()
     directory.write_flags(cli.flag_texts(values))
-    keeper = checkpoints.Checkpoints(directory.checkpoints, model, steps_per_epoch=1)
-    keeper.set_model(model)
-    keeper.on_epoch_end(0)
+    checkpoint = checkpoints.Checkpoints(directory.checkpoints, model, steps_per_epoch=1)
+    checkpoint.set_model(model)
+    checkpoint.on_epoch_end(0)
     export.export_encoder(model.encoder, directory.export, model.image_shape)
     return directory.path
 
 
 @pytest.fixture(scope="module")
 def expected(run_dir, images):
-    """What the encoder of the run gives for all images, seven at a time."""
+    """The features of all images by the encoder of the run, seven at a time."""
     encoder, _ = build.encoder_of_run(cli._options_of_run(run_dir))
     return evaluate.extract_features(encoder, data.load(f"npz:{images}").batches(7))
 
 
 def raw_columns(path):
-    """The file as other programs read it: {"embedding", "label", "id"} without our reader."""
+    """Reads {"embedding", "label", "id"} as other programs do, without `embeddings.read`."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             names = {"embeddings": "embedding", "labels": "label", "ids": "id"}
@@ -80,7 +81,7 @@ def raw_columns(path):
 
 
 def assert_same(found, wanted):
-    """Equal bit for bit, with the dtypes that `Features` promises."""
+    """Asserts equal bits, and the dtypes that `Features` documents."""
     assert found.h.dtype == np.float32 and found.h.shape == wanted.h.shape
     assert found.h.tobytes() == wanted.h.tobytes()
     for name in ("labels", "ids"):
@@ -92,7 +93,7 @@ def assert_same(found, wanted):
 
 
 def left_in(folder):
-    """Everything below a folder, hidden or not."""
+    """Returns the names of all files below a folder, hidden ones too."""
     return sorted(each.name for each in folder.rglob("*"))
 
 
@@ -100,8 +101,8 @@ def left_in(folder):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_file_holds_what_the_encoder_of_the_run_gives(kind, run_dir, expected, tmp_path):
-    """Bit for bit with a partial last batch, by our reader and without it; nothing else is left."""
+def test_a_file_holds_the_output_of_the_runs_encoder(kind, run_dir, expected, tmp_path):
+    """Bit for bit, with a partial last batch, by `read` and without; no other file is left."""
     path = tmp_path / "made" / f"h.{kind}"
     command = ["embed", f"--run_dir={run_dir}", f"--output={path}", "--batch_size=7"]
     assert cli.main(command) == 0
@@ -115,8 +116,8 @@ def test_a_file_holds_what_the_encoder_of_the_run_gives(kind, run_dir, expected,
     assert path.stat().st_mode & 0o044, "others may read it"
 
 
-def test_an_export_gives_what_its_run_gives(run_dir, images, expected, tmp_path, capsys):
-    """To 1e-5, named by the directory of its versions; the size is the export's."""
+def test_an_export_embeds_as_its_run_does(run_dir, images, expected, tmp_path, capsys):
+    """To 1e-5; --saved_model is the directory of versions; the export knows the image size."""
     path = tmp_path / "h.npz"
     command = ["embed", f"--saved_model={run_dir}/export", f"--output={path}"]
     assert cli.main([*command, f"--dataset=npz:{images}", "--batch_size=7"]) == 0
@@ -128,7 +129,7 @@ def test_an_export_gives_what_its_run_gives(run_dir, images, expected, tmp_path,
 
 @pytest.fixture
 def folder(tmp_path):
-    """Photographs without labels whose names are not ASCII, and one that is none."""
+    """Unlabelled images whose names are not ASCII, and a file that is not an image."""
     path = tmp_path / "photos"
     path.mkdir()
     rng = np.random.default_rng(0)
@@ -140,7 +141,7 @@ def folder(tmp_path):
 
 
 def test_names_of_any_script_and_no_labels(run_dir, folder, tmp_path, capsys):
-    """Unlabelled: no such column. What cannot be read is left out and named."""
+    """Without labels there is no such column; unreadable files are left out and logged."""
     path = tmp_path / "h.parquet"
     command = ["embed", f"--saved_model={run_dir}/export/1", f"--dataset=folder:{folder}"]
     command += [f"--output={path}", "--max_corrupt_share=0.5", "--batch_size=3"]
@@ -153,15 +154,15 @@ def test_names_of_any_script_and_no_labels(run_dir, folder, tmp_path, capsys):
 
 
 def test_too_many_unreadable_images_leave_nothing(run_dir, folder, tmp_path, capsys):
-    """One line, the file of before untouched."""
+    """One line; an existing file is unchanged."""
     path = tmp_path / "h.npz"
-    path.write_bytes(b"of before")
+    path.write_bytes(b"old content")
     before = left_in(tmp_path)
     command = ["embed", f"--saved_model={run_dir}/export", f"--dataset=folder:{folder}"]
     assert cli.main([*command, f"--output={path}"]) == 1
     error = capsys.readouterr().err
     assert "1 of 5" in error and error.count("\n") == 1
-    assert left_in(tmp_path) == before and path.read_bytes() == b"of before"
+    assert left_in(tmp_path) == before and path.read_bytes() == b"old content"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ MISTAKES = [
 def test_a_mistake_is_answered_before_anything_is_loaded(
     arguments, message, tmp_path, monkeypatch, capsys
 ):
-    """Exit code 2 and one line; neither the run nor the SavedModel is looked for."""
+    """Exit code 2 and one line; neither the run nor the SavedModel is read."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.npz").mkdir()
     assert cli.main(["embed", *arguments]) == 2
@@ -212,7 +213,7 @@ def test_a_mistake_is_answered_before_anything_is_loaded(
 
 
 def batches(sizes, dim=4, labelled=True):
-    """`Features` of so many rows each; ids grow longer, not in ASCII, and the first is empty."""
+    """Yields `Features` of `sizes` rows; ids are not ASCII, grow longer, and the first is empty."""
     start = 0
     for size in sizes:
         index = np.arange(start, start + size)
@@ -223,20 +224,20 @@ def batches(sizes, dim=4, labelled=True):
 
 
 def joined(parts):
-    """The batches in one."""
+    """Concatenates batches."""
     columns = zip(*parts)
     return Features(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_batches_of_any_size_come_back_in_one(kind, labelled, tmp_path, monkeypatch):
-    """Over several row groups, over a file that is there; NaN and infinity too."""
+def test_batches_of_any_size_are_read_as_one(kind, labelled, tmp_path, monkeypatch):
+    """In several row groups, replacing an existing file; NaN and infinity too."""
     monkeypatch.setattr(embeddings, "_GROUP_BYTES", 4 * 4 * 5)
     parts = list(batches([3, 1, 12, 2], labelled=labelled))
     parts[0].h[0] = [np.nan, np.inf, -0.0, 1e-42]
     path = tmp_path / f"h.{kind.upper()}"
-    path.write_bytes(b"of before")
+    path.write_bytes(b"old content")
     with embeddings.Writer(path) as file:
         for part in parts:
             file.write(part)
@@ -247,7 +248,7 @@ def test_batches_of_any_size_come_back_in_one(kind, labelled, tmp_path, monkeypa
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_ids_that_are_numbers_and_no_ids(kind, tmp_path):
-    """Numbers become text; what is not there is not made up."""
+    """Numbers become strings; missing columns stay missing."""
     numbered, bare = tmp_path / f"a.{kind}", tmp_path / f"b.{kind}"
     h = np.ones([2, 3], np.float32)
     with embeddings.Writer(numbered) as file:
@@ -261,52 +262,72 @@ def test_ids_that_are_numbers_and_no_ids(kind, tmp_path):
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_failure_half_way_leaves_nothing(kind, error, tmp_path):
-    """Not even the directories that were made for it; a file of before stays."""
+    """Directories made for it are removed too; an existing file is unchanged."""
     there = tmp_path / f"there.{kind}"
-    there.write_bytes(b"of before")
+    there.write_bytes(b"old content")
     for path in (there, tmp_path / "some" / "where" / f"h.{kind}"):
         with pytest.raises(error):
             with embeddings.Writer(path) as file:
                 for part in batches([3, 3]):
                     file.write(part)
                 raise error
-    assert left_in(tmp_path) == [there.name] and there.read_bytes() == b"of before"
+    assert left_in(tmp_path) == [there.name] and there.read_bytes() == b"old content"
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_full_disk_is_an_os_error_and_leaves_nothing(kind, tmp_path):
-    """As where a file may not grow over 100 kB."""
+    """Simulated by a limit of 100 kB on the size of files."""
     h = np.random.default_rng(0).random([64, 512], np.float32)  # 128 kB
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match="File too large") as raised:
             with embeddings.Writer(tmp_path / f"h.{kind}") as file:
                 for _ in range(3):
                     file.write(Features(h))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
+    assert isinstance(raised.value, errors.OutputError)
+    assert str(raised.value).startswith(f"{tmp_path}/h.{kind} cannot be written: ")
+    assert left_in(tmp_path) == []
+
+
+def test_a_path_that_cannot_be_written_is_one_line(run_dir, tmp_path, capsys):
+    """Below a file: exit code 1, with what cannot be written and why."""
+    (tmp_path / "file").touch()
+    command = ["embed", f"--run_dir={run_dir}", f"--output={tmp_path}/file/h.npz"]
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert "h.npz cannot be written: " in error and "is a file. Choose another path." in error
+    assert error.count("\n") == 1
+
+
+def test_an_error_in_the_block_is_not_an_output_error(tmp_path):
+    """An OSError of reading the images stays what it is."""
+    with pytest.raises(FileNotFoundError):
+        with embeddings.Writer(tmp_path / "h.npz"):
+            raise FileNotFoundError("an image")
     assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_batches_that_do_not_fit_together_are_refused(kind, tmp_path):
-    """Another D, a column less, and no batch at all."""
+def test_batches_with_different_columns_are_refused(kind, tmp_path):
+    """Another D, a missing column, and no batch at all."""
     for sizes in ([{"dim": 4}, {"dim": 5}], [{}, {"labelled": False}]):
         with pytest.raises(ValueError, match="columns of the first"):
             with embeddings.Writer(tmp_path / f"h.{kind}") as file:
                 for size in sizes:
                     file.write(next(batches([2], **size)))
-    with pytest.raises(ValueError, match="at least one; got none"):
+    with pytest.raises(ValueError, match="at least one row; got none"):
         with embeddings.Writer(tmp_path / f"h.{kind}"):
             pass
     assert left_in(tmp_path) == []
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
-    """No file, another suffix, damage, and files of something else."""
+def test_an_unreadable_file_is_an_argument_error(tmp_path):
+    """No file, another suffix, a damaged file, and a file with other content."""
     with pytest.raises(ValueError, match=r"there is none at .*h\.npz"):
         embeddings.read(tmp_path / "h.npz")
     with pytest.raises(errors.UsageError, match="must end in"):
@@ -330,7 +351,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_memory_does_not_grow_with_the_rows(kind, tmp_path):
-    """200,000 embeddings of 512 numbers, 400 MB: at most 150 MB more than 2,000 take."""
+    """Writing 200,000 embeddings of 512 numbers (400 MB) takes at most 150 MB more than 2,000."""
     peaks = []
     for rows in (2000, 200_000):
         script = ROOT / "benchmarks" / "embeddings.py"
@@ -343,41 +364,53 @@ def test_memory_does_not_grow_with_the_rows(kind, tmp_path):
 # -- progress --------------------------------------------------------------------------------
 
 
-def test_lines_now_and_then_where_there_is_no_terminal():
-    """Every 30 s of a clock: images done and in all, the rate, the time left."""
-    said, now = [], [100.0]
-    lines = progress._Lines(4000, said.append, 30.0, clock=lambda: now[0])
-    for _ in range(8):  # 10 s each
-        now[0] += 10.0
-        lines.add(500)
-    assert said == [
-        "1,500 of 4,000 images, 50 a second, 0:00:50 left",
-        "3,000 of 4,000 images, 50 a second, 0:00:20 left",
+def test_lines_at_least_30_s_apart_where_there_is_no_terminal(monkeypatch):
+    """By a clock: images done and in all, the rate, the time left; nothing at the end."""
+    logged, now = [], [100.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with progress_bar(4000, logged.append) as bar:
+        for _ in range(8):  # 10 s each
+            now[0] += 10.0
+            bar.update(500)
+    assert logged == [
+        "1500 of 4000 images, 50.00 images/s, 00:50 left",
+        "3000 of 4000 images, 50.00 images/s, 00:20 left",
     ]
 
 
+def test_a_short_pass_logs_no_line():
+    """Where it takes less than 30 s, and where it stops early."""
+    logged = []
+    with progress_bar(20, logged.append) as bar:
+        bar.update(20)
+    with pytest.raises(KeyboardInterrupt), progress_bar(20, logged.append) as bar:
+        bar.update(7)
+        raise KeyboardInterrupt
+    assert not logged
+
+
 def test_a_bar_on_a_terminal(monkeypatch):
-    """Images done and in all, the rate; no line besides."""
+    """Images done and in all, the rate; nothing is logged."""
 
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-    screen, said = Terminal(), []
+    screen, logged = Terminal(), []
     monkeypatch.setattr(sys, "stdout", screen)
-    with progress.counted(20, said.append) as done:
-        done(7)
-        done(13)
+    with progress_bar(20, logged.append) as bar:
+        bar.update(7)
+        bar.update(13)
     last = screen.getvalue().split("\r")[-1]
     assert "20/20" in last and "images/s" in last and last.endswith("\n")
-    assert not said
+    assert not logged
 
 
 # -- exported SavedModels --------------------------------------------------------------------
 
 
 def test_an_export_is_a_function_of_images(run_dir, images, expected):
-    """uint8 and float; its size and width; of numbered versions the highest, by number."""
+    """uint8 and float images; it knows the image size and D."""
     exported = export.load_exported(run_dir / "export" / "1")
     assert exported.image_size == SIZE and exported.embedding_dim == DIM
     pixels = np.load(images)["x_train"]
@@ -388,8 +421,16 @@ def test_an_export_is_a_function_of_images(run_dir, images, expected):
         np.testing.assert_allclose(h, expected.h, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("value", [255.0, -0.5, np.nan])
+def test_an_export_refuses_float_images_out_of_range(run_dir, value):
+    """With the message of `images.check_range`."""
+    exported = export.load_exported(run_dir / "export" / "1")
+    with pytest.raises(errors.ArgumentError, match=r"float images must lie in \[0, 1\]; got "):
+        exported(np.full([2, SIZE, SIZE, 3], value))
+
+
 def saved(path, function, shape=(None, None, None, 3), dtype=tf.uint8, name="serving_default"):
-    """Somebody else's SavedModel."""
+    """Saves a function as a SavedModel that this package did not write."""
     module = tf.Module()
     module.function = tf.function(function, input_signature=[tf.TensorSpec(shape, dtype, "x")])
     tf.saved_model.save(module, str(path), {name: module.function})
@@ -397,12 +438,12 @@ def saved(path, function, shape=(None, None, None, 3), dtype=tf.uint8, name="ser
 
 
 def means(images):
-    """[B, H, W, 3] to [B, 3], in the numbers of the images."""
+    """Returns the mean colours [B, 3] of images [B, H, W, 3]."""
     return {"vectors": tf.reduce_mean(tf.cast(images, tf.float32), [1, 2])}
 
 
-def test_somebody_elses_saved_model(tmp_path):
-    """Without encoder.json: size and width as far as the signature says; either dtype."""
+def test_a_saved_model_from_another_program(tmp_path):
+    """Size and D come from the signature; either dtype; the highest version is loaded."""
     pixels = np.random.default_rng(0).integers(0, 256, [2, 6, 6, 3], np.uint8)
     of_uint8 = export.load_exported(saved(tmp_path / "a" / "9", means))
     assert of_uint8.image_size is None and of_uint8.embedding_dim == 3
@@ -415,8 +456,8 @@ def test_somebody_elses_saved_model(tmp_path):
         of_float(pixels[:, :5])
 
 
-def test_a_saved_model_that_does_not_say_its_size_needs_it(tmp_path, images, capsys):
-    """With --image_size it is given that."""
+def test_a_saved_model_of_unknown_image_size_needs_image_size(tmp_path, images, capsys):
+    """--image_size sets it."""
     path = saved(tmp_path / "a" / "1", means)
     command = ["embed", f"--saved_model={path}", f"--dataset=npz:{images}"]
     command += [f"--output={tmp_path / 'h.npz'}"]
@@ -428,8 +469,8 @@ def test_a_saved_model_that_does_not_say_its_size_needs_it(tmp_path, images, cap
     np.testing.assert_allclose(found.h, pixels.mean((1, 2)), rtol=1e-5)
 
 
-def test_what_is_no_encoder_is_named(run_dir, tmp_path):
-    """Nothing there, damage, and signatures of something else."""
+def test_a_path_without_an_encoder_is_an_argument_error(run_dir, tmp_path):
+    """Nothing there, damaged files, and signatures of another kind."""
     for path in (tmp_path / "nowhere", run_dir):
         with pytest.raises(ValueError, match=r"has no saved_model\.pb"):
             export.load_exported(path)

@@ -1,4 +1,4 @@
-"""Encoders as functional models: folded batch normalisation, layers by name."""
+"""Encoders as functional copies: batch normalisation folded, layers by name."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import ProjectionHead, ResNet, encoders
+from simclr_tf._keras import all_layers
 from simclr_tf.export import folded, functional, functional_copy
 
 RNG = np.random.default_rng(0)
@@ -13,7 +14,7 @@ IMAGES = RNG.random((3, 20, 20, 3), dtype=np.float32)
 
 
 def scrambled(model):
-    """Its weights as after training: no statistic is 0 or 1; variances above 0."""
+    """Gives a model random weights, as after training: variances above 0, none of them 1."""
     values = []
     for weight in model.weights:
         value = RNG.normal(0, 0.3, weight.shape)
@@ -24,13 +25,13 @@ def scrambled(model):
 
 
 def norms(model):
-    """Layers of batch normalisation in it."""
+    """Returns the batch normalisation layers of a model."""
     return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
-def assert_close(got, expected, share):
-    """Up to a share of the largest number expected."""
-    np.testing.assert_allclose(got, expected, atol=share * np.abs(expected).max(), rtol=0)
+def assert_close(got, expected, fraction):
+    """Compares up to a fraction of the largest number expected."""
+    np.testing.assert_allclose(got, expected, atol=fraction * np.abs(expected).max(), rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -42,28 +43,28 @@ def resnet():
 
 
 @pytest.fixture(scope="module")
-def twin(resnet):
-    """Its functional twin."""
+def resnet_copy(resnet):
+    """Its functional copy."""
     return functional_copy(resnet, (20, 20, 3))
 
 
-def test_the_twin_of_a_resnet_is_itself_in_stock_layers(resnet, twin):
-    """Weights of its own; any height and width."""
-    np.testing.assert_array_equal(twin(IMAGES), resnet(IMAGES))
-    np.testing.assert_array_equal(twin(IMAGES[:, :9, :13]), resnet(IMAGES[:, :9, :13]))
-    assert not {id(w) for w in twin.weights} & {id(w) for w in resnet.weights}
-    assert {type(x).__module__.split(".")[0] for x in twin.layers} == {"keras"}
+def test_the_copy_of_a_resnet_is_the_same_function_in_stock_layers(resnet, resnet_copy):
+    """For any height and width; it has its own weights."""
+    np.testing.assert_array_equal(resnet_copy(IMAGES), resnet(IMAGES))
+    np.testing.assert_array_equal(resnet_copy(IMAGES[:, :9, :13]), resnet(IMAGES[:, :9, :13]))
+    assert not {id(w) for w in resnet_copy.weights} & {id(w) for w in resnet.weights}
+    assert {type(x).__module__.split(".")[0] for x in resnet_copy.layers} == {"keras"}
 
 
-def test_all_of_a_resnet_folds(resnet, twin):
-    """To 1e-4 of the largest number, with no normalisation left."""
-    small = folded(twin)
-    assert not norms(small) and len(norms(twin)) == 21
+def test_every_batch_norm_of_a_resnet_folds(resnet, resnet_copy):
+    """The result is the same to 1e-4 of the largest number."""
+    small = folded(resnet_copy)
+    assert not norms(small) and len(norms(resnet_copy)) == 21
     assert_close(small(IMAGES), resnet(IMAGES), 1e-4)
 
 
 def test_every_kind_of_layer_folds_and_the_rest_stays():
-    """Convolutions with bias and without, depthwise, dense; not where others see the output."""
+    """Convolutions with bias and without, depthwise, dense; not if others take the output."""
     layers = keras.layers
     images = keras.Input((20, 20, 3))
     x = layers.Conv2D(4, 3, use_bias=False)(images)
@@ -72,24 +73,27 @@ def test_every_kind_of_layer_folds_and_the_rest_stays():
     x = layers.BatchNormalization(center=False)(x)
     x = layers.Conv2D(5, 1, activation="relu")(x)
     x = layers.BatchNormalization(name="after_relu")(x)
-    x = seen_twice = layers.Conv2D(5, 1)(x)
-    x = layers.Add()([layers.BatchNormalization(name="beside")(x), seen_twice])
+    x = taken_twice = layers.Conv2D(5, 1)(x)
+    x = layers.Add()([layers.BatchNormalization(name="one_of_two")(x), taken_twice])
     x = layers.Dense(6)(layers.GlobalAveragePooling2D()(x))
     x = layers.BatchNormalization()(x)
     last = layers.Dense(2)(x)
     model = scrambled(keras.Model(images, layers.Concatenate()([last, layers.ReLU()(last)])))
     small = folded(model)
-    assert [layer.name for layer in norms(small)] == ["after_relu", "beside"]
+    assert [layer.name for layer in norms(small)] == ["after_relu", "one_of_two"]
     assert_close(small(IMAGES), model(IMAGES), 1e-5)
-    # The output of the model is seen by whoever calls it.
+    # The output of the convolution is an output of the model too.
     conv = layers.Conv2D(4, 3)(images)
     both = scrambled(keras.Model(images, [conv, layers.BatchNormalization()(conv)]))
     assert len(norms(folded(both))) == 1
 
 
-@pytest.mark.parametrize("kind", ["second argument", "twice", "shared norm", "training", "kin"])
-def test_what_only_looks_like_a_convolution_and_its_norm(kind):
-    """Outputs used elsewhere, layers used twice, batch statistics, subclasses: nothing folds."""
+@pytest.mark.parametrize(
+    "kind",
+    ["second argument", "twice", "shared norm", "training", "positional training", "subclass"],
+)
+def test_a_norm_that_cannot_be_folded_stays(kind):
+    """Outputs taken twice, layers called twice, batch statistics, other classes: none folds."""
     layers = keras.layers
     images = keras.Input((20, 20, 3))
     conv, norm = layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization()
@@ -102,6 +106,8 @@ def test_what_only_looks_like_a_convolution_and_its_norm(kind):
         h = layers.Add()([norm(conv(images)), norm(layers.Conv2D(3, 1)(images))])
     elif kind == "training":
         h = norm(conv(images), training=True)
+    elif kind == "positional training":
+        h = norm(conv(images), True)
     else:
         h = norm(layers.Conv2DTranspose(5, 3)(images))
     model = scrambled(keras.Model(images, layers.GlobalAveragePooling2D()(h)))
@@ -110,8 +116,8 @@ def test_what_only_looks_like_a_convolution_and_its_norm(kind):
     assert_close(small(IMAGES, training=False), model(IMAGES, training=False), 1e-5)
 
 
-def test_where_folding_is_not_exact_the_model_stays(monkeypatch):
-    """To 1e-4 of the largest number."""
+def test_folding_that_is_not_exact_is_not_used(monkeypatch):
+    """A difference over 1e-4 of the largest number returns the model itself."""
     images = keras.Input((20, 20, 3))
     x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(images))
     model = scrambled(keras.Model(images, keras.layers.GlobalAveragePooling2D()(x)))
@@ -121,13 +127,13 @@ def test_where_folding_is_not_exact_the_model_stays(monkeypatch):
     assert functional.folded_where_exact(model, (20, 20, 3)) is model
 
 
-def test_a_frozen_encoder_has_a_twin(resnet):
-    """Whole, or its normalisation alone; what is frozen in it stays so."""
+def test_a_frozen_encoder_has_a_copy(resnet):
+    """All of it frozen, or its batch normalisation alone; the encoder's own flags stay."""
     encoder = ResNet(18, width=1 / 16)
     encoder.build((None, 20, 20, 3))
     encoder.set_weights(resnet.get_weights())
     expected = resnet(IMAGES)
-    some = [x for x in encoder.submodules if isinstance(x, keras.layers.BatchNormalization)]
+    some = [x for x in all_layers(encoder) if isinstance(x, keras.layers.BatchNormalization)]
     for layer in some:
         layer.trainable = False
     np.testing.assert_array_equal(functional_copy(encoder, (20, 20, 3))(IMAGES), expected)
@@ -136,17 +142,17 @@ def test_a_frozen_encoder_has_a_twin(resnet):
     np.testing.assert_array_equal(functional_copy(encoder, (20, 20, 3))(IMAGES), expected)
 
 
-def test_a_layer_of_a_half_precision_encoder_is_float32():
-    """The pooling of a block too, whatever policy holds."""
+def test_the_copy_of_a_half_precision_encoder_is_float32_up_to_a_layer():
+    """So is the pooling that is added, whatever the global policy is."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     encoder = ResNet(18, width=1 / 16)
     encoder.build((None, 20, 20, 3))
-    twin = functional_copy(encoder, (20, 20, 3), "group1")
-    assert {layer.compute_dtype for layer in twin.layers} == {"float32"}
+    resnet_copy = functional_copy(encoder, (20, 20, 3), "group1")
+    assert {layer.compute_dtype for layer in resnet_copy.layers} == {"float32"}
 
 
 def test_models_inside_a_model_fold_too():
-    """A backbone that is one layer of the encoder; and one of KerasCV, whose layers are its own."""
+    """A backbone that is a layer of the encoder; and one of KerasCV."""
     layers = keras.layers
     images = keras.Input((20, 20, 3))
     backbone = keras.Sequential([images, layers.Conv2D(4, 3), layers.BatchNormalization()])
@@ -161,15 +167,15 @@ def test_models_inside_a_model_fold_too():
     assert_close(small(IMAGES), of_keras_cv(IMAGES), 1e-4)
 
 
-def test_in_float16(resnet, twin):
-    """Weights and arithmetic; a hundredth of the largest number."""
-    small = folded(twin, "float16")
+def test_in_float16(resnet, resnet_copy):
+    """Weights and arithmetic; the same to a hundredth of the largest number."""
+    small = folded(resnet_copy, "float16")
     assert {weight.dtype for weight in small.weights} == {tf.float16}
     assert_close(tf.cast(small(IMAGES), tf.float32), resnet(IMAGES), 1e-2)
 
 
 def test_a_bfloat16_encoder_comes_out_in_float32():
-    """A ResNet and a functional model: the same numbers as with the same weights in float32."""
+    """A ResNet and a functional model: the same as a float32 model with the same weights."""
     for build in (
         lambda: ResNet(18, width=1 / 16),
         lambda: keras.Sequential(
@@ -205,7 +211,7 @@ def test_blocks_and_groups_by_name(resnet):
 
 
 def test_layers_of_the_head_by_name():
-    """head1 is after its ReLU; the last is z."""
+    """head1 is taken after its ReLU; the last layer is z."""
     images = keras.Input((20, 20, 3))
     encoder = keras.Model(images, keras.layers.GlobalAveragePooling2D()(images))
     head = ProjectionHead(hidden_dim=5, output_dim=7, layers=3)
@@ -221,14 +227,14 @@ def test_layers_of_the_head_by_name():
         functional_copy(encoder, (20, 20, 3), "z")
 
 
-def test_a_layer_that_there_is_not(resnet):
-    """Those close to it are named."""
+def test_an_unknown_layer_is_an_error(resnet):
+    """The message lists similar names."""
     with pytest.raises(ValueError, match=r"got 'gruop3'. Near matches: group3"):
         functional_copy(resnet, (20, 20, 3), "gruop3")
 
 
-def test_a_subclass_has_no_twin():
-    """It is exported as it is, and whole."""
+def test_a_subclassed_model_has_no_copy():
+    """`functional_copy` returns None, and raises for a layer other than h."""
 
     class Mean(keras.Model):
         def call(self, images, training=None):

@@ -1,4 +1,4 @@
-"""examples/serving/: the clients, commands and settings that a user of TF Serving starts from."""
+"""examples/serving/: clients, commands and configuration files for TF Serving."""
 
 import contextlib
 import http.client
@@ -39,20 +39,20 @@ def encoder(quick_runs):
 
 @pytest.fixture(scope="module")
 def signatures(encoder, tmp_path_factory):
-    """Of its SavedModel."""
+    """The signatures of its SavedModel."""
     path = export_encoder(encoder, tmp_path_factory.mktemp("models") / "simclr" / "3")
     return tf.saved_model.load(str(path)).signatures
 
 
 @pytest.fixture
 def model(signatures):
-    """What the stand-in serves: version 3 of `simclr`."""
+    """The model that the fake server serves: version 3 of `simclr`."""
     return stand_in_server.Model("simclr", 3, signatures)
 
 
 @pytest.fixture
 def rest(model):
-    """The address of the stand-in's REST port."""
+    """The address of the fake server's REST port."""
     with stand_in_server.http_served(stand_in_server.handler_of(model)) as address:
         yield address
 
@@ -70,13 +70,13 @@ def pictures(encoder, tmp_path):
 
 @pytest.fixture
 def no_picture(tmp_path):
-    """A file that decodes to nothing."""
+    """A file that is not an image."""
     (tmp_path / "notes.txt").write_text("no picture")
     return str(tmp_path / "notes.txt")
 
 
 def load(name):
-    """The module of examples/serving/NAME.py."""
+    """Imports examples/serving/NAME.py."""
     spec = importlib.util.spec_from_file_location(name, SERVING / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -84,7 +84,7 @@ def load(name):
 
 
 def run(name, *arguments):
-    """(exit code, stdout, stderr) of a client's `main`, as its last line would end."""
+    """Runs the `main` of a client; returns (exit code, stdout, stderr)."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -99,7 +99,7 @@ def run(name, *arguments):
 
 @pytest.fixture(params=["rest_client", "grpc_client"])
 def client(request, model):
-    """(name, address flag) of a client, and a stand-in there for it."""
+    """(name, address flag) of a client, with a fake server at that address."""
     if request.param == "rest_client":
         served = stand_in_server.http_served(stand_in_server.handler_of(model))
     else:
@@ -109,7 +109,7 @@ def client(request, model):
 
 
 def embeddings_of(path):
-    """{file: embedding} of what a client wrote."""
+    """Returns {file: embedding} from the output file of a client."""
     if path.suffix == ".json":
         return {file: np.array(row) for file, row in json.loads(path.read_text()).items()}
     with np.load(path) as file:
@@ -121,8 +121,8 @@ def assert_same(got, expected):
     np.testing.assert_allclose(list(got.values()), list(expected.values()), rtol=1e-5, atol=1e-5)
 
 
-def test_the_rest_client_needs_python_alone(rest, pictures, tmp_path):
-    """In a process without any installed package; the encoder's embeddings to 1e-5."""
+def test_the_rest_client_needs_only_python(rest, pictures, tmp_path):
+    """It runs without any installed package; embeddings equal the encoder's to 1e-5."""
     output = tmp_path / "embeddings.json"
     command = [sys.executable, "-I", "-S", SERVING / "rest_client.py", *pictures]
     command += [f"--url=http://{rest}", f"--output={output}"]
@@ -132,7 +132,7 @@ def test_the_rest_client_needs_python_alone(rest, pictures, tmp_path):
 
 
 def test_a_client_embeds_in_batches(client, model, pictures, tmp_path):
-    """To 1e-5; a line for each image with D, norm and first numbers; version by number."""
+    """To 1e-5; prints D, norm and first numbers of each image; the version is a flag."""
     output = tmp_path / ("e.json" if client[0] == "rest_client" else "e.npz")
     arguments = [*pictures, client[1], "--batch_size=2", "--version=3", f"--output={output}"]
     code, out, err = run(client[0], *arguments)
@@ -146,7 +146,7 @@ def test_a_client_embeds_in_batches(client, model, pictures, tmp_path):
 
 
 def test_a_file_that_is_no_image_is_named(client, pictures, no_picture, tmp_path):
-    """With the server's words, on one line; the others of its batch are embedded all the same."""
+    """With the server's message, on one line; the other files of its batch are embedded."""
     output = tmp_path / ("e.json" if client[0] == "rest_client" else "e.npz")
     files = list(pictures)
     code, out, err = run(
@@ -159,38 +159,38 @@ def test_a_file_that_is_no_image_is_named(client, pictures, no_picture, tmp_path
 
 
 @pytest.mark.parametrize("missing", ["--model=resnet", "--version=4"])
-def test_no_such_model_is_one_line(client, pictures, missing):
-    """Exit code 1, with what to name."""
+def test_an_unknown_model_is_one_line(client, pictures, missing):
+    """Exit code 1; the message names the flags."""
     code, out, err = run(*client, *pictures, missing)
     assert (code, out) == (1, "") and len(err.splitlines()) == 1
     assert "Servable not found for request" in err and "--model and --version" in err
 
 
 def test_no_server_is_one_line(pictures):
-    """Exit code 1, with where it was sought and how to name another place."""
+    """Exit code 1; the message has the address and the flag that changes it."""
     for name, flag in (("rest_client", "--url"), ("grpc_client", "--server")):
         code, out, err = run(name, *pictures, f"{flag}=127.0.0.1:1")
         assert (code, out) == (1, "") and len(err.splitlines()) == 1
         assert "127.0.0.1:1 gives no answer" in err and f"with {flag}" in err
 
 
-class Unlike(http.server.BaseHTTPRequestHandler):
-    """A server of something else: 501 to every POST, with a page."""
+class OtherServer(http.server.BaseHTTPRequestHandler):
+    """Responds to every POST with 501 and an HTML page."""
 
     def log_message(self, *_):
         pass
 
 
-def test_a_server_of_something_else_is_one_line(pictures):
+def test_a_server_other_than_tf_serving_is_one_line(pictures):
     """REST: an error page instead of TF Serving's JSON."""
-    with stand_in_server.http_served(Unlike) as address:
+    with stand_in_server.http_served(OtherServer) as address:
         code, out, err = run("rest_client", *pictures, f"--url={address}")
     assert (code, out) == (1, "") and len(err.splitlines()) == 1
     assert f"{address} is not TF Serving" in err
 
 
 def test_a_slow_server_is_one_line(model, pictures, monkeypatch):
-    """Exit code 1 after --timeout_seconds, without waiting for the answer."""
+    """Exit code 1 after --timeout_seconds, without waiting for the response."""
     done = threading.Event()
     monkeypatch.setattr(model, "run", lambda *_: done.wait(20) and {})
     served = {
@@ -216,41 +216,41 @@ def test_a_slow_server_is_one_line(model, pictures, monkeypatch):
     ],
 )
 def test_a_wrong_command_is_exit_code_2(arguments, message):
-    """Before anything is sent."""
+    """Nothing is sent."""
     for name in ("rest_client", "grpc_client"):
         code, out, err = run(name, *arguments)
         assert (code, out) == (2, "") and message in err.splitlines()[-1]
 
 
 def documented(start):
-    """The command of docs/serving.md whose first line starts so, with its further lines."""
+    """Returns the command in docs/serving.md that starts with `start`, all its lines."""
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     blocks = "".join(re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     return re.search(rf"^{re.escape(start)}.*?[^|\\]$", blocks, re.MULTILINE | re.DOTALL)[0]
 
 
 def as_curl_sends(command, directory):
-    """(method, path, body) of a documented curl command, run by bash with a stand-in for curl."""
-    says = 'curl() { printf \'%s\\n\' "$@"; echo; case "$*" in *@-*) cat;; esac; }\n'
+    """Returns (method, path, body) of a documented curl command, run in bash with a fake curl."""
+    fake_curl = 'curl() { printf \'%s\\n\' "$@"; echo; case "$*" in *@-*) cat;; esac; }\n'
     done = subprocess.run(
-        ["bash", "-c", says + command], cwd=directory, capture_output=True, check=True
+        ["bash", "-c", fake_curl + command], cwd=directory, capture_output=True, check=True
     )
     arguments, _, body = done.stdout.decode().partition("\n\n")
     (url,) = re.findall(r"^localhost:8501(/\S+)$", arguments, re.MULTILINE)
     return ("POST" if "--data-binary" in arguments else "GET"), url, body
 
 
-def asked(address, method, path, body=None):
-    """(status, JSON) of the stand-in's answer."""
+def request(address, method, path, body=None):
+    """Returns (status, JSON) of the fake server's response."""
     connection = http.client.HTTPConnection(address, timeout=30)
     with contextlib.closing(connection):
         connection.request(method, path, body)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
 
 
-def test_the_documented_picture_by_curl_is_answered(rest, pictures, tmp_path):
-    """The body that the shell builds is TF Serving's JSON, of a picture of 200 kB too."""
+def test_the_documented_curl_request_succeeds(rest, pictures, tmp_path):
+    """The shell builds the JSON of TF Serving, for a picture of 200 kB too."""
     path, expected = next(iter(pictures.items()))
     command = documented("(printf")
     for size in (SIZE, 300):
@@ -259,28 +259,28 @@ def test_the_documented_picture_by_curl_is_answered(rest, pictures, tmp_path):
         else:
             noise = np.random.default_rng(0).integers(0, 256, [size, size, 3], np.uint8)
             Image.fromarray(noise).save(tmp_path / "cat.jpg", "PNG")
-        status, answer = asked(rest, *as_curl_sends(command, tmp_path))
+        status, answer = request(rest, *as_curl_sends(command, tmp_path))
         assert status == 200 and np.shape(answer["predictions"]) == (1, 32)
         if size == SIZE:
             np.testing.assert_allclose(answer["predictions"][0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_documented_status_is_answered(rest, tmp_path):
-    """With the state that the documents and the health check look for."""
-    request = as_curl_sends(documented("curl localhost:8501/v1/models/simclr "), tmp_path)
-    status, answer = asked(rest, *request)
+def test_the_documented_status_request_succeeds(rest, tmp_path):
+    """It returns the state that the documentation and the health check look for."""
+    command = documented("curl localhost:8501/v1/models/simclr ")
+    status, answer = request(rest, *as_curl_sends(command, tmp_path))
     assert status == 200 and answer["model_version_status"][0]["state"] == "AVAILABLE"
 
 
 @pytest.fixture(scope="module")
 def service():
-    """The one service of the Compose file."""
+    """The only service of the Compose file."""
     (service,) = yaml.safe_load((SERVING / "docker-compose.yml").read_text())["services"].values()
     return service
 
 
-def test_models_config_is_what_tf_serving_reads(service):
-    """One TensorFlow model, below the directory that Compose mounts; its file as Compose says."""
+def test_models_config_is_valid(service):
+    """One TensorFlow model, below the directory that Compose mounts; Compose names the file."""
     config = text_format.Parse(
         (SERVING / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
     )
@@ -291,8 +291,8 @@ def test_models_config_is_what_tf_serving_reads(service):
     assert f"--model_config_file={targets['.']}/models.config" in service["command"]
 
 
-def test_batching_config_lets_the_warm_up_through():
-    """The fields of BatchingParameters, and batches of at least the largest warm-up request."""
+def test_batching_config_allows_the_warm_up_requests():
+    """It sets fields of BatchingParameters; batches may be as large as the largest request."""
     text = (SERVING / "batching.config").read_text()
     numbers = dict(re.findall(r"^(\w+) { value: (\d+) }", text, re.MULTILINE))
     fields = {"max_batch_size", "batch_timeout_micros", "num_batch_threads", "max_enqueued_batches"}
@@ -300,15 +300,15 @@ def test_batching_config_lets_the_warm_up_through():
     assert int(numbers["max_batch_size"]) >= max(BATCH_SIZES)
 
 
-def test_the_health_check_tells_a_loaded_model(service, rest):
-    """By bash alone, as it stands in the Compose file: 0 with the model there, else not."""
+def test_the_health_check_detects_a_loaded_model(service, rest):
+    """The command of the Compose file needs only bash; it exits with 0 if the model is loaded."""
     kind, *command = service["healthcheck"]["test"]
     assert kind == "CMD" and "127.0.0.1/8501" in command[-1]
-    there = command[-1].replace("127.0.0.1/8501", rest.replace(":", "/"))
+    loaded = command[-1].replace("127.0.0.1/8501", rest.replace(":", "/"))
     for script, healthy in (
-        (there, True),
-        (there.replace("models/simclr", "models/other"), False),
-        (there.replace(rest.replace(":", "/"), "127.0.0.1/1"), False),
+        (loaded, True),
+        (loaded.replace("models/simclr", "models/other"), False),
+        (loaded.replace(rest.replace(":", "/"), "127.0.0.1/1"), False),
     ):
         done = subprocess.run([*command[:-1], script], capture_output=True, timeout=30, check=False)
         assert (done.returncode == 0) == healthy, done

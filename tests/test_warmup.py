@@ -1,4 +1,4 @@
-"""The warm-up requests beside an export are what TF Serving reads; its signatures answer them."""
+"""The warm-up requests of an export are in the format of TF Serving and fit its signatures."""
 
 import collections
 
@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 16, 24
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory, quick_runs):
-    """A SavedModel with its warm-up file, as every export has it."""
+    """A SavedModel; every export has a warm-up file."""
     encoder = ResNet(18, width=1 / 16)
     encoder.build((None, HEIGHT, WIDTH, 3))
     path = export_encoder(encoder, tmp_path_factory.mktemp("warmup") / "simclr" / "1")
@@ -26,7 +26,7 @@ def export(tmp_path_factory, quick_runs):
 
 @pytest.fixture(scope="module")
 def signatures(export):
-    """What the SavedModel's file says of its signatures, by name."""
+    """The SignatureDefs in saved_model.pb, by name."""
     saved_model = saved_model_pb2.SavedModel.FromString((export / "saved_model.pb").read_bytes())
     found = saved_model.meta_graphs[0].signature_def
     return {name: found[name] for name in found if not name.startswith("__")}
@@ -34,7 +34,7 @@ def signatures(export):
 
 @pytest.fixture(scope="module")
 def requests(export):
-    """The PredictRequests as `tensorflow-serving-api` reads them, from where TF Serving looks."""
+    """The PredictRequests, as `tensorflow-serving-api` parses the file that TF Serving reads."""
     file = export / "assets.extra" / "tf_serving_warmup_requests"
     records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
     logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
@@ -63,12 +63,12 @@ def test_the_inputs_fit_the_signatures(signatures, requests):
             assert wanted.is_compatible_with(tf.TensorShape(tensor.tensor_shape))
 
 
-def test_the_model_answers_every_request(export, requests):
-    """A row for each image; images have the encoder's size, files are JPEG and PNG."""
+def test_every_request_succeeds(export, requests):
+    """One row per image; images have the encoder's size, files are JPEG and PNG."""
     served = tf.saved_model.load(str(export)).signatures
     for request in requests:
         ((key, tensor),) = request.inputs.items()
-        # Unpacked by TensorFlow's own kernel, as the server does it.
+        # Parsed by TensorFlow's own kernel, as in the server.
         value = tf.io.parse_tensor(tensor.SerializeToString(), tf.as_dtype(tensor.dtype))
         if key == "images":
             assert value.shape[1:] == (HEIGHT, WIDTH, 3)
@@ -80,15 +80,15 @@ def test_the_model_answers_every_request(export, requests):
         assert answer.shape == (len(value), 32) and np.isfinite(answer).all()
 
 
-def test_the_same_bytes_each_time_and_few_of_them(tmp_path):
-    """At 224 pixels too, where eight float images are 4.8 MB."""
+def test_the_file_is_reproducible_and_small(tmp_path):
+    """At 224 pixels too, where eight float images take 4.8 MB."""
     files = [write_warmup(tmp_path, (224, 224)).read_bytes() for _ in range(2)]
     assert files[0] == files[1] and len(files[0]) < 200_000
 
 
 @pytest.mark.parametrize("length", [0, 1, 96, 127, 128, 255, 256, 16_383, 16_384, 3_000_000])
-def test_a_record_is_what_tensorflow_serving_api_writes(length):
-    """Byte for byte, with contents around the lengths at which a length takes one byte more."""
+def test_a_record_equals_that_of_tensorflow_serving_api(length):
+    """Byte for byte, around the lengths at which the varint takes one more byte."""
     tensor = tf.make_tensor_proto([b"x" * length])
     log = prediction_log_pb2.PredictionLog()
     request = log.predict_log.request

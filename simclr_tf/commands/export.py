@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from simclr_tf import errors
+from simclr_tf import _quiet, errors
 from simclr_tf.commands.build import (
     build_encoder,
     build_head,
@@ -27,7 +27,9 @@ def export(options, trained):
             "--precision=int8 is for --format=tflite; got --format=saved_model."
         )
     if pathlib.Path(options.output).exists():
-        raise errors.UsageError(f"--output must not exist; {options.output} does. Take another.")
+        raise errors.UsageError(
+            f"--output must not exist; {options.output} does. Choose another path."
+        )
     prepare_process(trained, strategy="one")
     parts, image_size = parts_of_run(trained, lambda side: _encoder_and_head(trained, side))
     arguments = {
@@ -40,7 +42,7 @@ def export(options, trained):
     if options.precision == "int8":
         arguments["examples"] = _examples(trained, image_size, options.examples)
     write = export_tflite if options.format == "tflite" else export_encoder
-    with ended_by_sigterm():
+    with ended_by_sigterm(), _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
         path = write(parts["encoder"], options.output, **arguments)
     say(f"wrote the encoder to {path}")
 
@@ -52,8 +54,8 @@ def _encoder_and_head(options, image_size):
 
 
 def _examples(trained, image_size, count):
-    """Training images for the ranges of int8, uint8 [count, H, W, 3]."""
-    trained.cache_gigabytes = 0.0  # for these few
+    """Returns training images for the activation ranges of int8, uint8 [count, H, W, 3]."""
+    trained.cache_gigabytes = 0.0  # not needed for a few images
     source = load(trained, trained.train_split, image_size)
     with report_unreadable(source):
         batches = [batch["image"].numpy() for batch in source.batches(64, limit=count)]

@@ -1,15 +1,17 @@
-"""The encoder leaves the house: as a SavedModel for servers and other models, or for a phone.
+"""Exports the encoder: SavedModel and TensorFlow Lite.
 
-`saved_model` and `tflite` write it, out of the parts `functional` (stock layers, folded
-normalisation), `serving` (the signatures), `warmup` and `check` (answers as a server would see
-them). `load_exported` makes it a function of images again (`loading`).
+`saved_model` and `tflite` write the files. They use `functional` (the encoder as a functional model
+of stock layers, batch normalisation folded), `serving` (the signatures), `image_files` (decoding in
+them), `warmup` (warm-up requests
+for TF Serving) and `check` (runs the signatures in a separate process, by `c_api` or `python_api`).
+`loading` loads an export as a function of images.
 """
 
 from simclr_tf.errors import ExportError
 from simclr_tf.export.functional import folded, functional_copy
+from simclr_tf.export.image_files import MAX_PIXELS
 from simclr_tf.export.loading import load_exported
 from simclr_tf.export.saved_model import export_encoder
-from simclr_tf.export.serving import MAX_PIXELS
 from simclr_tf.export.tflite import export_tflite
 
 __all__ = [

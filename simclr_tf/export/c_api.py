@@ -2,10 +2,12 @@
 
     python -I c_api.py LIBRARY EXPORT_DIR REQUESTS.json
 
-The process has neither Keras nor this package nor TensorFlow's Python in it: only Python's own
-library and the one from the wheel, whose loader TF Serving shares. REQUESTS.json is a list of
-{"input": "name:0", "output": "name:0"} with "file" (the array's bytes), "dtype" and "shape", or
-with "strings": [hex, ...]; prints a JSON list of {"shape", "values"} or {"error"}, in order.
+The process imports neither Keras nor this package nor TensorFlow's Python API, only the standard
+library; it loads TensorFlow's C library, which has the same SavedModel loader as TF Serving.
+
+REQUESTS.json is a list of {"input": "name:0", "output": "name:0"} with "file" (the bytes of an
+array), "dtype" and "shape", or with "strings": [hex, ...]. The script prints a JSON list with
+{"shape", "values"} or {"error"} for each request.
 """
 
 import array
@@ -14,17 +16,17 @@ import json
 import sys
 
 TYPES = {"float32": 1, "uint8": 4}  # TF_DataType
-STRING, STRING_BYTES = 7, 24  # and the size of a TF_TString
+STRING, STRING_BYTES = 7, 24  # TF_DataType, and the size of a TF_TString
 
 
 class Output(ctypes.Structure):
-    """TF_Output: an operation and which of its outputs."""
+    """TF_Output: an operation and the index of one of its outputs."""
 
     _fields_ = [("operation", ctypes.c_void_p), ("index", ctypes.c_int)]
 
 
 def bind(path):
-    """The library with the types of what is used of it."""
+    """Loads the library and declares the types of the functions that are used."""
     tf = ctypes.CDLL(path)
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
     functions = {
@@ -57,7 +59,7 @@ def bind(path):
 
 
 def load(tf, path, status):
-    """A session and its graph."""
+    """Loads a SavedModel; returns the session and its graph."""
     graph, tags = tf.TF_NewGraph(), (ctypes.c_char_p * 1)(b"serve")
     session = tf.TF_LoadSessionFromSavedModel(
         tf.TF_NewSessionOptions(), None, path.encode(), tags, 1, graph, None, status
@@ -68,15 +70,15 @@ def load(tf, path, status):
 
 
 def tensor_of(tf, request):
-    """The input of a request as a TF_Tensor."""
+    """Returns the input of a request as a TF_Tensor."""
     if "strings" in request:
         strings = [bytes.fromhex(text) for text in request["strings"]]
         shape = (ctypes.c_int64 * 1)(len(strings))
         tensor = tf.TF_AllocateTensor(STRING, shape, 1, STRING_BYTES * len(strings))
         start = tf.TF_TensorData(tensor)
-        for place, string in enumerate(strings):
-            tf.TF_StringInit(start + place * STRING_BYTES)
-            tf.TF_StringCopy(start + place * STRING_BYTES, string, len(string))
+        for index, string in enumerate(strings):
+            tf.TF_StringInit(start + index * STRING_BYTES)
+            tf.TF_StringCopy(start + index * STRING_BYTES, string, len(string))
         return tensor
     with open(request["file"], "rb") as file:
         content = file.read()
@@ -88,35 +90,35 @@ def tensor_of(tf, request):
 
 
 def output_of(tf, graph, name):
-    """A TF_Output by its name, "operation:index"."""
+    """Returns the TF_Output of a tensor name, "operation:index"."""
     operation, _, index = name.partition(":")
     return Output(tf.TF_GraphOperationByName(graph, operation.encode()), int(index))
 
 
-def answer(tf, session, graph, request, status):
-    """Runs a request; {"shape", "values"} or {"error"}."""
+def run(tf, session, graph, request, status):
+    """Runs a request; returns {"shape", "values"} or {"error"}."""
     inputs = (Output * 1)(output_of(tf, graph, request["input"]))
     outputs = (Output * 1)(output_of(tf, graph, request["output"]))
-    given = (ctypes.c_void_p * 1)(tensor_of(tf, request))
-    got = (ctypes.c_void_p * 1)()
-    tf.TF_SessionRun(session, None, inputs, given, 1, outputs, got, 1, None, 0, None, status)
+    values = (ctypes.c_void_p * 1)(tensor_of(tf, request))
+    results = (ctypes.c_void_p * 1)()
+    tf.TF_SessionRun(session, None, inputs, values, 1, outputs, results, 1, None, 0, None, status)
     if tf.TF_GetCode(status):
         return {"error": tf.TF_Message(status).decode()}
-    shape = [tf.TF_Dim(got[0], axis) for axis in range(tf.TF_NumDims(got[0]))]
-    data = ctypes.string_at(tf.TF_TensorData(got[0]), tf.TF_TensorByteSize(got[0]))
+    shape = [tf.TF_Dim(results[0], axis) for axis in range(tf.TF_NumDims(results[0]))]
+    data = ctypes.string_at(tf.TF_TensorData(results[0]), tf.TF_TensorByteSize(results[0]))
     return {"shape": shape, "values": array.array("f", data).tolist()}
 
 
 def main(library, path, requests):
-    """Answers all requests of a file in one session."""
+    """Runs all requests of a file in one session and prints the results."""
     tf = bind(library)
     status = tf.TF_NewStatus()
     session, graph = load(tf, path, status)
     with open(requests) as file:
-        answers = [answer(tf, session, graph, each, status) for each in json.load(file)]
+        results = [run(tf, session, graph, each, status) for each in json.load(file)]
     others = {"tensorflow", "keras", "simclr_tf"} & set(sys.modules)
     assert not others, others
-    print(json.dumps(answers))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""An encoder as a functional model of stock Keras layers, in float32: what leaves the house.
+"""The encoder as a functional model of stock Keras layers in float32, the form that is exported.
 
-Plain Keras can load such a model, cut it at a layer and fold its batch normalisation, which is what
-this module does. Writing it is in `saved_model` and `tflite`.
+Such a model can be loaded by plain Keras, cut at a layer, and have its batch normalisation folded;
+this module does the latter two. `saved_model` and `tflite` write the result.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import difflib
 import re
@@ -14,54 +15,63 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
-# What Keras raises at a subclass of its model, and at a layer without a sound config of its own.
+# Raised by Keras when it cannot clone or save a model: a subclass, or a layer without a config.
 CLONE_ERRORS = (ValueError, TypeError, NotImplementedError)
 _FOLDS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
 def functional_copy(encoder, image_shape, layer="h", head=None):
-    """A copy of the encoder as a functional model in float32, with weights of its own.
+    """Copies the encoder to a functional model in float32 that has its own weights.
 
     Args:
       encoder: a built `keras.Model`.
       image_shape: (H, W, 3) of its images.
-      layer: what it gives: "h"; "group1" to "group4" or a block such as "group3_block2" of a
-        ResNet, or any other layer by its name, averaged over the image where it is a feature map;
-        "head1", "head2", ... for the outputs of the head's layers, the last of which is "z".
-      head: a built `ProjectionHead`, for its layers.
+      layer: the layer whose output the copy returns: "h"; "group1" to "group4" or a residual block
+        such as "group3_block2" of a ResNet; any other layer by its name; or "head1", "head2", ...
+        for the layers of the head, the last of which is also "z". A feature map is averaged over
+        the image.
+      head: a built `ProjectionHead`, required for its layers.
 
     Returns:
       A `keras.Model` from float32 images [batch, H, W, 3] (any H and W for a `ResNet`) to
-      [batch, D]; None where the encoder is neither functional nor makes a functional model.
+      [batch, D]; None if the encoder is neither functional nor has `to_functional`.
 
     Raises:
-      ValueError: there is no such layer, or the encoder can only be taken as a whole.
+      ArgumentError: there is no such layer, or `layer` is not "h" and the encoder has no functional
+        form.
+
+    Example:
+
+    >>> copy = simclr_tf.export.functional_copy(encoder, (32, 32, 3))
+    >>> copy(images / np.float32(255)).shape
+    TensorShape([8, 8])
     """
-    twin = _copy(encoder, image_shape)
+    copy = _copy(encoder, image_shape)
     if layer == "h":
-        return twin
-    if twin is None:
+        return copy
+    if copy is None:
         raise ArgumentError(
-            f"layer={layer!r} needs an encoder made of Keras layers in the functional way, or a "
+            f"layer={layer!r} needs an encoder that is a functional Keras model or a "
             f"ResNet; got a {type(encoder).__name__}. Export h."
         )
     if layer == "z" or re.fullmatch(r"head\d+", layer):
-        return keras.Model(twin.input, _head_output(twin.output, layer, head), name=twin.name)
-    output = twin.get_layer(_layer_name(twin, layer)).output
+        return keras.Model(copy.input, _head_output(copy.output, layer, head), name=copy.name)
+    output = copy.get_layer(_layer_name(copy, layer)).output
     if len(output.shape) == 4:
         output = keras.layers.GlobalAveragePooling2D(name="embedding", dtype="float32")(output)
     if len(output.shape) != 2:
         raise ArgumentError(
-            f"layer must give [batch, D] or a feature map [batch, H, W, D]; {layer!r} gives "
-            f"{tuple(output.shape)}. Take another."
+            f"layer must return [batch, D] or a feature map [batch, H, W, D]; {layer!r} returns "
+            f"{tuple(output.shape)}. Choose another layer."
         )
-    return keras.Model(twin.input, output, name=twin.name)
+    return keras.Model(copy.input, output, name=copy.name)
 
 
 def _copy(encoder, image_shape):
-    """In float32 whatever the encoder computes in; None where it has no functional form."""
+    """Returns a functional copy in float32; None if the encoder has no functional form."""
     try:
         with _policy("float32"):
             if hasattr(encoder, "to_functional"):
@@ -69,41 +79,42 @@ def _copy(encoder, image_shape):
                 own.build((None, *image_shape))
                 _copy_weights(encoder, own)
                 return own.to_functional((None, None, image_shape[-1]))
-            twin = keras.models.clone_model(encoder, clone_function=_in_float32)
-            _copy_weights(encoder, twin)
-            return twin
-    except CLONE_ERRORS:  # a subclass: its layers are known, and not how they are joined
+            copy = keras.models.clone_model(encoder, clone_function=_in_float32)
+            _copy_weights(encoder, copy)
+            return copy
+    except CLONE_ERRORS:  # a subclass: how its layers are connected is not known
         return None
 
 
 def in_half(encoder):
-    """Whether a part of it computes in half precision."""
-    return any(
-        getattr(part, "compute_dtype", "float32") != "float32" for part in encoder.submodules
-    )
+    """Returns whether any layer of the encoder computes in half precision."""
+    return any(layer.compute_dtype != "float32" for layer in _keras.all_layers(encoder))
 
 
 def in_float32(encoder, image_shape):
-    """An encoder without a functional form, computing in float32.
+    """Returns an encoder without a functional form as a copy that computes in float32.
 
-    encoder: a built `keras.Model`; image_shape: (H, W, 3). One that cannot be made anew from its
-    config, or whose layers carry their own precision in it, comes back as it computes now.
+    An encoder that is already in float32, or that its config cannot rebuild, is returned as it is.
+
+    Args:
+      encoder: a built `keras.Model`.
+      image_shape: (H, W, 3) of its images.
     """
     if not in_half(encoder):
         return encoder
     try:
         with _policy("float32"):
-            twin = type(encoder).from_config(encoder.get_config())
-            twin.build((None, *image_shape))
-            _copy_weights(encoder, twin)
-            return twin
+            copy = type(encoder).from_config(encoder.get_config())
+            copy.build((None, *image_shape))
+            _copy_weights(encoder, copy)
+            return copy
     except CLONE_ERRORS:  # a class without a config of its own
         return encoder
 
 
 @contextlib.contextmanager
 def _policy(name):
-    """For layers within layers, whose config does not say what they compute in."""
+    """Sets the precision of layers within layers, which is not in the config of the outer ones."""
     before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy(name)
     try:
@@ -113,15 +124,14 @@ def _policy(name):
 
 
 def _copy_weights(source, target):
-    """Whatever is frozen: Keras lists what is trained first."""
-    inner = [part for part in source.submodules if isinstance(part, keras.layers.Layer)]
-    flags = [(part, part.trainable) for part in (source, *inner)]
+    """Copies weights even if some are frozen: Keras lists trainable weights first."""
+    flags = [(layer, layer.trainable) for layer in _keras.all_layers(source)]
     source.trainable = target.trainable = True
     try:
         target.set_weights(source.get_weights())
     finally:
-        for part, flag in flags:  # a layer before those within it
-            part.trainable = flag
+        for layer, flag in flags:  # a layer before those within it
+            layer.trainable = flag
 
 
 def _in_float32(layer):
@@ -131,7 +141,7 @@ def _in_float32(layer):
 
 
 def _layer_name(model, name):
-    """The layer that a person means: by its own name, a block's, or a group's."""
+    """Returns the name of the layer for the name of a layer, a residual block or a group."""
     names = [layer.name for layer in model.layers]
     if name in names:
         return name
@@ -149,34 +159,43 @@ def _layer_name(model, name):
 
 def _head_output(h, layer, head):
     if head is None:
-        raise ArgumentError(f"layer={layer!r} needs the projection head; none was given. Export h.")
+        raise ArgumentError(
+            f"layer={layer!r} needs the projection head; got head=None. Pass it, or export h."
+        )
     count = head.layers
     index = count if layer == "z" else int(layer[len("head") :])
     if not 1 <= index <= count:
         raise ArgumentError(f"layer must be head1 to head{count}, or z; got {layer!r}.")
     with _policy("float32"):
-        twin = type(head).from_config({**head.get_config(), "dtype": "float32"})
-        twin.build((None, h.shape[-1]))
-        _copy_weights(head, twin)
-        return twin.hidden_outputs(h)[index]
+        copy = type(head).from_config({**head.get_config(), "dtype": "float32"})
+        copy.build((None, h.shape[-1]))
+        _copy_weights(head, copy)
+        return copy.hidden_outputs(h)[index]
 
 
-# -- batch normalisation folded into the layer before it ------------------------------------------
+# -- batch normalisation folded into the preceding layer ------------------------------------------
 
 
 def folded(model, dtype="float32"):
-    """The same function with batch normalisation inside the convolutions before it.
+    """Folds batch normalisation into the preceding convolutions and dense layers.
 
-    y = gamma (conv(x) - mean) / sqrt(variance + epsilon) + beta is a convolution with another
-    kernel and a bias, in inference mode. Exact but for rounding. Normalisation that does not
-    directly follow a convolution or dense layer of its own, each used once, stays.
+    In inference mode, gamma (conv(x) - mean) / sqrt(variance + epsilon) + beta is a convolution
+    with another kernel and bias. The result is the same up to rounding. Batch normalisation is kept
+    where the preceding layer is of another kind, has an activation, or where either is used twice.
 
     Args:
-      model: a functional `keras.Model`, as `functional_copy` gives.
-      dtype: in which the copy keeps its weights and computes.
+      model: a functional `keras.Model`, such as `functional_copy` returns.
+      dtype: dtype of the weights and the arithmetic of the result.
 
     Returns:
-      A functional `keras.Model` with weights of its own; it is for inference alone.
+      A functional `keras.Model` with its own weights, for inference only.
+
+    Example:
+
+    >>> conv, norm = keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()
+    >>> model = keras.Sequential([keras.Input((32, 32, 3)), conv, norm])
+    >>> len(model.weights), len(simclr_tf.export.folded(model).weights)
+    (6, 2)
     """
     pairs = _foldable(model)
     norms = {norm: layer for layer, norm in pairs.items()}
@@ -192,28 +211,31 @@ def folded(model, dtype="float32"):
         return type(layer).from_config(config)
 
     with _policy(dtype):
-        twin = keras.models.clone_model(model, clone_function=clone)
+        copy = keras.models.clone_model(model, clone_function=clone)
     for layer in model.layers:
         if layer in pairs:
-            twin.get_layer(layer.name).set_weights(_fold(layer, pairs[layer]))
+            copy.get_layer(layer.name).set_weights(_fold(layer, pairs[layer]))
         elif layer not in norms and layer.weights and not isinstance(layer, keras.Model):
-            twin.get_layer(layer.name).set_weights(layer.get_weights())
-    return twin
+            copy.get_layer(layer.name).set_weights(layer.get_weights())
+    return copy
 
 
 def folded_where_exact(model, image_shape):
-    """`folded`, or the model itself where that differs by more than 1e-4 of the largest number."""
+    """Returns `folded(model)`, or the model if they differ by over 1e-4 of the largest number."""
     try:
-        small = folded(model)
+        result = folded(model)
     except CLONE_ERRORS:
         return model
-    return small if outputs_match(small, model, image_shape) else model
+    return result if outputs_match(result, model, image_shape) else model
 
 
 def outputs_match(a, b, image_shape, tolerance=1e-4):
-    """Whether two encoders give the same of random images, in inference mode.
+    """Returns whether two encoders return the same for random images, in inference mode.
 
-    tolerance: the largest difference, as a share of the largest number.
+    Args:
+      a, b: `keras.Model`s from images [B, H, W, 3] in [0, 1] to [B, D].
+      image_shape: (H, W, 3).
+      tolerance: largest difference, as a fraction of the largest number of b.
     """
     images = np.random.default_rng(1).random((2, *image_shape), dtype=np.float32)
     a, b = (np.asarray(encoder(images, training=False), np.float32) for encoder in (a, b))
@@ -221,44 +243,41 @@ def outputs_match(a, b, image_shape, tolerance=1e-4):
 
 
 def _foldable(model):
-    """{layer: the batch normalisation that alone follows it}."""
-    config = keras.Model(model.inputs, model.outputs).get_config()
-    nodes = {entry["config"]["name"]: entry["inbound_nodes"] for entry in config["layers"]}
-    consumers = {name: [] for name in nodes}
-    for name, calls in [*nodes.items(), (None, config["output_layers"])]:
-        for used in _references(calls, nodes):
-            consumers[used].append(name)
+    """Returns {layer: batch normalisation} where the normalisation alone takes the output."""
+    graph = keras.Model(model.inputs, model.outputs)
+    calls = _keras.layer_calls(graph)
+    times_called = collections.Counter(call.layer.name for call in calls)
+    consumers = collections.defaultdict(list)  # calls that take the output of a layer
+    for call in calls:
+        for source in call.sources:
+            consumers[source.name].append(call)
+    model_outputs = {id(output) for output in graph.outputs}
     pairs = {}
-    for layer in model.layers:
-        after = consumers.get(layer.name, [])
-        if type(layer) not in _FOLDS or len(after) != 1 or after[0] is None:
-            continue
-        norm = model.get_layer(after[0])
+    for call in calls:
+        followed_by = consumers[call.layer.name]
         if (
-            layer.activation is keras.activations.linear
-            and type(norm) is keras.layers.BatchNormalization
-            and len(nodes[layer.name]) == len(nodes[norm.name]) == 1
-            and "'training': True" not in str(nodes[norm.name])
-            and list(tf.nest.flatten(norm.axis)) in ([-1], [len(layer.output.shape) - 1])
+            type(call.layer) in _FOLDS
+            and call.layer.activation is keras.activations.linear
+            and len(followed_by) == 1
+            and not model_outputs & {id(output) for output in call.outputs}
+            and times_called[call.layer.name] == times_called[followed_by[0].layer.name] == 1
+            and _normalizes_channels(followed_by[0], rank=len(call.outputs[0].shape))
         ):
-            pairs[layer] = norm
+            pairs[call.layer] = followed_by[0].layer
     return pairs
 
 
-def _references(calls, names):
-    """Names of the layers whose outputs the calls take, in whatever argument."""
-    if isinstance(calls, dict):
-        calls = list(calls.values())
-    if not isinstance(calls, (list, tuple)):
-        return []
-    found = []
-    if len(calls) >= 3 and isinstance(calls[0], str) and calls[0] in names:
-        found.append(calls[0])  # [layer, call, output, ...]
-    return found + [name for part in calls for name in _references(part, names)]
+def _normalizes_channels(call, rank):
+    """Returns whether a call is batch normalisation of the last axis in inference mode."""
+    return (
+        type(call.layer) is keras.layers.BatchNormalization
+        and not any(argument is True for argument in call.arguments)  # training=True
+        and list(tf.nest.flatten(call.layer.axis)) in ([-1], [rank - 1])
+    )
 
 
 def _fold(layer, norm):
-    """[kernel, bias] of the layer with the normalisation inside; computed in float64."""
+    """Returns [kernel, bias] of a layer with its batch normalisation folded in; in float64."""
     kernel, *bias = [np.asarray(weight, np.float64) for weight in layer.get_weights()]
     mean, variance = (np.asarray(w, np.float64) for w in (norm.moving_mean, norm.moving_variance))
     scale = 1.0 / np.sqrt(variance + norm.epsilon)

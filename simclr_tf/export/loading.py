@@ -1,6 +1,6 @@
-"""An exported SavedModel back in Python: images in, embeddings out, without the code of its model.
+"""Loads an exported SavedModel as a function from images to embeddings.
 
-Only its signatures are used, as a server does. Writing it is in `saved_model`.
+It uses the signatures only, as a server does, so it needs neither the code of the model nor Keras.
 """
 
 from __future__ import annotations
@@ -12,55 +12,63 @@ import tensorflow as tf
 
 from simclr_tf.errors import ArgumentError
 from simclr_tf.export.saved_model import METADATA_FILE
-from simclr_tf.images import as_float
+from simclr_tf.images import as_float, check_range
 
 _SIGNATURES = ("serving_default", "serving_float")
 
 
 def load_exported(path):
-    """The encoder of an exported SavedModel, as a callable.
+    """Loads an exported encoder as a callable.
+
+    Any SavedModel works that has a signature `serving_default` or `serving_float` from one batch of
+    images, uint8 or float32 in [0, 1], to vectors.
 
     Args:
-      path: the directory that holds saved_model.pb, such as "encoder/1", or the one above it with
-        a directory for each version, of which the highest counts, as in TF Serving. Any SavedModel
-        will do with a signature `serving_default` or `serving_float` from one batch of images,
-        uint8 or float32 in [0, 1], to vectors.
+      path: a directory that holds saved_model.pb, such as "encoder/1"; or its parent, with one
+        directory per version, of which the highest number is loaded, as in TF Serving.
 
     Returns:
-      `Exported`.
+      An `Exported`.
 
     Raises:
-      ValueError: there is no SavedModel, it cannot be read, or it has no such signature.
+      ArgumentError: there is no SavedModel, it cannot be read, or it has no such signature.
+
+    Example:
+
+    >>> path = simclr_tf.export.export_encoder(encoder, "encoder/2")
+    >>> exported = simclr_tf.export.load_exported("encoder")
+    >>> exported.image_size, exported(images).shape
+    (32, TensorShape([8, 8]))
     """
     path = _version(pathlib.Path(path))
     try:
         loaded = tf.saved_model.load(str(path))
-        about = path / METADATA_FILE
-        about = json.loads(about.read_text()) if about.exists() else {}
+        file = path / METADATA_FILE
+        metadata = json.loads(file.read_text()) if file.exists() else {}
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArgumentError(
-            f"{path} must be a SavedModel that can be read; it cannot ({reason}). Export it again."
+            f"{path} must be a SavedModel that can be read; got {reason}. Export it again."
         ) from error
-    return Exported(path, loaded, about)
+    return Exported(path, loaded, metadata)
 
 
 class Exported:
-    """A SavedModel's signatures as one function of images; `load_exported` makes it.
+    """The signatures of a SavedModel as one function of images; see `load_exported`.
 
     Attributes:
-      path: the SavedModel's directory, `pathlib.Path`.
-      image_size: side in pixels of the square images that it was made for; None where it does not
-        say, or where they are no squares.
-      embedding_dim: D, or None where it does not say.
+      path: directory of the SavedModel, a `pathlib.Path`.
+      image_size: side in pixels of the square images that the encoder takes; None if it is unknown
+        or the images are not square.
+      embedding_dim: D, or None if it is unknown.
     """
 
-    def __init__(self, path, loaded, about):
+    def __init__(self, path, loaded, metadata):
         self.path = path
-        self._loaded = loaded  # the signatures do not keep its variables alive
+        self._loaded = loaded  # holds the variables; the signatures do not
         self._signatures = _image_signatures(loaded.signatures, path)
         first = next(iter(self._signatures.values()))
-        sizes = about.get("image_size") or _input(first).shape[1:3]
+        sizes = metadata.get("image_size") or _input(first).shape[1:3]
         self.image_size = sizes[0] if sizes[0] == sizes[1] else None
         self.embedding_dim = _output(first).shape[-1]
 
@@ -68,15 +76,18 @@ class Exported:
         """Embeds a batch.
 
         Args:
-          images: [B, H, W, 3], uint8, or floating in [0, 1].
+          images: [B, H, W, 3], uint8, or float in [0, 1].
 
         Returns:
           float32 [B, D].
 
         Raises:
-          ValueError: no such images, or the SavedModel takes others only.
+          ArgumentError: images of another shape, dtype or range, or of a size that the SavedModel
+            does not take.
         """
         images = tf.convert_to_tensor(images)
+        if tf.executing_eagerly():  # in a graph, `serving_float` checks the range itself
+            check_range(images)
         if images.dtype != tf.uint8 or tf.uint8 not in self._signatures:
             images = as_float(images)
         if images.dtype not in self._signatures:
@@ -92,7 +103,7 @@ class Exported:
 
 
 def _version(path):
-    """The SavedModel's own directory."""
+    """Returns the directory of the SavedModel itself, that of the highest version."""
     if (path / "saved_model.pb").is_file():
         return path
     numbers = [each.name for each in path.glob("*/") if each.name.isdecimal()]
@@ -106,7 +117,7 @@ def _version(path):
 
 
 def _image_signatures(signatures, path):
-    """Signature by the dtype of the images it takes, uint8 or float32."""
+    """Returns {dtype: signature} for the dtypes of images, uint8 and float32."""
     found = {}
     for name in _SIGNATURES:
         if name in signatures and _takes_images(signatures[name]):
@@ -129,13 +140,13 @@ def _takes_images(signature):
 
 
 def _input(signature):
-    """The `tf.TensorSpec` of its one input, named as it is called by."""
+    """Returns the `tf.TensorSpec` of the only input, with the name of the keyword argument."""
     ((name, spec),) = signature.structured_input_signature[1].items()
     return tf.TensorSpec(spec.shape, spec.dtype, name)
 
 
 def _output(signature):
-    """The `tf.TensorSpec` of the embedding: the output called so, or the only one; or None."""
+    """Returns the `tf.TensorSpec` of the output `embedding`, or of the only output; else None."""
     outputs = signature.structured_outputs
     names = ["embedding"] if "embedding" in outputs else list(outputs)
     if len(names) != 1 or not outputs[names[0]].shape.is_compatible_with([None, None]):

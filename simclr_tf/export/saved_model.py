@@ -1,6 +1,6 @@
-"""Writes the encoder-only SavedModel: what goes behind TF Serving.
+"""Writes the encoder as a SavedModel for TF Serving.
 
-No head, no optimizer, no views. What its signatures compute is in `serving`.
+It holds neither the optimizer nor the views. The signatures are in `serving`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pathlib
 import tensorflow as tf
 
 from simclr_tf import _atomic
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, output_errors
 from simclr_tf.export.check import check_export
 from simclr_tf.export.functional import (
     CLONE_ERRORS,
@@ -25,111 +25,125 @@ from simclr_tf.export.functional import (
 from simclr_tf.export.serving import Serving
 from simclr_tf.export.warmup import write_warmup
 
-METADATA_FILE = (
-    "encoder.json"  # beside saved_model.pb: what it takes and gives, for `load_exported`
-)
-# How far answers may lie from the encoder's, as a share of the largest number among them.
+# Next to saved_model.pb: image size, layer and normalisation, for `load_exported`.
+METADATA_FILE = "encoder.json"
+# Largest difference from the encoder's embeddings, as a fraction of their largest number.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
 
 
 def export_encoder(
     encoder, path, image_shape=None, normalize=False, layer="h", head=None, precision="float32"
 ):
-    """Writes the encoder as a SavedModel that answers requests for embeddings of images.
+    """Writes the encoder as a SavedModel with signatures from images to embeddings.
 
-    Every signature gives `embedding`, float32 [batch, D], and prepares images as evaluation does:
-    the centre square, resized to the encoder's size (bicubic, antialiased).
+    All signatures return `embedding`, float32 [batch, D], and prepare images as evaluation does:
+    they cut the centre square and resize it to the encoder's size (bicubic, antialiased).
 
-    - `serving_default` takes `images`, uint8 [batch, height, width, 3] of any height and width;
-    - `serving_float` takes `images`, float32 in [0, 1], alike;
-    - `serving_bytes` takes `image_bytes`, [batch] strings of JPEG, PNG, BMP or GIF files (its first
-      frame), each of at most `MAX_PIXELS` pixels. EXIF orientation is not looked at.
+    - `serving_default` takes `images`, uint8 [batch, height, width, 3], of any height and width.
+    - `serving_float` takes `images`, float32 [batch, height, width, 3] in [0, 1].
+    - `serving_bytes` takes `image_bytes`, strings [batch]: JPEG, PNG, BMP or GIF files (of a GIF,
+      the first frame) of at most `MAX_PIXELS` pixels each. Transparency of a PNG is laid on white.
+      Files that TensorFlow would decode to another picture than training does are refused: an EXIF
+      orientation other than 1, a CMYK JPEG, a BMP other than 24-bit, a GIF with transparency.
 
-    What cannot be answered, an empty batch too, is an error of that request alone. In the
-    signatures, batch normalisation is folded into the convolutions before it, where there are any.
+    A request with an empty batch, with float images outside [0, 1] or with a file that cannot be
+    decoded fails; later requests are not affected. In the signatures, batch normalisation is folded
+    into the preceding convolutions.
 
-    The same directory is a reusable SavedModel, called with float32 images and `training`: for
-    `hub.KerasLayer(path, trainable=True)`. Beside it lies `encoder.keras` for plain Keras, where
-    the encoder has a functional form. Before the directory takes its name, TensorFlow's C API runs
-    its signatures in a process without Keras, and their answers are compared with the encoder's.
+    The SavedModel is also a reusable one, called with float32 images and `training`, for
+    `hub.KerasLayer(path, trainable=True)`. If the encoder has a functional form, the directory also
+    holds `encoder.keras`, which plain Keras loads. Before the directory is renamed to `path`, a
+    separate process without Keras runs the signatures, and their outputs are compared with the
+    encoder's.
 
     Args:
-      encoder: a built `keras.Model` from [B, H, W, 3] in [0, 1] to [B, D].
-      path: a directory that does not exist yet, such as "encoder/1"; it is written beside and
-        renamed, so that nobody sees half of it.
-      image_shape: (H, W, 3) that the encoder was trained on; None takes the encoder's input shape.
-      normalize: scale each embedding to length 1 (not in encoder.keras).
-      layer: what is given, "h" or another layer; see `functional_copy`.
-      head: a built `ProjectionHead`, where `layer` is one of its.
-      precision: "float32", or "float16" for weights and arithmetic of the signatures on devices
-        that are faster in it; what is trained elsewhere stays in float32.
+      encoder: a built `keras.Model` from images [B, H, W, 3] in [0, 1] to h [B, D].
+      path: a directory that does not exist yet, such as "encoder/1"; the write is atomic.
+      image_shape: (H, W, 3) that the encoder was trained on; None uses the encoder's input shape.
+      normalize: whether to scale each embedding to length 1 (not in encoder.keras).
+      layer: the layer whose output is the embedding: "h", or another; see `functional_copy`.
+      head: a built `ProjectionHead`, required if `layer` is one of its layers.
+      precision: "float32", or "float16" for the weights and the arithmetic of the signatures, on
+        devices that compute faster in it. The reusable SavedModel and encoder.keras stay float32.
 
     Returns:
-      The path, as `pathlib.Path`.
+      The path, a `pathlib.Path`.
 
     Raises:
-      ValueError: the path exists, or the image size is not known, or there is no such layer.
-      ExportError: the signatures do not answer as the encoder does; nothing is left.
+      ArgumentError: the path exists, the image size is unknown, or there is no such layer.
+      ExportError: the signatures and the encoder differ; nothing is written.
+      OutputError: the disk is full, the directory is not writable, and the like.
+
+    Example:
+
+    >>> path = simclr_tf.export.export_encoder(encoder, "encoder/1")
+    >>> sorted(file.name for file in path.glob("*.*"))
+    ['assets.extra', 'encoder.json', 'encoder.keras', 'fingerprint.pb', 'saved_model.pb']
     """
     path = pathlib.Path(path)
     if path.exists():
-        raise ArgumentError(f"{path} exists. Remove it, or export to the next version beside it.")
+        raise ArgumentError(f"{path} exists. Remove it, or export to another path.")
     if precision not in TOLERANCES:
         raise ArgumentError(f"precision must be float32 or float16; got {precision!r}.")
     image_shape = resolve_image_shape(encoder, image_shape)
-    twin, served = _trainable_and_serving(encoder, image_shape, layer, head, precision)
-    model = in_float32(encoder, image_shape) if twin is None else twin
+    copy, served = _trainable_and_serving(encoder, image_shape, layer, head, precision)
+    model = in_float32(encoder, image_shape) if copy is None else copy
     module = Serving(model, image_shape[:2], normalize, served or model)
-    with _atomic.atomic_path(path) as place:
-        tf.saved_model.save(module, str(place), _signatures(module))
-        if twin is not None:
-            _save_keras(twin, place / "encoder.keras")
-        about = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
-        (place / METADATA_FILE).write_text(json.dumps(about) + "\n")
-        write_warmup(place, image_shape[:2])
-        expect = module if layer != "h" or in_half(encoder) else module.finished(encoder)
-        check_export(place, module, expect, TOLERANCES[precision])
+    metadata = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
+    with output_errors(path), _atomic.atomic_path(path) as scratch_path:
+        _write(scratch_path, module, copy, metadata)
+        expect = module if layer != "h" or in_half(encoder) else module.with_encoder(encoder)
+        check_export(scratch_path, module, expect, TOLERANCES[precision])
     return path
 
 
+def _write(path, module, copy, metadata):
+    """Writes everything that an exported directory holds."""
+    signatures = {
+        "serving_default": module.of_uint8.get_concrete_function(),
+        "serving_float": module.of_float.get_concrete_function(),
+        "serving_bytes": module.of_bytes.get_concrete_function(),
+    }
+    try:
+        tf.saved_model.save(module, str(path), signatures)
+        write_warmup(path, module.size)
+    except tf.errors.OpError as error:  # of TensorFlow's own files
+        raise OSError(error.message) from error
+    if copy is not None:
+        _save_keras(copy, path / "encoder.keras")
+    (path / METADATA_FILE).write_text(json.dumps(metadata) + "\n")
+
+
 def _trainable_and_serving(encoder, image_shape, layer, head, precision):
-    """The encoder to train on elsewhere and the one for signatures; None where there is none."""
-    twin = functional_copy(encoder, image_shape, layer, head)
-    if twin is not None and layer == "h" and not in_half(encoder):
-        twin = twin if outputs_match(twin, encoder, image_shape) else None
-    if twin is None:
+    """Returns the functional copy for training and the model for signatures, or (None, None)."""
+    copy = functional_copy(encoder, image_shape, layer, head)
+    if copy is not None and layer == "h" and not in_half(encoder):
+        copy = copy if outputs_match(copy, encoder, image_shape) else None
+    if copy is None:
         if precision != "float32":
             raise ArgumentError(
                 f"precision={precision!r} needs a ResNet or a functional encoder; got a "
-                f"{type(encoder).__name__}. Take float32."
+                f"{type(encoder).__name__}. Use float32."
             )
         return None, None
-    twin.trainable = True
+    copy.trainable = True
     if precision == "float32":
-        return twin, folded_where_exact(twin, image_shape)
-    return twin, folded(twin, precision)
+        return copy, folded_where_exact(copy, image_shape)
+    return copy, folded(copy, precision)
 
 
 def _save_keras(model, path):
-    """Leaves it out where a layer in it cannot be written, as in some backbones of KerasCV."""
+    """Writes a `.keras` file, or none if Keras cannot write a layer (some backbones of KerasCV)."""
     try:
         model.save(path)
     except CLONE_ERRORS:
         path.unlink(missing_ok=True)
 
 
-def _signatures(module):
-    return {
-        "serving_default": module.of_uint8.get_concrete_function(),
-        "serving_float": module.of_float.get_concrete_function(),
-        "serving_bytes": module.of_bytes.get_concrete_function(),
-    }
-
-
 def resolve_image_shape(encoder, image_shape):
-    """(H, W, 3): that given, or the encoder's own; raises ValueError where neither says it."""
+    """Returns (H, W, 3): the argument, or the encoder's; ArgumentError if both are unknown."""
     if image_shape is None:
-        # One that was built and never called has no input shape yet; a ResNet remembers.
+        # A model that was built and never called has no input shape; a ResNet has `built_shape`.
         built = getattr(encoder, "built_shape", None) or (None,) * 4
         image_shape = tuple((getattr(encoder, "input_shape", None) or built)[1:])
     if len(image_shape) != 3 or not all(isinstance(side, int) for side in image_shape):

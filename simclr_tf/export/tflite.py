@@ -1,7 +1,6 @@
-"""The encoder for a phone or a microcontroller: a TensorFlow Lite file.
+"""Writes the encoder as a TensorFlow Lite file, for phones and microcontrollers.
 
-What it computes is the folded encoder of `functional`; the SavedModel for servers is in
-`saved_model`.
+The file computes the folded encoder of `functional`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import _atomic, _quiet
-from simclr_tf.errors import ArgumentError, ExportError
+from simclr_tf import _atomic
+from simclr_tf.errors import ArgumentError, ExportError, output_errors
 from simclr_tf.export.functional import folded_where_exact, functional_copy, in_half
 from simclr_tf.export.saved_model import resolve_image_shape
+from simclr_tf.images import as_float, check_range
 
-# Least cosine similarity to the encoder's embeddings; int8 is a matter of the data.
+# Minimum cosine similarity to the encoder's embeddings. That of int8 depends on the data.
 SIMILARITY = {"float32": 0.9999, "float16": 0.999, "int8": 0.9}
 
 
@@ -32,70 +32,80 @@ def export_tflite(
 ):
     """Writes the encoder as a TensorFlow Lite file.
 
-    Its signature `serving_default` takes `images` [batch, H, W, 3] of the encoder's own size and
-    gives `embedding`, float32 [batch, D]. Cutting and resizing is left to the caller.
+    Its signature `serving_default` takes `images` [batch, H, W, 3] of the encoder's size and
+    returns `embedding`, float32 [batch, D]. It neither cuts nor resizes images.
 
     Args:
       encoder, image_shape, normalize, layer, head: as for `export_encoder`; the encoder is a
-        `ResNet` or functional.
-      path: the file to write, such as "encoder.tflite"; it must not exist.
-      precision: "float32"; "float16", weights of half the size; "int8", a quarter, weights and
-        activations are whole numbers. Images are float32 in [0, 1], and for "int8" uint8.
-      examples: for "int8": images [n, H, W, 3], uint8 or float in [0, 1], like those that it will
-        see; some hundred. The range of every activation is taken from them.
+        `ResNet` or a functional model.
+      path: a file that does not exist yet, such as "encoder.tflite".
+      precision: "float32"; "float16", which stores weights in half the space; or "int8", which
+        stores weights in a quarter of the space and computes in int8. The images are float32 in
+        [0, 1]; for "int8" they are uint8.
+      examples: required for "int8": images [n, H, W, 3], uint8 or float in [0, 1], typical of those
+        to be embedded; a few hundred. They determine the range of every activation.
 
     Returns:
-      The path, as `pathlib.Path`.
+      The path, a `pathlib.Path`.
 
     Raises:
-      ValueError: the path exists; a precision that there is not; int8 without examples.
-      ExportError: the file's embeddings point elsewhere than the encoder's; nothing is left.
+      ArgumentError: the path exists, the precision is unknown, or int8 lacks examples.
+      ExportError: the embeddings differ in direction from the encoder's; nothing is written.
+      OutputError: the disk is full, the directory is not writable, and the like.
+
+    Example:
+
+    >>> path = simclr_tf.export.export_tflite(encoder, "encoder.tflite")
+    >>> interpreter = tf.lite.Interpreter(str(path))
+    >>> interpreter.get_signature_runner("serving_default")(images=images / np.float32(255)).keys()
+    dict_keys(['embedding'])
     """
     path, image_shape = pathlib.Path(path), resolve_image_shape(encoder, image_shape)
     _check_arguments(path, precision, examples, image_shape)
-    twin = functional_copy(encoder, image_shape, layer, head)
-    if twin is None:
+    copy = functional_copy(encoder, image_shape, layer, head)
+    if copy is None:
         raise ArgumentError(
             f"TensorFlow Lite needs a ResNet or a functional encoder; got a "
             f"{type(encoder).__name__}. Export a SavedModel."
         )
-    module = _Lite(folded_where_exact(twin, image_shape), image_shape, normalize)
-    # In half precision the encoder itself is further off than what it is compared with.
-    expect = twin if layer != "h" or in_half(encoder) else encoder
-    with _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
-        content = _convert(module, precision, None if examples is None else as_unit(examples))
-        _check(content, expect, precision, examples, image_shape)
-    with _atomic.atomic_path(path) as place:
-        place.write_bytes(content)
+    module = _Lite(folded_where_exact(copy, image_shape), image_shape, normalize)
+    # An encoder in half precision is less exact than its float32 copy.
+    expect = copy if layer != "h" or in_half(encoder) else encoder
+    content = _convert(module, precision, examples)
+    _check(content, expect, precision, examples, image_shape)
+    with output_errors(path), _atomic.atomic_path(path) as scratch_path:
+        scratch_path.write_bytes(content)
     return path
 
 
 def _check_arguments(path, precision, examples, image_shape):
     if path.exists():
-        raise ArgumentError(f"{path} exists. Remove it, or give another name.")
+        raise ArgumentError(f"{path} exists. Remove it, or choose another name.")
     if precision not in SIMILARITY:
         raise ArgumentError(f"precision must be one of {', '.join(SIMILARITY)}; got {precision!r}.")
     if (precision == "int8") != (examples is not None):
-        raise ArgumentError("examples are needed for int8, and for nothing else.")
+        given = "none" if examples is None else f"some for {precision}"
+        raise ArgumentError(
+            f"examples are needed for int8 and for no other precision; got {given}."
+        )
     if examples is None:
         return
     examples = np.asarray(examples)
-    fit = examples.shape[1:] == image_shape and len(examples)
-    if fit and examples.dtype.kind == "f":
-        fit = 0 <= examples.min() <= examples.max() <= 1
-    if not fit or (examples.dtype != np.uint8 and examples.dtype.kind != "f"):
+    shape_fits = examples.shape[1:] == image_shape and len(examples)
+    if not shape_fits or (examples.dtype != np.uint8 and examples.dtype.kind != "f"):
         raise ArgumentError(
             f"examples must be images [n, {', '.join(map(str, image_shape))}], uint8 or float in "
             f"[0, 1]; got {examples.dtype} of shape {examples.shape}."
         )
+    check_range(examples)
 
 
 class _Lite(tf.Module):
-    """The function that is converted."""
+    """The function that is converted, with the variables that it uses."""
 
     def __init__(self, encoder, image_shape, normalize):
         super().__init__()
-        self.kept = list(encoder.variables)
+        self.encoder_variables = list(encoder.variables)
 
         @tf.function(autograph=False)
         def embed(images):
@@ -106,14 +116,8 @@ class _Lite(tf.Module):
         self.embed = embed.get_concrete_function(spec)
 
 
-def as_unit(images):
-    """Images, uint8 or float in [0, 1], as float32 in [0, 1]."""
-    images = np.asarray(images)
-    return images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
-
-
 def _convert(module, precision, examples):
-    """The file's bytes; examples: float32 [n, H, W, 3] in [0, 1], or None."""
+    """The file's bytes; examples: [n, H, W, 3], uint8 or float in [0, 1], or None."""
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.embed], module)
     if precision != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -121,8 +125,9 @@ def _convert(module, precision, examples):
         converter.target_spec.supported_types = [tf.float16]
     if precision == "int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        # Some pixel is black and some is white, so that the uint8 of an image are its pixels.
-        examples = np.array(examples)
+        # One black and one white pixel make the range of the input [0, 1], so that its uint8
+        # values are the pixels of an image.
+        examples = np.array(as_float(examples))  # a copy, since it is changed
         examples[0, 0, 0], examples[0, -1, -1] = 0.0, 1.0
         converter.representative_dataset = lambda: ([image[None]] for image in examples)
         converter.inference_input_type = tf.uint8
@@ -130,11 +135,14 @@ def _convert(module, precision, examples):
 
 
 def run(content, images):
-    """Embeddings of a TensorFlow Lite file, float32 [n, D].
+    """Runs a TensorFlow Lite file.
 
     Args:
       content: the file's bytes.
-      images: [n, H, W, 3] in the file's own dtype.
+      images: [n, H, W, 3], float32 in [0, 1], or uint8 if the file is in int8.
+
+    Returns:
+      Embeddings, float32 [n, D].
     """
     interpreter = tf.lite.Interpreter(model_content=content)
     return interpreter.get_signature_runner("serving_default")(images=images)["embedding"]
@@ -143,15 +151,15 @@ def run(content, images):
 def _check(content, encoder, precision, examples, image_shape):
     if examples is None:
         examples = np.random.default_rng(0).random((16, *image_shape), dtype=np.float32)
-    images = as_unit(examples[:16])
+    images = np.asarray(as_float(examples[:16]))
     expected = np.asarray(encoder(tf.constant(images), training=False), np.float32)
     got = run(content, np.uint8(np.round(255 * images)) if precision == "int8" else images)
     lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
-    some = np.any(expected, axis=1)  # an h of zeros has no direction
-    least = np.min(np.sum(got * expected, 1)[some] / lengths[some], initial=1.0)
+    nonzero = np.any(expected, axis=1)  # an h of zeros has no direction
+    least = np.min(np.sum(got * expected, 1)[nonzero] / lengths[nonzero], initial=1.0)
     if not least >= SIMILARITY[precision]:  # NaN is wrong too
         raise ExportError(
-            f"in {precision}, embeddings point elsewhere than the encoder's: cosine similarity "
-            f"{least:.4f}, where {SIMILARITY[precision]} is wanted. Nothing was kept; take "
-            "float16, or more examples."
+            f"embeddings in {precision} must have a cosine similarity to the encoder's of at least "
+            f"{SIMILARITY[precision]}; got {least:.4f}. Nothing was written; use float16, or more "
+            "examples."
         )

@@ -1,9 +1,9 @@
-"""Warm-up requests: what TF Serving runs on a model before it answers anyone.
+"""Warm-up requests, which TF Serving runs before a model version becomes available.
 
-The first request of each signature would else wait for allocation, graph optimization and, on a
-GPU, the choice of kernels. The file is a TFRecord of `tensorflow.serving.PredictionLog`; its few
-nested fields are written here, so that `tensorflow-serving-api`, which defines it, is not needed.
-The signatures are in `serving`, writing them in `saved_model`.
+Without them, the first request of each signature would wait for memory allocation, graph
+optimisation and, on a GPU, the choice of kernels. The file is a TFRecord of
+`tensorflow.serving.PredictionLog`. This module encodes its few nested fields itself, so that the
+package does not need `tensorflow-serving-api`, which defines them.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy as np
 import tensorflow as tf
 
 WARMUP = "assets.extra/tf_serving_warmup_requests"  # where TF Serving looks; 1,000 records at most
-BATCH_SIZES = (1, 8)  # one image, and a small batch; a server's max_batch_size is at least the last
+BATCH_SIZES = (1, 8)  # one image, and a small batch; max_batch_size of a server must be 8 or more
 
 
 def write_warmup(path, image_size):
     """Writes the warm-up requests of an exported encoder, two for each signature.
 
-    A request that the model cannot answer keeps TF Serving from serving that version at all, and a
-    file cut short does so too: write it before the directory gets its final name.
+    TF Serving does not serve a version whose warm-up requests fail or whose file is truncated, so
+    write the file before the directory is renamed to its final path.
 
     Args:
-      path: the directory with `saved_model.pb`, as `export_encoder` writes it.
-      image_size: (height, width) that the encoder takes, in pixels.
+      path: the directory that holds `saved_model.pb`.
+      image_size: (height, width) of the encoder's images, in pixels.
 
     Returns:
-      The file, as `pathlib.Path`.
+      The file, a `pathlib.Path`.
     """
     file = pathlib.Path(path) / WARMUP
     file.parent.mkdir(exist_ok=True)
@@ -40,20 +40,20 @@ def write_warmup(path, image_size):
 
 
 def _requests(count, image_size):
-    """(signature, input, TensorProto) of each signature for `count` images."""
+    """Yields (signature, input name, TensorProto) of each signature for `count` images."""
     shape = (count, *image_size, 3)
-    # One grey, said once: a TensorProto repeats its last value. Drawn pixels would run the same
-    # kernels and take 7 MB at 224 pixels.
+    # All pixels are one grey, stored once: a TensorProto repeats its last value. Random pixels
+    # would run the same kernels and take 7 MB at 224 pixels.
     yield "serving_default", "images", tf.make_tensor_proto(128, tf.uint8, shape)
     yield "serving_float", "images", tf.make_tensor_proto(0.5, tf.float32, shape)
     files = _files(image_size)
-    # One image is a JPEG, the usual case; more are JPEG and PNG in turn.
-    some = [files[place % 2] for place in range(count)]
-    yield "serving_bytes", "image_bytes", tf.make_tensor_proto(some, tf.string, [count])
+    # A single image is a JPEG, the usual case; several are JPEG and PNG alternately.
+    alternating = [files[index % 2] for index in range(count)]
+    yield "serving_bytes", "image_bytes", tf.make_tensor_proto(alternating, tf.string, [count])
 
 
 def _files(image_size):
-    """A colour ramp of the encoder's size, as the bytes of a JPEG and of a PNG file."""
+    """Returns a colour ramp of the encoder's size as the bytes of a JPEG and of a PNG file."""
     height, width = image_size
     rows, columns = np.mgrid[:height, :width]
     ramp = np.stack([rows * 255 // height, columns * 255 // width, 0 * rows], -1).astype(np.uint8)
@@ -61,11 +61,12 @@ def _files(image_size):
 
 
 def _prediction_log(signature, key, tensor):
-    """The bytes of a PredictionLog with a Predict request.
+    """Returns the bytes of a PredictionLog with a Predict request.
 
-    Field numbers are those of TF Serving's apis/*.proto. ModelSpec's name and version stay empty:
-    TF Serving runs a record on the model beside it, and would only repeat the name in an answer
-    that nobody reads (RunSavedModelWarmup, and RunPredict in predict_util.cc).
+    Field numbers are those of TF Serving's apis/*.proto. The name and the version in ModelSpec stay
+    empty: TF Serving runs the requests on the model whose directory holds the file, and would only
+    copy the name to a response that is discarded (RunSavedModelWarmup, and RunPredict in
+    predict_util.cc).
     """
     model_spec = _field(3, signature.encode())  # ModelSpec.signature_name
     entry = _field(1, key.encode()) + _field(2, tensor.SerializeToString())  # of map inputs
@@ -74,9 +75,9 @@ def _prediction_log(signature, key, tensor):
 
 
 def _field(number, content):
-    """A length-delimited field in protobuf's wire format: tag, length as a varint, bytes."""
-    left, length = len(content), bytearray()
-    while left > 127:
-        length.append(left & 127 | 128)
-        left >>= 7
-    return bytes([number << 3 | 2, *length, left]) + content
+    """Returns a length-delimited field in protobuf's wire format: tag, length as varint, bytes."""
+    rest, length = len(content), bytearray()
+    while rest > 127:
+        length.append(rest & 127 | 128)
+        rest >>= 7
+    return bytes([number << 3 | 2, *length, rest]) + content
