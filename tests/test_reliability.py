@@ -17,7 +17,7 @@ from tensorflow import keras
 
 from simclr_tf import ProjectionHead, SimCLR, augment, cli, errors
 from simclr_tf.commands import pretrain
-from simclr_tf.training import checkpoints, run_directory
+from simclr_tf.training import checkpoints, preemption, run_directory
 
 IMAGES = np.random.default_rng(5).integers(0, 256, [32, 8, 8, 3], np.uint8)
 STEPS = 4
@@ -44,7 +44,7 @@ def train(directory, epochs=2, every_steps=None, said=None):
     """Trains with checkpoints in a directory; returns the model and its `Checkpoints`."""
     model = model_of()
     keeper = checkpoints.Checkpoints(
-        directory, model, STEPS, every_steps, say=(said if said is not None else []).append
+        directory, model, STEPS, every_steps, log=(said if said is not None else []).append
     )
     epoch, step = keeper.restore()
     assert step == 0, "whole epochs only"
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, copied):
     """With a line that names it."""
     DAMAGES[damage](copied)
     said = []
-    keeper = checkpoints.Checkpoints(copied, model_of(), STEPS, say=said.append)
+    keeper = checkpoints.Checkpoints(copied, model_of(), STEPS, log=said.append)
     assert keeper.restore() == (1, 0)
     assert len(said) == 1 and "ckpt-8 cannot be read" in said[0] and "\n" not in said[0]
 
@@ -305,7 +305,7 @@ def test_sigterm_saves_and_the_run_ends_bit_for_bit_as_one_left_alone(tmp_path):
 def test_a_signal_between_steps_is_obeyed_after_the_next():
     """Whatever the place of the batch in its epoch, and with several steps at a time."""
     saved = []
-    stop = checkpoints.StopOnSignal(lambda: saved.append(True))
+    stop = preemption.StopOnSignal(lambda: saved.append(True))
     with stop.listening():
         stop.on_epoch_begin(0)
         stop.on_train_batch_end(9)
@@ -320,7 +320,7 @@ def test_a_signal_between_steps_is_obeyed_after_the_next():
 def test_workers_stop_together():
     """The one that got no signal too, when they next ask each other."""
     told, saved = [False], []
-    stop = checkpoints.StopOnSignal(lambda: saved.append(True), lambda flag: flag or told[0], 10)
+    stop = preemption.StopOnSignal(lambda: saved.append(True), lambda flag: flag or told[0], 10)
     stop.on_epoch_begin(0)
     for batch in range(9, 15):
         stop.on_train_batch_end(batch)
@@ -338,12 +338,12 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import test_reliability as here
 model, keeper = here.train(sys.argv[1], 1)
-keeper._place = 1, 0
+keeper._position = 1, 0
 print("saving", flush=True)
 while True:
-    epoch, step = keeper._place
-    keeper._place = (epoch, step + 1) if step < 3 else (epoch + 1, 0)
-    model.encoder.layers[0].bias.assign([float(keeper._place[0] * 4 + keeper._place[1])] * 4)
+    epoch, step = keeper._position
+    keeper._position = (epoch, step + 1) if step < 3 else (epoch + 1, 0)
+    model.encoder.layers[0].bias.assign([float(keeper._position[0] * 4 + keeper._position[1])] * 4)
     keeper.save()
 """
 

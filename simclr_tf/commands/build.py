@@ -16,8 +16,8 @@ from simclr_tf.models.simclr import SimCLR
 from simclr_tf.training import checkpoints, run_directory
 
 
-def say(text):
-    """A line for the person who started the command; results go to stdout, this to stderr."""
+def log(text):
+    """Writes a line to stderr; the results of a command go to stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -128,7 +128,7 @@ def parts_of_run(options, build):
       errors.UsageError: there is no run, or it has no checkpoint yet.
     """
     directory = run_directory.RunDirectory(options.run_dir)
-    restored = checkpoints.restore_parts(directory.checkpoints, build, say)
+    restored = checkpoints.restore_parts(directory.checkpoints, build, log)
     if restored is None:
         raise errors.UsageError(
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "

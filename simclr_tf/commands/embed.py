@@ -9,9 +9,9 @@ from simclr_tf.commands import progress
 from simclr_tf.commands.build import (
     encoder_of_run,
     ended_by_sigterm,
+    log,
     prepare_process,
     report_unreadable,
-    say,
 )
 from simclr_tf.export import load_exported
 
@@ -29,12 +29,12 @@ def embed(options, trained=None):
     encoder, source = _run_to_embed(options, trained) if trained else _export_to_embed(options)
     count = 0
     with report_unreadable(source), ended_by_sigterm(), embeddings.Writer(options.output) as file:
-        with progress.counted(source.num_examples, say) as done:
+        with progress.counted(source.num_examples, log) as done:
             for features in evaluate.stream_features(encoder, source.batches(options.batch_size)):
                 file.write(features)
                 done(len(features.h))
                 count += len(features.h)
-    say(
+    log(
         f"wrote {count:,} embeddings of {features.h.shape[1]} numbers to {options.output}"
         + _left_out(source)
     )
@@ -53,7 +53,7 @@ def _export_to_embed(options):
     image_size = options.image_size or encoder.image_size
     if image_size is None:
         raise errors.UsageError(
-            f"{options.saved_model} does not say what size of images it takes. Give --image_size."
+            f"{options.saved_model} does not state what size of images it takes. Give --image_size."
         )
     defaults = types.SimpleNamespace(train_split="train", source_size=None, data_dir=None)
     defaults.max_corrupt_share = 0.01

@@ -12,10 +12,10 @@ from simclr_tf.commands.build import (
     build_head,
     ended_by_sigterm,
     load,
+    log,
     parts_of_run,
     prepare_process,
     report_unreadable,
-    say,
 )
 from simclr_tf.export import export_encoder, export_tflite
 
@@ -42,7 +42,7 @@ def export(options, trained):
     write = export_tflite if options.format == "tflite" else export_encoder
     with ended_by_sigterm():
         path = write(parts["encoder"], options.output, **arguments)
-    say(f"wrote the encoder to {path}")
+    log(f"wrote the encoder to {path}")
 
 
 def _encoder_and_head(options, image_size):

@@ -15,12 +15,13 @@ from simclr_tf.commands.build import (
     build_encoder,
     build_model,
     load,
+    log,
     prepare_process,
     report_unreadable,
-    say,
 )
 from simclr_tf.export import export_encoder
-from simclr_tf.training import callbacks, checkpoints, run_directory
+from simclr_tf.training import callbacks, monitor, preemption, run_directory
+from simclr_tf.training.checkpoints import Checkpoints, latest_position
 
 
 def pretrain(options, flags, free_flags=()):
@@ -41,7 +42,7 @@ def pretrain(options, flags, free_flags=()):
     try:
         _pretrain(options, flags, free_flags, directory)
     except KeyboardInterrupt:
-        say(f"\nstopped; {_describe_latest(directory)}. The same command resumes there.")
+        log(f"\nstopped; {_describe_latest(directory)}. The same command resumes there.")
         raise
     except errors.PreemptedError as stop:
         raise errors.TryAgainError(
@@ -57,7 +58,7 @@ def pretrain(options, flags, free_flags=()):
 
 def _describe_latest(directory):
     """What a resumed run begins with, in words."""
-    epochs, steps = checkpoints.latest_position(directory.checkpoints)
+    epochs, steps = latest_position(directory.checkpoints)
     return f"{directory.path} keeps {epochs} whole epochs" + (
         f" and {steps} steps" if steps else ""
     )
@@ -96,28 +97,28 @@ def _train(options, directory, strategy, model, train, test, steps):
     ):  # outside the strategy, where reading weights needs no other replica
         probe_encoder = build_encoder(options, train.image_size)
     with strategy.scope():
-        keeper = checkpoints.Checkpoints(
+        checkpoints = Checkpoints(
             directory.checkpoints,
             model,
             steps.per_epoch,
             options.checkpoint_every_steps,
             writes=chief,
-            say=say if chief else _nothing,
+            log=log if chief else _nothing,
         )
-        place = keeper.restore()
+        position = checkpoints.restore()
     if chief:
-        directory.truncate_metrics(place[0])
-    if place[0] < steps.epochs:
+        directory.truncate_metrics(position[0])
+    if position[0] < steps.epochs:
         with report_unreadable(train, test, directory=directory if chief else None):
             if chief:
-                _announce(options, train, model, steps, place)
+                _announce(options, train, model, steps, position)
                 draw_views(directory, train, model)
             fit_loop = _Fit(
-                options, directory, strategy, model, train, test, keeper, steps, probe_encoder
+                options, directory, strategy, model, train, test, checkpoints, steps, probe_encoder
             )
-            fit_loop.run_from(place)
+            fit_loop.run_from(position)
     elif chief:
-        say(f"{directory.path} holds all {steps.epochs} epochs; nothing is left to train.")
+        log(f"{directory.path} holds all {steps.epochs} epochs; nothing is left to train.")
     if probe_encoder is not None:
         probe_encoder.set_weights(model.encoder.get_weights())
     if chief and not directory.export.exists():
@@ -185,9 +186,9 @@ def load_sources(options):
         try:
             test = load(options, options.test_split, train.image_size)
         except ValueError as error:
-            say(f"no kNN probe during training, since --test_split cannot be read: {error}")
+            log(f"no kNN probe during training, since --test_split cannot be read: {error}")
     if test is not None and not test.labelled:
-        say("no kNN probe during training, since --test_split has no labels.")
+        log("no kNN probe during training, since --test_split has no labels.")
         test = None
     return train, test
 
@@ -203,18 +204,18 @@ def build_optimizer(options, steps):
     )
 
 
-def _announce(options, train, model, steps, place):
+def _announce(options, train, model, steps, position):
     policy = keras.mixed_precision.global_policy().name
     parameters = sum(int(np.prod(w.shape)) for w in model.encoder.trainable_weights)
-    say(
+    log(
         f"{train.num_examples:,} images of {train.image_size} pixels from {options.dataset} "
         f"({options.train_split}), {len(train.corrupt)} unreadable; "
         f"{model.encoder.name} with {parameters:,} parameters; {policy}; "
         f"{steps.epochs} epochs of {steps.per_epoch} steps of {options.batch_size} images."
     )
-    if place > (0, 0):
-        within = f" and {place[1]} steps" if place[1] else ""
-        say(f"resuming after epoch {place[0]}{within}.")
+    if position > (0, 0):
+        within = f" and {position[1]} steps" if position[1] else ""
+        log(f"resuming after epoch {position[0]}{within}.")
 
 
 def draw_views(directory, train, model, rows=6, columns=8):
@@ -229,34 +230,34 @@ class _Fit:
     """The calls of `fit` that make up a run, and what watches them."""
 
     def __init__(
-        self, options, directory, strategy, model, train, test, keeper, steps, probe_encoder
+        self, options, directory, strategy, model, train, test, checkpoints, steps, probe_encoder
     ):
         self.options, self.strategy, self.model = options, strategy, model
         self.train, self.steps = train, steps
         self.chief = distribute.is_chief(strategy)
         agree = distribute.any_worker(strategy) if distribute.is_many_processes(strategy) else None
-        self.stop = checkpoints.StopOnSignal(keeper.save, agree)
-        self.watchers = [
-            callbacks.Throughput(options.batch_size),
+        self.stop = preemption.StopOnSignal(checkpoints.save, agree)
+        self.callbacks = [
+            monitor.Throughput(options.batch_size),
             callbacks.StopAtStep(steps.total),
         ]
         if options.view_sizes:
-            self.watchers.append(
+            self.callbacks.append(
                 callbacks.ViewSizes(options.view_sizes, model.augment, steps.epochs)
             )
-        self.watchers.append(callbacks.Alarms(options.batch_size, say if self.chief else _nothing))
+        self.callbacks.append(monitor.Alarms(options.batch_size, log if self.chief else _nothing))
         if test is not None:
-            self.watchers.append(_probe(options, train, test, steps, probe_encoder, self.chief))
+            self.callbacks.append(_probe(options, train, test, steps, probe_encoder, self.chief))
         if self.chief:
-            self.watchers += [
+            self.callbacks += [
                 callbacks.JSONLines(directory.metrics),
                 keras.callbacks.TensorBoard(str(directory.logs), write_graph=False),
             ]
-        self.watchers += [keeper, self.stop]
+        self.callbacks += [checkpoints, self.stop]
 
-    def run_from(self, place):
+    def run_from(self, position):
         """Trains from (epochs done, steps done of the next) to the end."""
-        epoch, step = place
+        epoch, step = position
         with self.stop.listening():
             if step:  # Keras has one number of steps for all epochs of a call
                 self._fit(epoch, step, epoch + 1)
@@ -270,7 +271,7 @@ class _Fit:
             epochs=last_epoch,
             initial_epoch=epoch,
             steps_per_epoch=self.steps.per_epoch - step,
-            callbacks=self.watchers,
+            callbacks=self.callbacks,
             verbose=(1 if sys.stdout.isatty() else 2) if self.chief else 0,
         )
 
@@ -290,7 +291,7 @@ class _Fit:
 
 
 def _nothing(text):
-    """For a worker that has nothing to say."""
+    """For a worker that has nothing to log."""
 
 
 def _probe(options, train, test, steps, probe_encoder, chief):

@@ -1,59 +1,23 @@
-"""What watches a run during `fit`: probes, logs, alarms, the schedule of view sizes.
+"""Callbacks of a run: the kNN probe, metrics as JSON lines, the last step, view sizes.
 
-Each works with any `SimCLR.fit`; the command line puts them together in `jobs`. What a run
-resumes from is in `checkpoints.py`.
+Throughput and alarms are in `monitor`, checkpoints in `checkpoints`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import pathlib
-import time
 
 from tensorflow import keras
 
 from simclr_tf.augment import RandomView
-from simclr_tf.errors import ArgumentError, TrainingError
+from simclr_tf.errors import ArgumentError
 from simclr_tf.evaluate import extract_features, knn_accuracy
 
 
-class Throughput(keras.callbacks.Callback):
-    """Adds `images_per_second` and `learning_rate` to the logs of an epoch.
-
-    The time is that of the training steps, without probes and checkpoints.
-
-    Args:
-      batch_size: images a step.
-    """
-
-    def __init__(self, batch_size):
-        super().__init__()
-        self.batch_size = batch_size
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock."""
-        self._start = time.perf_counter()
-        self._first_step = _steps_taken(self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes into the logs that the callbacks after this one see."""
-        seconds = time.perf_counter() - self._start
-        steps = _steps_taken(self.model) - self._first_step
-        logs["learning_rate"] = _learning_rate(self.model.optimizer)
-        logs["images_per_second"] = steps * self.batch_size / seconds
-
-
-def _steps_taken(model):
+def steps_taken(model):
+    """Updates that the optimizer of a compiled model has made, int."""
     return int(model.optimizer.iterations.numpy())  # a mirrored variable knows numpy alone
-
-
-def _learning_rate(optimizer):
-    """The rate as it is now; TensorFlow Addons' optimizers give the schedule itself."""
-    rate = optimizer.learning_rate
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        rate = rate(optimizer.iterations)
-    return float(rate.numpy())
 
 
 class KNNProbe(keras.callbacks.Callback):
@@ -104,50 +68,10 @@ class JSONLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the line in one piece."""
-        row = {"epoch": epoch + 1, "step": _steps_taken(self.model)}
+        row = {"epoch": epoch + 1, "step": steps_taken(self.model)}
         row.update((name, float(value)) for name, value in logs.items())
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-class Alarms(keras.callbacks.Callback):
-    """Stops at a loss that is not finite; says so when an epoch ends where chance is.
-
-    Args:
-      global_batch_size: N; a loss of ln(2N - 1) is what embeddings that are all alike have.
-      say: called with a line of text.
-      every_steps: how often the running mean of the loss is read.
-    """
-
-    def __init__(self, global_batch_size, say=print, every_steps=20):
-        super().__init__()
-        self.chance = math.log(2 * global_batch_size - 1)
-        self.say, self.every_steps = say, every_steps
-        self._last_read = None
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Reads the loss now and then."""
-        if batch // self.every_steps != self._last_read:  # batch need not move by 1
-            self._last_read = batch // self.every_steps
-            self._check(logs["loss"])
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Reads the mean of the epoch."""
-        self._check(logs["loss"])
-        if epoch > 0 and logs["loss"] > self.chance - 0.05:
-            self.say(
-                f"warning: after epoch {epoch + 1} the loss is {logs['loss']:.3f}, and chance is "
-                f"ln(2N - 1) = {self.chance:.3f}: nothing is learnt. Lower the learning rate, "
-                "lengthen the warm-up, or look at the views."
-            )
-
-    def _check(self, loss):
-        if not math.isfinite(loss):
-            step = _steps_taken(self.model)
-            raise TrainingError(
-                f"the loss is {loss} by step {step}. Lower --learning_rate, lengthen "
-                "--warmup_epochs, or take --precision=float32, in another --run_dir."
-            )
 
 
 class StopAtStep(keras.callbacks.Callback):
@@ -159,7 +83,7 @@ class StopAtStep(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Compares after every step."""
-        if _steps_taken(self.model) >= self.total_steps:
+        if steps_taken(self.model) >= self.total_steps:
             self.model.stop_training = True
 
 

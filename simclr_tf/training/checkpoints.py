@@ -6,20 +6,17 @@ TensorFlow writes a checkpoint beside its place and renames it; one that is dama
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pathlib
 import re
 import shutil
-import signal
 import tempfile
-import threading
 
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf.errors import PreemptedError, TrainingError
+from simclr_tf.errors import TrainingError
 
 _KEPT = 2
 
@@ -33,14 +30,14 @@ class Checkpoints(keras.callbacks.Callback):
       steps_per_epoch: of the run.
       every_steps: steps between two checkpoints within an epoch; None is none there.
       writes: False for a worker that takes part, as sharing variables asks for, and leaves nothing.
-      say: called with a line of text where a checkpoint cannot be read.
+      log: called with a line of text where a checkpoint cannot be read.
     """
 
-    def __init__(self, directory, model, steps_per_epoch, every_steps=None, writes=True, say=print):
+    def __init__(self, directory, model, steps_per_epoch, every_steps=None, writes=True, log=print):
         super().__init__()
         if hasattr(model.optimizer, "build"):  # so that its slots are there to be restored
             model.optimizer.build(model.trainable_variables)
-        self.directory, self.say = pathlib.Path(directory), say
+        self.directory, self.log = pathlib.Path(directory), log
         self.steps_per_epoch, self.every_steps = steps_per_epoch, every_steps
         self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")  # of the next one
@@ -67,7 +64,7 @@ class Checkpoints(keras.callbacks.Callback):
           TrainingError: there are checkpoints, and none can be read.
         """
         self._clear()
-        if _newest_first(self.directory, self._read, self.say) is None:
+        if _newest_first(self.directory, self._read, self.log) is None:
             return 0, 0
         metrics = [metric.get_weights() for metric in self.checkpoint.model.metrics]
         self._resumed = int(self.epoch.numpy()), int(self.step.numpy()), metrics
@@ -92,26 +89,26 @@ class Checkpoints(keras.callbacks.Callback):
                 for metric, values in zip(self.model.metrics, metrics):
                     metric.set_weights(values)
         self._resumed = None
-        self._place = epoch, self._steps_before
+        self._position = epoch, self._steps_before
         self._saved = self._steps_before
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves where `every_steps` have gone by, but not twice at the end of an epoch."""
-        epoch, _ = self._place
+        epoch, _ = self._position
         step = self._steps_before + batch + 1
-        self._place = epoch, step
+        self._position = epoch, step
         due = self.every_steps and step // self.every_steps > self._saved // self.every_steps
         if due and step < self.steps_per_epoch:
             self.save()
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves."""
-        self._place = epoch + 1, 0
+        self._position = epoch + 1, 0
         self.save()
 
     def save(self):
         """Saves where the run stands, unless the last update has spoilt the weights."""
-        epoch, step = self._place
+        epoch, step = self._position
         spoilt = [w.name for w in self.model.trainable_weights if not _is_finite(w)]
         if spoilt:
             raise TrainingError(
@@ -174,12 +171,12 @@ def numbers(directory):
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def _newest_first(directory, read, say=lambda text: None):
+def _newest_first(directory, read, log=lambda text: None):
     """What `read` gives of the newest checkpoint that it can read; None where there is none.
 
     Args:
       read: path without ending -> a result; raises what TensorFlow does where files are damaged.
-      say: told of each that is passed over.
+      log: told of each that is passed over.
     """
     found = numbers(directory)
     for number in reversed(found):
@@ -187,7 +184,7 @@ def _newest_first(directory, read, say=lambda text: None):
         try:
             return read(prefix)
         except (tf.errors.OpError, IndexError, ValueError) as error:  # IndexError: it is cut off
-            say(f"{prefix} cannot be read ({_first_line(error)}); trying the one before it.")
+            log(f"{prefix} cannot be read ({_first_line(error)}); trying the one before it.")
     if found:
         raise TrainingError(
             f"none of the {len(found)} checkpoints in {directory} can be read. Put back a copy of "
@@ -209,14 +206,14 @@ def latest_position(directory):
     return _newest_first(directory, read) or (0, 0)
 
 
-def restore_parts(directory, build, say=print):
+def restore_parts(directory, build, log=print):
     """Parts of the model in the newest checkpoint that can be read, and the side of its images.
 
     Args:
       directory: of the checkpoints.
       build: side of the images in pixels -> dict of built parts by their names in `SimCLR`,
         "encoder" and "projection_head".
-      say: called with a line of text where a checkpoint cannot be read.
+      log: called with a line of text where a checkpoint cannot be read.
 
     Returns:
       (parts, image_size), or None where there is no checkpoint.
@@ -230,51 +227,4 @@ def restore_parts(directory, build, say=print):
         whole.read(prefix).expect_partial().assert_existing_objects_matched()
         return parts, image_size
 
-    return _newest_first(directory, read, say)
-
-
-class StopOnSignal(keras.callbacks.Callback):
-    """Saves and ends the run, by raising `PreemptedError`, after the step in which SIGTERM came.
-
-    Outside `listening` nothing is caught.
-
-    Args:
-      save: called without arguments.
-      agree: bool of this worker -> whether any worker was told to stop; None for a single one.
-      every_steps: how often `agree` is asked; each time costs all workers a message.
-    """
-
-    def __init__(self, save, agree=None, every_steps=10):
-        super().__init__()
-        self.save, self.agree = save, agree
-        self.every_steps = every_steps if agree else 1
-        self._told, self._asked = False, 0
-
-    @contextlib.contextmanager
-    def listening(self):
-        """While it lasts, SIGTERM is noted and not obeyed at once."""
-        if threading.current_thread() is not threading.main_thread():  # Python allows it there only
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _note(self, number, frame):
-        self._told = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Looks whether a signal came."""
-        turn = (batch + 1) // self.every_steps
-        if turn == self._asked:
-            return
-        self._asked = turn
-        if self.agree(self._told) if self.agree else self._told:
-            self.save()
-            raise PreemptedError("stopped by SIGTERM; the state is saved.")
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Batches count from 0 again."""
-        self._asked = 0
+    return _newest_first(directory, read, log)
