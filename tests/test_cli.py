@@ -145,13 +145,13 @@ def stopped(images, tmp_path_factory, quick_runs):
     """A run with another seed that got Ctrl-C in its last epoch: exit code, stderr, directory."""
     run_dir, end_step = tmp_path_factory.mktemp("runs") / "stopped", callbacks.StopAtStep
 
-    def end_step_and_interrupt(self, batch, logs=None, after=end_step.on_train_batch_end):
-        after(self, batch, logs)
+    def end_step_and_interrupt(self, steps, logs, after=end_step.on_steps_end):
+        after(self, steps, logs)
         if int(self.model.optimizer.iterations) == 10:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as error:
-        patch.setattr(end_step, "on_train_batch_end", end_step_and_interrupt)
+        patch.setattr(end_step, "on_steps_end", end_step_and_interrupt)
         code = pretrain(images, run_dir, "--seed=1")
     return code, error.getvalue(), run_dir
 
@@ -255,18 +255,18 @@ def test_train_steps_override_epochs(images, tmp_path, monkeypatch):
     Two steps between callbacks, which is what `--steps_per_execution` says; that they are the same
     steps is in test_whole_step.py.
     """
-    heard, look = [], callbacks.StopAtStep.on_train_batch_end
+    heard, look = [], callbacks.StopAtStep.on_steps_end
 
-    def look_and_note(self, batch, logs=None):
-        heard.append(batch)
-        look(self, batch, logs)
+    def look_and_note(self, steps, logs):
+        heard.append(steps)
+        look(self, steps, logs)
 
-    monkeypatch.setattr(callbacks.StopAtStep, "on_train_batch_end", look_and_note)
+    monkeypatch.setattr(callbacks.StopAtStep, "on_steps_end", look_and_note)
     flags = ["--train_steps=6", "--optimizer=lamb", "--steps_per_execution=2"]
     assert pretrain(images, tmp_path / "steps", *flags) == 0
     rows = metrics_of(tmp_path / "steps")
     assert [row["step"] for row in rows] == [4, 6]
-    assert heard == [1, 3, 1]
+    assert heard == [2, 4, 2]
 
 
 @pytest.mark.usefixtures("one_layer")

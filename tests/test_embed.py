@@ -19,7 +19,7 @@ from PIL import Image
 from simclr_tf import cli, data, embeddings, errors, evaluate, export
 from simclr_tf.commands import build, progress
 from simclr_tf.evaluate import Features
-from simclr_tf.training import checkpoints, run_directory
+from simclr_tf.training import Checkpoints, run_directory
 
 FORMATS = ("npz", "parquet", "tfrecord")
 ROWS, SIZE, DIM = 20, 8, 32
@@ -45,9 +45,9 @@ def run_dir(images, tmp_path_factory, quick_runs):
     model.compile(optimizer="sgd")
     directory.path.mkdir()
     directory.write_flags(cli.flag_texts(values))
-    keeper = checkpoints.Checkpoints(directory.checkpoints, model, steps_per_epoch=1)
-    keeper.set_model(model)
-    keeper.on_epoch_end(0)
+    saver = Checkpoints(directory.checkpoints, model, 1, metadata={"image_size": SIZE})
+    saver.set_model(model)
+    saver.on_epoch_end(0)
     export.export_encoder(model.encoder, directory.export, model.image_shape)
     return directory.path
 

@@ -16,8 +16,7 @@ from runs import weights_of
 from tensorflow import keras
 
 from simclr_tf import ProjectionHead, SimCLR, augment, cli, errors
-from simclr_tf.commands import pretrain
-from simclr_tf.training import checkpoints, preemption, run_directory
+from simclr_tf.training import checkpoints, loop, preemption, run_directory
 
 IMAGES = np.random.default_rng(5).integers(0, 256, [32, 8, 8, 3], np.uint8)
 STEPS = 4
@@ -231,7 +230,7 @@ def test_what_can_no_longer_be_written_is_one_line_that_says_what_is_kept(two_ep
     with pytest.raises(
         errors.TrainingError, match=r"cannot be written.*keeps 2 whole epochs"
     ) as caught:
-        with pretrain._writing(directory), files_up_to(0):
+        with loop.report_unwritable(directory), files_up_to(0):
             directory.metrics.write_text("{}")
     assert "\n" not in str(caught.value)
 
@@ -249,7 +248,6 @@ import os, signal, sys
 from simclr_tf import augment, cli
 from simclr_tf.encoders import resnet
 from simclr_tf.data import by_name
-from simclr_tf.commands import pretrain
 make = augment.RandomView.__init__
 make.__defaults__ = (*make.__defaults__[:-1], False)
 resnet.BASIC_BLOCKS[18] = (2, 1, 1, 1)
@@ -257,15 +255,15 @@ by_name.SHAPES_SPLITS["train"] = (200, 1)
 pretrain.export_encoder = lambda encoder, path, *_: path.mkdir(parents=True)
 place, flags = sys.argv[1], sys.argv[2:]
 from simclr_tf.training import callbacks
-look = callbacks.StopAtStep.on_train_batch_end
-def look_and_signal(self, batch, logs=None):
-    look(self, batch, logs)
+look = callbacks.StopAtStep.on_steps_end
+def look_and_signal(self, steps, logs):
+    look(self, steps, logs)
     if int(self.model.optimizer.iterations) == 7:
         os.kill(os.getpid(), signal.SIGTERM)
-callbacks.StopAtStep.on_train_batch_end = look_and_signal
+callbacks.StopAtStep.on_steps_end = look_and_signal
 first = cli.main(["pretrain", f"--run_dir={place}/stopped", *flags])
 print("before:", first, flush=True)
-callbacks.StopAtStep.on_train_batch_end = look
+callbacks.StopAtStep.on_steps_end = look
 print("after:", cli.main(["pretrain", f"--run_dir={place}/stopped", *flags]))
 print("whole:", cli.main(["pretrain", f"--run_dir={place}/whole", *flags]))
 """

@@ -122,13 +122,13 @@ def parts_of_run(options, build):
 
     Args:
       options: those of the run's `pretrain`.
-      build: see `checkpoints.restore_parts`.
+      build: see `checkpoints.restore_submodels`.
 
     Raises:
       errors.UsageError: there is no run, or it has no checkpoint yet.
     """
     directory = run_directory.RunDirectory(options.run_dir)
-    restored = checkpoints.restore_parts(directory.checkpoints, build, log)
+    restored = checkpoints.restore_submodels(directory.checkpoints, build, log)
     if restored is None:
         raise errors.UsageError(
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "

@@ -10,6 +10,7 @@ import pathlib
 
 from tensorflow import keras
 
+from simclr_tf._keras import StepCallback
 from simclr_tf.augment import RandomView
 from simclr_tf.errors import ArgumentError
 from simclr_tf.evaluate import extract_features, knn_accuracy
@@ -17,7 +18,7 @@ from simclr_tf.evaluate import extract_features, knn_accuracy
 
 def steps_taken(model):
     """Updates that the optimizer of a compiled model has made, int."""
-    return int(model.optimizer.iterations.numpy())  # a mirrored variable knows numpy alone
+    return int(model.optimizer.iterations.numpy())  # int() of a mirrored variable is an error
 
 
 class KNNProbe(keras.callbacks.Callback):
@@ -25,12 +26,21 @@ class KNNProbe(keras.callbacks.Callback):
 
     Args:
       train, test: tf.data of labelled dict batches, see `evaluate.extract_features`.
-      every_epochs: how often; the last epoch always.
+      every_epochs: epochs between two probes; the last epoch is always probed.
       k: neighbours, weighted by exp(cosine / 0.1).
-      epochs: of the run; None is those of the call of `fit`.
-      probe_encoder: an encoder outside the strategy; it gets the weights of the model's encoder and
-        is probed in its place. None probes the model's own.
+      epochs: epochs of the run; None: those of the call of `fit`.
+      probe_encoder: an encoder outside the strategy, which receives the weights of the model's
+        encoder and is probed instead; None: the model's own is probed.
       probes: False for a worker that only takes part in reading the weights.
+
+    Example:
+    >>> data = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}).batch(4)
+    >>> probe = simclr_tf.training.KNNProbe(data, data, k=1, epochs=1)
+    >>> probe.set_model(simclr_tf.SimCLR(encoder))
+    >>> logs = {}
+    >>> probe.on_epoch_end(0, logs)
+    >>> logs
+    {'knn_accuracy': 1.0}
     """
 
     def __init__(
@@ -59,7 +69,18 @@ class KNNProbe(keras.callbacks.Callback):
 class JSONLines(keras.callbacks.Callback):
     """Appends one JSON object per epoch to a file.
 
-    `epoch` counts from 1, `step` is the optimizer's; the rest is the logs of the epoch.
+    `epoch` counts from 1, `step` is the optimizer's; the other keys are the logs of the epoch.
+
+    Args:
+      path: the file, in a directory that exists.
+
+    Example:
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
+    >>> model.compile("sgd", "mse")
+    >>> lines = simclr_tf.training.JSONLines("metrics.jsonl")
+    >>> _ = model.fit(images / 255, labels, batch_size=4, verbose=0, callbacks=[lines])
+    >>> print(open("metrics.jsonl").read())
+    {"epoch": 1, "step": 2, "loss": ...}
     """
 
     def __init__(self, path):
@@ -67,33 +88,61 @@ class JSONLines(keras.callbacks.Callback):
         self.path = pathlib.Path(path)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the line in one piece."""
+        """Appends the line of the epoch."""
         row = {"epoch": epoch + 1, "step": steps_taken(self.model)}
         row.update((name, float(value)) for name, value in logs.items())
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
-class StopAtStep(keras.callbacks.Callback):
-    """Ends training when the optimizer has taken `total_steps`."""
+class StopAtStep(StepCallback):
+    """Ends training when the optimizer has made `total_steps` updates.
+
+    Args:
+      total_steps: updates, counted over all calls of `fit`.
+
+    Example:
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
+    >>> model.compile("sgd", "mse")
+    >>> stop = simclr_tf.training.StopAtStep(3)
+    >>> _ = model.fit(images / 255, labels, 4, epochs=5, verbose=0, callbacks=[stop])
+    >>> int(model.optimizer.iterations)
+    3
+    """
 
     def __init__(self, total_steps):
         super().__init__()
         self.total_steps = total_steps
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Compares after every step."""
-        if steps_taken(self.model) >= self.total_steps:
+    def on_epoch_begin(self, epoch, logs=None):
+        """Reads how many updates there have been."""
+        super().on_epoch_begin(epoch, logs)
+        self._steps_before = steps_taken(self.model)
+
+    def on_steps_end(self, steps, logs):
+        """Reads the optimizer's counter, which waits for the device, only at the end of the run."""
+        due = self._steps_before + steps >= self.total_steps
+        if due and steps_taken(self.model) >= self.total_steps:
             self.model.stop_training = True
 
 
 class ViewSizes(keras.callbacks.Callback):
-    """Makes the views of the early epochs smaller: fewer pixels, more epochs an hour.
+    """Makes the views of the early epochs smaller: fewer pixels, more epochs per hour.
 
     Args:
-      sizes: list of (side in pixels, share of the epochs at which it ends), ends rising to 1.
+      sizes: list of (side in pixels, fraction of the epochs at which it ends), fractions rising
+        to 1.
       view: the `RandomView` whose other arguments are kept.
-      epochs: of the run; None is those of the call of `fit`.
+      epochs: epochs of the run; None: those of the call of `fit`.
+
+    Raises:
+      ValueError: sides below 1 pixel, or fractions that do not rise to 1.
+
+    Example:
+    >>> view = simclr_tf.RandomView(32)
+    >>> sizes = simclr_tf.training.ViewSizes([(16, 0.5), (24, 0.8), (32, 1)], view, epochs=10)
+    >>> [sizes.size_at(epoch) for epoch in (0, 4, 5, 8)]
+    [16, 16, 24, 32]
     """
 
     def __init__(self, sizes, view, epochs=None):
@@ -109,22 +158,25 @@ class ViewSizes(keras.callbacks.Callback):
         return self.sizes[-1][0]
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Changes the views and has Keras trace the step anew."""
+        """Replaces the views and has Keras trace the step again."""
         size = self.size_at(epoch)
         if self.model.augment.size != size:
             config = self.view.get_config()
             # Blur and strength are those of the final size.
             config.update(size=size, blur=self.view.blurring is not None)
             self.model.augment = RandomView(**config)
-            self.model.train_function = None
-            self.model.make_train_function()
+            self.model.make_train_function(force=True)
 
 
 def check_view_sizes(sizes):
-    """Raises ValueError unless sizes are [(side, end share), ...] with ends rising to 1."""
+    """Raises ValueError unless sizes are [(side, end fraction), ...] with ends rising to 1.
+
+    Example:
+    >>> simclr_tf.training.callbacks.check_view_sizes([(16, 0.5), (32, 1.0)])
+    """
     ends = [end for _, end in sizes]
     if not sizes or ends != sorted(ends) or ends[-1] != 1.0 or min(side for side, _ in sizes) < 1:
         raise ArgumentError(
-            "view sizes must be side:end pairs, sides of 1 pixel or more, ends rising to 1; "
+            "view_sizes must be side:end pairs, sides of 1 pixel or more, ends rising to 1; "
             f"got {sizes}. For example 16:0.5,24:0.8,32:1."
         )
