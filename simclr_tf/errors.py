@@ -37,5 +37,9 @@ class ExportError(Error, RuntimeError):
     """An exported model whose outputs differ from the encoder's; it was removed."""
 
 
+class StorageError(Error, RuntimeError):
+    """A file or directory of the user that cannot be read or written."""
+
+
 class CorruptImageError(Error):
     """An example that cannot be read; the message is the reason."""

@@ -1,6 +1,7 @@
 """The command line end to end on small images: runs, resumes, refuses, explains."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from test_pretrained import Official
 
-from simclr_tf import cli
+from simclr_tf import cli, data, embeddings
+from simclr_tf.commands import build
 from simclr_tf.training import callbacks, run_directory
 
 SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
@@ -308,14 +311,19 @@ MISTAKES = [
     (["pretrain", "--run_dir=x", "--view_sizes=big"], 2, "16:0.5,24:0.8,32:1"),
     (["pretrain", "--run_dir=x", "more"], 2, "takes flags only"),
     (["pretrain", "--run_dir=x", "--view_sizes=8:0.5"], 1, "ends rising to 1"),
-    (["pretrain", "--run_dir=x", "--micro_batch_size=300"], 2, "got 300. Try 256."),
+    (["pretrain", "--run_dir=x", "--micro_batch_size=300"], 2, "--micro_batch_size must be even"),
     (["pretrain", "--run_dir=x", "--image_size=0"], 2, "--image_size=0"),
-    (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"], 1, "width=2"),
+    (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"], 1, "--width=2"),
     (["pretrain", "--run_dir=x", "--dataset=folder:nowhere"], 1, "nowhere"),
-    (["pretrain", "--run_dir=x", "--batch_size=100000"], 1, "batch_size is 100000"),
+    (["pretrain", "--run_dir=x", "--batch_size=100000"], 1, "--batch_size is 100000"),
     (["pretrain", "--run_dir=x", "--warmup_epochs=3", "--epochs=3"], 2, "--warmup_epochs"),
     (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet19"], 1, "resnet18"),
     (["evaluate", "--run_dir=nowhere"], 2, "no flags.cfg"),
+    (["evaluate"], 2, "exactly one of --run_dir, --saved_model, --official_weights; got none"),
+    (["evaluate", "--run_dir=x", "--saved_model=y"], 2, "got --run_dir and --saved_model"),
+    (["evaluate", "--saved_model=y"], 2, "evaluate needs --dataset"),
+    (["evaluate", "--official_weights=y", "--dataset=shapes"], 1, "y"),
+    (["pretrain", "--run_dir=x", "--strategy=multi_worker"], 1, "--strategy=multi_worker needs"),
     (["embed", "--run_dir=nowhere"], 2, "--output"),
 ]
 
@@ -330,6 +338,93 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") <= 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("batch_size must be even; got 3.", "--batch_size must be even; got 3."),
+        ("Lower --batch_size, or (batch_size=4).", "Lower --batch_size, or (--batch_size=4)."),
+        ("width=2; the width of width must be 1", "--width=2; the width of --width must be 1"),
+        ("'batch_size' in a/run_dir/b, run_dir's", "'batch_size' in a/run_dir/b, --run_dir's"),
+        ('`batch_size`, "a batch_size b" don\'t', '`batch_size`, "a batch_size b" don\'t'),
+        ("micro_batch_sizes of batch_size_2 is not", "micro_batch_sizes of batch_size_2 is not"),
+    ],
+)
+def test_arguments_in_messages_are_shown_as_flags(message, expected):
+    """Names with an underscore everywhere, words before "=" and " must"; no quotes, no paths."""
+    assert cli.name_flags(message, {"batch_size", "width", "run_dir"}) == expected
+
+
+@pytest.mark.parametrize("error", [ValueError("not broadcastable"), OSError(5, "a bug")])
+def test_an_exception_that_is_not_the_packages_own_shows_its_traceback(
+    error, finished, monkeypatch
+):
+    """A ValueError raised inside NumPy is a bug, and no mistake of the user."""
+
+    def fail(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(np, "concatenate", fail)
+    with pytest.raises(type(error)):
+        cli.main(["evaluate", f"--run_dir={finished}"])
+
+
+def test_a_file_that_cannot_be_read_is_one_line(finished, tmp_path, capsys, monkeypatch):
+    """An OSError of the data is the user's, or the machine's."""
+
+    def fail(*arguments, **keywords):
+        raise PermissionError(13, "Permission denied", "photos/1.png")
+
+    monkeypatch.setattr(data, "load", fail)
+    assert cli.main(["embed", f"--run_dir={finished}", f"--output={tmp_path}/h.npz"]) == 1
+    assert "photos/1.png cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_options_are_a_value():
+    """They cannot be changed; a copy with other values is another one."""
+    options = cli.Options(epochs=3, run_dir="a")
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        options.epochs = 4
+    assert options.replace(epochs=4).epochs == 4 and options.epochs == 3
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=lambda command: command.name)
+def test_a_command_is_one_record(command):
+    """Its function is there, and every flag that the record names is one of its flags."""
+    module, _, function = command.run.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    named = {*command.required, *command.exactly_one, *command.required_without_run}
+    assert named | {*command.resumable} <= set(cli._flag_values(command))
+
+
+def test_an_encoder_is_the_same_from_a_run_an_export_and_official_weights(
+    finished, images, tmp_path, capsys
+):
+    """The embeddings to 1e-4; the accuracies; the JSON names the source."""
+    options = cli.Options(image_size=None)
+    encoder = build.load_encoder(options, cli.options_of_run(finished)).encoder
+    official = Official(encoder).save_checkpoint(tmp_path / "official")
+    dataset = [f"--dataset=npz:{images}", "--image_size=8"]
+    sources = {
+        "run_dir": [f"--run_dir={finished}"],
+        "saved_model": [f"--saved_model={finished}/export", *dataset],
+        "official_weights": [f"--official_weights={official}", *dataset],
+    }
+    found, results = {}, {}
+    for name, flags in sources.items():
+        output = tmp_path / f"{name}.npz"
+        assert cli.main(["embed", *flags, f"--output={output}", "--split=test"]) == 0
+        found[name] = embeddings.read(output)
+        capsys.readouterr()
+        assert cli.main(["evaluate", *flags]) == 0
+        results[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert results[name]["encoder_source"] == name
+        assert results[name]["encoder_path"] in flags[0]
+    for name, features in found.items():
+        np.testing.assert_allclose(features.h, found["run_dir"].h, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(features.ids, found["run_dir"].ids)
+        assert results[name]["accuracy"] == results["run_dir"]["accuracy"]
 
 
 @pytest.mark.usefixtures("one_layer")

@@ -55,7 +55,8 @@ def run_dir(images, tmp_path_factory, quick_runs):
 @pytest.fixture(scope="module")
 def expected(run_dir, images):
     """What the encoder of the run gives for all images, seven at a time."""
-    encoder, _ = build.encoder_of_run(cli._options_of_run(run_dir))
+    options = cli.Options(image_size=None)
+    encoder = build.load_encoder(options, cli.options_of_run(run_dir)).encoder
     return evaluate.extract_features(encoder, data.load(f"npz:{images}").batches(7))
 
 
@@ -165,7 +166,7 @@ def test_too_many_unreadable_images_leave_nothing(run_dir, folder, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, cli.TRY_AGAIN)]
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, os.EX_TEMPFAIL)]
 )
 def test_a_signal_half_way_leaves_nothing(number, code, run_dir, tmp_path, monkeypatch, capsys):
     """Ctrl-C and SIGTERM, after the first batch."""
@@ -183,8 +184,8 @@ def test_a_signal_half_way_leaves_nothing(number, code, run_dir, tmp_path, monke
 
 
 MISTAKES = [
-    (["--output=h.npz"], "either --run_dir or --saved_model; got neither"),
-    (["--output=h.npz", "--run_dir=x", "--saved_model=y"], "got both"),
+    (["--output=h.npz"], "exactly one of --run_dir, --saved_model, --official_weights; got none"),
+    (["--output=h.npz", "--run_dir=x", "--saved_model=y"], "got --run_dir and --saved_model"),
     (["--output=h.npz", "--saved_model=y"], "needs --dataset"),
     (["--run_dir=x"], "needs --output"),
     (["--output=h.hdf5", "--run_dir=x"], "must end in .npz, .parquet, .tfrecord; got 'h.hdf5'"),
@@ -421,7 +422,7 @@ def test_a_saved_model_that_does_not_say_its_size_needs_it(tmp_path, images, cap
     command = ["embed", f"--saved_model={path}", f"--dataset=npz:{images}"]
     command += [f"--output={tmp_path / 'h.npz'}"]
     assert cli.main(command) == 2
-    assert "Give --image_size" in capsys.readouterr().err
+    assert "Pass --image_size" in capsys.readouterr().err
     assert cli.main([*command, f"--image_size={SIZE}"]) == 0
     pixels = np.load(images)["x_train"]
     found = embeddings.read(tmp_path / "h.npz")

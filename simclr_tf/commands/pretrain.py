@@ -23,13 +23,13 @@ from simclr_tf.training.loop import report_interruptions, report_unwritable
 from simclr_tf.training.run_directory import read_metrics
 
 
-def pretrain(options, flags, resumable_flags=()):
+def pretrain(options, invocation):
     """Trains an encoder and fills the run directory; the same call again resumes.
 
     Args:
       options: attributes named as the flags of `simclr-tf pretrain`.
-      flags: dict of flag name to its text, for flags.cfg.
-      resumable_flags: names of flags that may change when a run is resumed.
+      invocation: `flags`, dict of flag name to its text, for flags.cfg; `resumable`, names of
+        flags that may change when a run is resumed.
 
     Returns:
       The `RunDirectory`.
@@ -39,7 +39,8 @@ def pretrain(options, flags, resumable_flags=()):
     """
     directory = RunDirectory(options.run_dir)
     with report_interruptions(directory, log):
-        _pretrain(options, flags, resumable_flags, directory)
+        _pretrain(options, invocation.flags, invocation.resumable, directory)
+    print(f"run: {directory.path}\nviews: {directory.views}\nencoder: {directory.export}")
     return directory
 
 
@@ -144,7 +145,7 @@ def load_sources(options):
     if train.labelled and options.probe_every_epochs >= 0:
         try:
             test = load(options, options.test_split, train.image_size)
-        except ValueError as error:
+        except (errors.ArgumentError, errors.StorageError) as error:
             log(f"no kNN probe during training, since --test_split cannot be read: {error}")
     if test is not None and not test.labelled:
         log("no kNN probe during training, since --test_split has no labels.")
