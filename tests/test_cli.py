@@ -120,7 +120,7 @@ def test_a_changed_flag_is_refused_by_name(finished, images, capsys):
     """One that matters, with both values; one that does not matter passes."""
     assert pretrain(images, finished, "--temperature=0.7") == 2
     error = capsys.readouterr().err
-    assert "--temperature was 0.1, now 0.7" in error and error.count("\n") == 1
+    assert "--temperature=0.1, now --temperature=0.7" in error and error.count("\n") == 1
     assert pretrain(images, finished, "--probe_examples=7") == 0
 
 

@@ -115,7 +115,7 @@ def test_a_killed_worker_costs_no_more_than_the_time(
 
 
 def test_a_cluster_without_an_address_book_is_a_clear_error(monkeypatch, tmp_path):
-    """--strategy=multi_worker without TF_CONFIG, and with one that is not JSON."""
+    """strategy="multi_worker" without TF_CONFIG, and with one that is not JSON."""
     from simclr_tf import distribute
 
     monkeypatch.delenv("TF_CONFIG", raising=False)

@@ -209,7 +209,9 @@ def test_a_killed_process_holds_nothing(tmp_path):
 def test_a_place_that_cannot_be_written_is_told_before_training(tmp_path):
     """Here since its parent is a file; a read-only one reads alike."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.UsageError, match=r"can be written.*Not a directory.*Take another"):
+    with pytest.raises(
+        errors.UsageError, match=r"can be written.*Not a directory.*Pass another path"
+    ):
         with run_directory.RunDirectory(tmp_path / "file" / "run").locked():
             pass
 
