@@ -36,6 +36,10 @@ class Command:
       reads_run: whether --run_dir names a run that exists; its options are then passed.
       resumable: flags that do not change what is learnt and may differ when a run is resumed.
       check: called with the `Options` before TensorFlow is imported; raises `errors.UsageError`.
+
+    Example:
+    >>> simclr_tf.cli.COMMANDS["export"].required
+    ('run_dir', 'output')
     """
 
     name: str
@@ -51,7 +55,13 @@ class Command:
 
 
 class Options:
-    """The flags of a command as attributes, which cannot be changed; `replace` makes another."""
+    """The flags of a command as attributes, which cannot be changed; `replace` returns a copy.
+
+    Example:
+    >>> options = simclr_tf.cli.Options(epochs=3, seed=0)
+    >>> options.replace(epochs=4).epochs, options.epochs
+    (4, 3)
+    """
 
     def __init__(self, **values):
         vars(self).update(values)
@@ -72,6 +82,10 @@ class Invocation:
       flags: dict of flag name to its text, for flags.cfg.
       resumable: names of flags that may change when a run is resumed.
       trained: the `Options` of the run at --run_dir; None where the command reads no run.
+
+    Example:
+    >>> simclr_tf.cli.Invocation(flags={"epochs": "3"}, resumable=("debug",), trained=None).flags
+    {'epochs': '3'}
     """
 
     flags: dict

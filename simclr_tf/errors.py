@@ -7,39 +7,84 @@ other exception is a bug and shows its traceback.
 
 
 class Error(Exception):
-    """Base class of the package's exceptions."""
+    """Base class of the package's exceptions.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.UsageError, simclr_tf.errors.Error)
+    True
+    """
 
     # AutoGraph raises such an exception as it is, without the source lines that led to it.
     ag_pass_through = True
 
 
 class ArgumentError(Error, ValueError):
-    """An argument of the wrong type, shape or range."""
+    """An argument of the wrong type, shape or range.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.ArgumentError, ValueError)
+    True
+    """
 
 
 class UsageError(ArgumentError):
-    """A command that cannot be carried out as given; its exit code is 2."""
+    """A command whose flags are wrong; its exit code is 2.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.UsageError, ValueError)
+    True
+    """
 
 
 class TrainingError(Error, RuntimeError):
-    """A run that cannot continue."""
+    """A run that cannot continue.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.TrainingError, RuntimeError)
+    True
+    """
 
 
 class PreemptedError(TrainingError):
-    """The machine asked the run to stop (SIGTERM); its state is saved."""
+    """The machine asked the run to stop (SIGTERM); its state is saved.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.PreemptedError, simclr_tf.errors.TrainingError)
+    True
+    """
 
 
 class TryAgainError(Error, RuntimeError):
-    """The machine stopped the run; the same command resumes it. The exit code is 75."""
+    """The machine stopped the run; the same command resumes it. The exit code is 75.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.TryAgainError, RuntimeError)
+    True
+    """
 
 
 class ExportError(Error, RuntimeError):
-    """An exported model whose outputs differ from the encoder's; it was removed."""
+    """An exported model whose outputs differ from the encoder's; it was removed.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.ExportError, RuntimeError)
+    True
+    """
 
 
 class StorageError(Error, RuntimeError):
-    """A file or directory of the user that cannot be read or written."""
+    """A file or directory of the user that cannot be read or written.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.StorageError, RuntimeError)
+    True
+    """
 
 
 class CorruptImageError(Error):
-    """An example that cannot be read; the message is the reason."""
+    """An example that cannot be read; the message is the reason.
+
+    Example:
+    >>> issubclass(simclr_tf.errors.CorruptImageError, ValueError)
+    False
+    """

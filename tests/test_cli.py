@@ -1,4 +1,4 @@
-"""The command line end to end on small images: runs, resumes, refuses, explains."""
+"""The command line end to end on small images: runs, resuming, mistakes."""
 
 import contextlib
 import importlib
@@ -79,7 +79,7 @@ def metrics_of(run_dir):
 
 
 def test_a_run_leaves_what_the_design_says(finished):
-    """Flags, metrics with their names, logs, checkpoints, the encoder, pictures."""
+    """Flags, named metrics, logs, checkpoints, the encoder, pictures."""
     rows = metrics_of(finished)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["step"] == 12
@@ -88,7 +88,7 @@ def test_a_run_leaves_what_the_design_says(finished):
         assert (finished / name).exists()
     for picture in ("views.png", "curve.png"):
         assert min(Image.open(finished / picture).size) > 20
-    assert not list(finished.rglob(".*")), "nothing half-written is left"
+    assert not list(finished.rglob(".*")), "temporary files are left"
 
 
 def test_the_export_takes_images(finished):
@@ -109,7 +109,7 @@ def test_the_flag_file_runs_it_again(finished, tmp_path):
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(finished, images, capsys):
-    """It says so."""
+    """It logs that all epochs are done."""
     before = metrics_of(finished)
     assert pretrain(images, finished) == 0
     assert "holds all 3 epochs" in capsys.readouterr().err
@@ -117,7 +117,7 @@ def test_the_same_command_on_a_finished_run_does_nothing(finished, images, capsy
 
 
 def test_a_changed_flag_is_refused_by_name(finished, images, capsys):
-    """One that matters, with both values; one that does not matter passes."""
+    """A flag that affects the result, with both values; one that does not may change."""
     assert pretrain(images, finished, "--temperature=0.7") == 2
     error = capsys.readouterr().err
     assert "--temperature=0.1, now --temperature=0.7" in error and error.count("\n") == 1
@@ -126,7 +126,7 @@ def test_a_changed_flag_is_refused_by_name(finished, images, capsys):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_one_left_alone(images, finished, tmp_path):
-    """SIGKILL after the first epoch, the same command again: the same metrics."""
+    """SIGKILL after the first epoch, then the same command again: the same metrics."""
     run_dir = tmp_path / "killed"
     command = [sys.executable, "-c", QUICK, "pretrain", f"--dataset=npz:{images}"]
     command += [f"--run_dir={run_dir}", "--epochs=3", *SMALL]
@@ -160,21 +160,21 @@ def stopped(images, tmp_path_factory, quick_runs):
 
 
 def test_ctrl_c_leaves_a_resumable_run(stopped):
-    """Exit code 130, a line that says what is kept, no traceback."""
+    """Exit code 130, a line with what the run directory keeps, no traceback."""
     code, error, run_dir = stopped
     assert code == 130 and len(metrics_of(run_dir)) == 2
     assert "keeps 2 whole epochs. The same command resumes" in error and "Traceback" not in error
 
 
 def test_another_seed_is_another_run(stopped, finished):
-    """Of each epoch the metrics differ."""
+    """The metrics of each epoch differ."""
     for ours, theirs in zip(metrics_of(stopped[2]), metrics_of(finished)):
         assert ours["step"] == theirs["step"] and ours["loss"] != theirs["loss"]
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_process(images, tmp_path):
-    """Exit code 130, a line that says what is kept, no traceback."""
+    """Exit code 130, a line with what the run directory keeps, no traceback."""
     run_dir = tmp_path / "stopped"
     command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--dataset=npz:{images}"]
     command += [f"--run_dir={run_dir}", "--epochs=2000", *SMALL, "--probe_every_epochs=-1"]
@@ -210,7 +210,7 @@ def test_evaluate_ends_with_one_json_line(finished, capsys):
 
 
 def test_embed_writes_embeddings_labels_and_ids(finished, tmp_path):
-    """In the order of the data, every last one."""
+    """Of every example, in the order of the data."""
     path = tmp_path / "h.npz"
     assert cli.main(["embed", f"--run_dir={finished}", f"--output={path}", "--split=test"]) == 0
     with np.load(path) as arrays:
@@ -220,7 +220,7 @@ def test_embed_writes_embeddings_labels_and_ids(finished, tmp_path):
 
 
 def test_export_writes_the_encoder(finished, tmp_path, capsys):
-    """A layer of the head, of length 1; and does not write over what is there."""
+    """A layer of the head, normalised; an existing path is refused."""
     path = tmp_path / "encoder" / "1"
     command = ["export", f"--run_dir={finished}", f"--output={path}", "--layer=z", "--normalize"]
     assert cli.main(command) == 0
@@ -233,7 +233,7 @@ def test_export_writes_the_encoder(finished, tmp_path, capsys):
 
 
 def test_export_for_tensorflow_lite(finished, tmp_path, capfd):
-    """Whole numbers with ranges from the run's images; a quiet converter; usage is exit code 2."""
+    """int8 with ranges measured on the run's images; a quiet converter; usage is exit code 2."""
     path = tmp_path / "encoder.tflite"
     command = ["export", f"--run_dir={finished}", f"--output={path}", "--precision=int8"]
     assert cli.main(command) == 2
@@ -246,7 +246,7 @@ def test_export_for_tensorflow_lite(finished, tmp_path, capfd):
 
 @pytest.mark.usefixtures("one_layer")
 def test_smaller_views_first(images, tmp_path):
-    """--view_sizes: the run ends at the full size and says nothing is wrong."""
+    """--view_sizes: the run ends at the full size."""
     assert pretrain(images, tmp_path / "sizes", "--view_sizes=4:0.5,8:1") == 0
     assert len(metrics_of(tmp_path / "sizes")) == 3
 
@@ -255,26 +255,26 @@ def test_smaller_views_first(images, tmp_path):
 def test_train_steps_override_epochs(images, tmp_path, monkeypatch):
     """Six steps are one epoch and a half; with LAMB, whose rate is a schedule object.
 
-    Two steps between callbacks, which is what `--steps_per_execution` says; that they are the same
-    steps is in test_whole_step.py.
+    With `--steps_per_execution=2` there are two steps between callbacks; test_whole_step.py tests
+    that they are the same steps.
     """
-    heard, look = [], callbacks.StopAtStep.on_steps_end
+    called_at, check = [], callbacks.StopAtStep.on_steps_end
 
-    def look_and_note(self, steps, logs):
-        heard.append(steps)
-        look(self, steps, logs)
+    def check_and_note(self, steps, logs):
+        called_at.append(steps)
+        check(self, steps, logs)
 
-    monkeypatch.setattr(callbacks.StopAtStep, "on_steps_end", look_and_note)
+    monkeypatch.setattr(callbacks.StopAtStep, "on_steps_end", check_and_note)
     flags = ["--train_steps=6", "--optimizer=lamb", "--steps_per_execution=2"]
     assert pretrain(images, tmp_path / "steps", *flags) == 0
     rows = metrics_of(tmp_path / "steps")
     assert [row["step"] for row in rows] == [4, 6]
-    assert heard == [2, 4, 2]
+    assert called_at == [2, 4, 2]
 
 
 @pytest.mark.usefixtures("one_layer")
 def test_a_test_split_without_labels_means_no_probe(images, tmp_path, capsys):
-    """The run goes on and says why there is none."""
+    """The run continues and logs why there is no probe."""
     with np.load(images) as arrays:
         parts = {name: arrays[name] for name in ("x_train", "y_train", "x_test")}
     np.savez(tmp_path / "half.npz", **parts)
@@ -360,7 +360,7 @@ def test_arguments_in_messages_are_shown_as_flags(message, expected):
 def test_an_exception_that_is_not_the_packages_own_shows_its_traceback(
     error, finished, monkeypatch
 ):
-    """A ValueError raised inside NumPy is a bug, and no mistake of the user."""
+    """A ValueError raised inside NumPy is a bug, not a mistake of the user."""
 
     def fail(*arguments, **keywords):
         raise error
@@ -371,7 +371,7 @@ def test_an_exception_that_is_not_the_packages_own_shows_its_traceback(
 
 
 def test_a_file_that_cannot_be_read_is_one_line(finished, tmp_path, capsys, monkeypatch):
-    """An OSError of the data is the user's, or the machine's."""
+    """An OSError while the data is read is a mistake of the user or a fault of the machine."""
 
     def fail(*arguments, **keywords):
         raise PermissionError(13, "Permission denied", "photos/1.png")
@@ -447,7 +447,7 @@ def test_photographs_of_several_sizes(tmp_path, capsys):
 
 @pytest.mark.usefixtures("one_layer")
 def test_a_loss_that_turns_nan_stops_the_run(images, tmp_path, capsys):
-    """With what to do; as nothing was kept, the directory takes other flags."""
+    """With advice; as there is no checkpoint yet, the directory accepts other flags."""
     flags = ["--learning_rate=1e30", "--learning_rate_scaling=none", "--epochs=1"]
     assert pretrain(images, tmp_path / "nan", *flags) == 1
     assert "Lower --learning_rate" in capsys.readouterr().err
