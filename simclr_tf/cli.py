@@ -38,6 +38,7 @@ class Command:
       check: called with the `Options` before TensorFlow is imported; raises `errors.UsageError`.
 
     Example:
+
     >>> simclr_tf.cli.COMMANDS["export"].required
     ('run_dir', 'output')
     """
@@ -58,6 +59,7 @@ class Options:
     """The flags of a command as attributes, which cannot be changed; `replace` returns a copy.
 
     Example:
+
     >>> options = simclr_tf.cli.Options(epochs=3, seed=0)
     >>> options.replace(epochs=4).epochs, options.epochs
     (4, 3)
@@ -84,6 +86,7 @@ class Invocation:
       trained: the `Options` of the run at --run_dir; None where the command reads no run.
 
     Example:
+
     >>> simclr_tf.cli.Invocation(flags={"epochs": "3"}, resumable=("debug",), trained=None).flags
     {'epochs': '3'}
     """
@@ -381,6 +384,7 @@ def parse(argv):
       errors.UsageError: an unknown command or flag, a value out of range, a flag missing.
 
     Example:
+
     >>> command, values = simclr_tf.cli.parse(["pretrain", "--run_dir=runs/a", "--epochs=3"])
     >>> command, values.epochs, values.dataset
     ('pretrain', 3, 'shapes')
@@ -425,6 +429,7 @@ def options_of(values):
     """Flag values as `Options`; view sizes as a list of (side, end).
 
     Example:
+
     >>> _, values = simclr_tf.cli.parse(["pretrain", "--run_dir=a", "--view_sizes=16:0.5,32:1"])
     >>> simclr_tf.cli.options_of(values).view_sizes
     [(16, 0.5), (32, 1.0)]
@@ -449,6 +454,7 @@ def flag_texts(values):
     """Flag name to its text, for flags.cfg; flags without a value are left out.
 
     Example:
+
     >>> _, values = simclr_tf.cli.parse(["export", "--run_dir=runs/a", "--output=encoder/1"])
     >>> simclr_tf.cli.flag_texts(values)["layer"]
     'h'
@@ -467,6 +473,7 @@ def options_of_run(run_dir):
       errors.UsageError: there is no run.
 
     Example:
+
     >>> simclr_tf.training.RunDirectory(".").write_flags({"epochs": "7", "run_dir": "."})
     >>> simclr_tf.cli.options_of_run(".").epochs
     7
@@ -517,6 +524,7 @@ def main(argv=None):
     Only the package's own exceptions become one line; any other is a bug and is raised.
 
     Example:
+
     >>> simclr_tf.cli.main(["evaluate", "--saved_model=encoder/1"])
     2
     """
@@ -570,6 +578,7 @@ def name_flags(message, flags):
       flags: set of the names of the flags.
 
     Example:
+
     >>> simclr_tf.cli.name_flags("batch_size must be even; got 3.", {"batch_size"})
     '--batch_size must be even; got 3.'
     """

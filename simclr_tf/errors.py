@@ -10,6 +10,7 @@ class Error(Exception):
     """Base class of the package's exceptions.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.UsageError, simclr_tf.errors.Error)
     True
     """
@@ -22,6 +23,7 @@ class ArgumentError(Error, ValueError):
     """An argument of the wrong type, shape or range.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.ArgumentError, ValueError)
     True
     """
@@ -31,6 +33,7 @@ class UsageError(ArgumentError):
     """A command whose flags are wrong; its exit code is 2.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.UsageError, ValueError)
     True
     """
@@ -40,6 +43,7 @@ class TrainingError(Error, RuntimeError):
     """A run that cannot continue.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.TrainingError, RuntimeError)
     True
     """
@@ -49,6 +53,7 @@ class PreemptedError(TrainingError):
     """The machine asked the run to stop (SIGTERM); its state is saved.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.PreemptedError, simclr_tf.errors.TrainingError)
     True
     """
@@ -58,6 +63,7 @@ class TryAgainError(Error, RuntimeError):
     """The machine stopped the run; the same command resumes it. The exit code is 75.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.TryAgainError, RuntimeError)
     True
     """
@@ -67,6 +73,7 @@ class ExportError(Error, RuntimeError):
     """An exported model whose outputs differ from the encoder's; it was removed.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.ExportError, RuntimeError)
     True
     """
@@ -76,6 +83,7 @@ class StorageError(Error, RuntimeError):
     """A file or directory of the user that cannot be read or written.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.StorageError, RuntimeError)
     True
     """
@@ -85,6 +93,7 @@ class CorruptImageError(Error):
     """An example that cannot be read; the message is the reason.
 
     Example:
+
     >>> issubclass(simclr_tf.errors.CorruptImageError, ValueError)
     False
     """

@@ -17,7 +17,15 @@ from simclr_tf.evaluate import extract_features, knn_accuracy
 
 
 def steps_taken(model):
-    """Updates that the optimizer of a compiled model has made, int."""
+    """Updates that the optimizer of a compiled model has made, int.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
+    >>> model.compile("sgd", "mse")
+    >>> simclr_tf.training.callbacks.steps_taken(model)
+    0
+    """
     return int(model.optimizer.iterations.numpy())  # int() of a mirrored variable is an error
 
 
@@ -34,6 +42,7 @@ class KNNProbe(keras.callbacks.Callback):
       probes: False for a worker that only takes part in reading the weights.
 
     Example:
+
     >>> data = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}).batch(4)
     >>> probe = simclr_tf.training.KNNProbe(data, data, k=1, epochs=1)
     >>> probe.set_model(simclr_tf.SimCLR(encoder))
@@ -75,6 +84,7 @@ class JSONLines(keras.callbacks.Callback):
       path: the file, in a directory that exists.
 
     Example:
+
     >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
     >>> model.compile("sgd", "mse")
     >>> lines = simclr_tf.training.JSONLines("metrics.jsonl")
@@ -102,6 +112,7 @@ class StopAtStep(StepCallback):
       total_steps: updates, counted over all calls of `fit`.
 
     Example:
+
     >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
     >>> model.compile("sgd", "mse")
     >>> stop = simclr_tf.training.StopAtStep(3)
@@ -139,6 +150,7 @@ class ViewSizes(keras.callbacks.Callback):
       ValueError: sides below 1 pixel, or fractions that do not rise to 1.
 
     Example:
+
     >>> view = simclr_tf.RandomView(32)
     >>> sizes = simclr_tf.training.ViewSizes([(16, 0.5), (24, 0.8), (32, 1)], view, epochs=10)
     >>> [sizes.size_at(epoch) for epoch in (0, 4, 5, 8)]
@@ -172,6 +184,7 @@ def check_view_sizes(sizes):
     """Raises ValueError unless sizes are [(side, end fraction), ...] with ends rising to 1.
 
     Example:
+
     >>> simclr_tf.training.callbacks.check_view_sizes([(16, 0.5), (32, 1.0)])
     """
     ends = [end for _, end in sizes]

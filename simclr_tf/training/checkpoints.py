@@ -40,6 +40,7 @@ class Checkpoints(StepCallback):
       errors.TrainingError: from `fit`, where the weights are not finite or cannot be written.
 
     Example:
+
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
     >>> saver = simclr_tf.training.Checkpoints("checkpoints", model, steps_per_epoch=1)
@@ -211,6 +212,7 @@ def numbers(directory):
     """Steps at which a directory holds checkpoints, ascending, by the names of its files.
 
     Example:
+
     >>> tf.train.Checkpoint(x=tf.Variable(1)).write("some/ckpt-20")
     'some/ckpt-20'
     >>> simclr_tf.training.checkpoints.numbers("some")
@@ -251,6 +253,7 @@ def latest_position(directory):
     """Position of the latest checkpoint: (epochs done, steps done of the next epoch), or (0, 0).
 
     Example:
+
     >>> simclr_tf.training.checkpoints.latest_position("a directory without checkpoints")
     (0, 0)
     """
@@ -275,6 +278,7 @@ def restore_submodels(directory, build, log=print):
       (submodels, image_size), or None without a checkpoint.
 
     Example:
+
     >>> build = lambda image_size: {"encoder": encoder}
     >>> simclr_tf.training.checkpoints.restore_submodels("no checkpoints here", build)
     """

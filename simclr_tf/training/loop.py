@@ -31,6 +31,7 @@ class Steps(NamedTuple):
       total: steps of the whole run; the last epoch may be shorter than the others.
 
     Example:
+
     >>> simclr_tf.training.Steps(per_epoch=10, total=25).epochs
     3
     """
@@ -59,6 +60,7 @@ def train(model, stream, steps, directory, **options):
         written.
 
     Example:
+
     >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
     >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     >>> data = tf.data.Dataset.from_tensor_slices((images / 255, labels)).batch(4).repeat()
@@ -107,6 +109,7 @@ class ResumableLoop:
       errors.TrainingError: there are checkpoints, and none can be read.
 
     Example:
+
     >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
     >>> model.compile("sgd", "mse")
     >>> data = tf.data.Dataset.from_tensor_slices((images / 255, labels)).batch(4).repeat()
@@ -227,6 +230,7 @@ def describe_latest(directory):
     """The position that a run directory resumes from, in words.
 
     Example:
+
     >>> simclr_tf.training.loop.describe_latest(simclr_tf.training.RunDirectory("runs/a"))
     'runs/a keeps 0 whole epochs'
     """
@@ -247,6 +251,7 @@ def report_interruptions(directory, log=print):
       errors.TryAgainError: SIGTERM came, or another worker of the cluster is gone.
 
     Example:
+
     >>> run = simclr_tf.training.RunDirectory("runs/a")
     >>> with simclr_tf.training.loop.report_interruptions(run):
     ...     raise simclr_tf.errors.PreemptedError("stopped by SIGTERM; the state is saved.")
@@ -277,6 +282,7 @@ def report_unwritable(directory):
       errors.TrainingError: the disk is full, the directory is gone, and the like.
 
     Example:
+
     >>> with simclr_tf.training.loop.report_unwritable(simclr_tf.training.RunDirectory("runs/a")):
     ...     raise OSError(28, "No space left on device", "runs/a/metrics.jsonl")
     Traceback (most recent call last):

@@ -21,6 +21,7 @@ class Throughput(keras.callbacks.Callback):
       batch_size: images per step, over all replicas.
 
     Example:
+
     >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
     >>> model.compile(keras.optimizers.SGD(0.1), "mse")
     >>> watch = simclr_tf.training.Throughput(batch_size=4)
@@ -68,6 +69,7 @@ class Alarms(StepCallback):
       errors.TrainingError: from `fit`, at a loss that is not finite.
 
     Example:
+
     >>> alarms = simclr_tf.training.Alarms(chance_loss=np.log(4))
     >>> alarms.on_epoch_end(1, {"loss": 1.39})
     warning: after epoch 2 the loss is 1.390, no better than chance (1.386). Lower ...

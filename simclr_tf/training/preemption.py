@@ -24,6 +24,7 @@ class StopOnSignal(StepCallback):
       errors.PreemptedError: from `fit`, after a signal.
 
     Example:
+
     >>> stop = simclr_tf.training.StopOnSignal(save=lambda: print("saved"))
     >>> with stop.listening():
     ...     stop.on_epoch_begin(0)

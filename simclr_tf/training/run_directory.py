@@ -31,6 +31,7 @@ class RunDirectory:
       lock: a file that exists while a process writes to the directory.
 
     Example:
+
     >>> run = simclr_tf.training.RunDirectory("runs/a")
     >>> with run.locked():
     ...     run.write_flags({"run_dir": "runs/a", "epochs": "10"})
@@ -141,6 +142,7 @@ def read_flags(path):
     """A flag file as a dict of flag name to its text.
 
     Example:
+
     >>> simclr_tf.training.RunDirectory(".").write_flags({"epochs": "10"})
     >>> simclr_tf.training.run_directory.read_flags("flags.cfg")
     {'epochs': '10'}
@@ -154,6 +156,7 @@ def read_metrics(path):
     """The rows of a metrics.jsonl as dicts, without a last line that a crash cut off.
 
     Example:
+
     >>> simclr_tf.training.run_directory.read_metrics("no metrics.jsonl")
     []
     """
@@ -173,6 +176,7 @@ def write_atomically(path, text):
     """Writes a text file under a temporary name and renames it, so that nobody reads half of it.
 
     Example:
+
     >>> simclr_tf.training.run_directory.write_atomically("notes.txt", "done")
     """
     with _atomic.atomic_path(path, parents=False) as temporary:
