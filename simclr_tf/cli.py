@@ -1,45 +1,104 @@
 """The command line: `simclr-tf COMMAND --flags`. The only module that reads a flag.
 
-TensorFlow is imported only once a command is to run, so help and mistakes are answered at once.
-Exit codes: 0 done, 1 the command failed, 2 it was given wrongly, 75 the machine stopped it and the
-same command goes on (SIGTERM, a worker that is gone), 130 stopped by Ctrl-C.
+TensorFlow is imported only when a command runs, so help and mistakes are answered at once.
+Exit codes: 0 done, 1 the command failed, 2 its flags are wrong, 75 the machine stopped it and the
+same command resumes (SIGTERM, a worker that is gone), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import os
 import pathlib
+import re
 import sys
-import types
+from collections.abc import Callable
 
 from absl import flags as absl_flags
 
 from simclr_tf import errors
 
-COMMANDS = {
-    "pretrain": "learn an encoder from images; given again, it resumes",
-    "evaluate": "kNN and linear accuracy of a run's encoder",
-    "embed": "embeddings, labels and ids of a data set, as npz, Parquet or TFRecord",
-    "export": "the encoder of a run as a SavedModel, or for TensorFlow Lite",
-}
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
-# Flags that do not change what is learnt: they may differ when a run is resumed.
-RESUMABLE_FLAGS = (
-    "run_dir",
-    "data_dir",
-    "cache_gigabytes",
-    "checkpoint_every_steps",
-    "steps_per_execution",
-    "max_corrupt_share",
-    "probe_every_epochs",
-    "probe_examples",
-    "test_split",
-    "debug",
-)
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """All that the command line knows of a command.
+
+    Attributes:
+      name: the word after `simclr-tf`.
+      help: one line.
+      run: "module:function", imported when the command runs, so that help needs no TensorFlow.
+        The function is called with `Options` and an `Invocation`.
+      groups: functions that define flags, called with a `_Define`.
+      required: flags without which the command is refused.
+      exactly_one: flags of which exactly one must be given; none: no such rule.
+      required_without_run: flags that are required where --run_dir is not given.
+      reads_run: whether --run_dir names a run that exists; its options are then passed.
+      resumable: flags that do not change what is learnt and may differ when a run is resumed.
+      check: called with the `Options` before TensorFlow is imported; raises `errors.UsageError`.
+
+    Example:
+
+    >>> simclr_tf.cli.COMMANDS["export"].required
+    ('run_dir', 'output')
+    """
+
+    name: str
+    help: str
+    run: str
+    groups: tuple
+    required: tuple = ()
+    exactly_one: tuple = ()
+    required_without_run: tuple = ()
+    reads_run: bool = True
+    resumable: tuple = ()
+    check: Callable | None = None
+
+
+class Options:
+    """The flags of a command as attributes, which cannot be changed; `replace` returns a copy.
+
+    Example:
+
+    >>> options = simclr_tf.cli.Options(epochs=3, seed=0)
+    >>> options.replace(epochs=4).epochs, options.epochs
+    (4, 3)
+    """
+
+    def __init__(self, **values):
+        vars(self).update(values)
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"options cannot be changed; got {name} = {value!r}. Use replace().")
+
+    def replace(self, **changes):
+        """The same options with other values for some names."""
+        return Options(**{**vars(self), **changes})
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """What a command is called with besides its own options.
+
+    Attributes:
+      flags: dict of flag name to its text, for flags.cfg.
+      resumable: names of flags that may change when a run is resumed.
+      trained: the `Options` of the run at --run_dir; None where the command reads no run.
+
+    Example:
+
+    >>> simclr_tf.cli.Invocation(flags={"epochs": "3"}, resumable=("debug",), trained=None).flags
+    {'epochs': '3'}
+    """
+
+    flags: dict
+    resumable: tuple
+    trained: Options | None
 
 
 def _define_common(define):
     define.string("run_dir", None, "Directory of the run.")
-    define.boolean("debug", False, "Show the whole traceback of an error.")
+    define.boolean("debug", False, "Show the traceback of every error.")
 
 
 def _define_data(define):
@@ -48,7 +107,7 @@ def _define_data(define):
         "shapes",
         "shapes (drawn in code), folder:PATH, npz:PATH, tfrecord:GLOB, or any TFDS name.",
     )
-    define.string("data_dir", None, "Where TFDS finds its data sets.")
+    define.string("data_dir", None, "Directory of the TFDS data sets.")
     define.string("train_split", "train", "Split to train on, slices as in TFDS: train[:90%].")
     define.string("test_split", "test", "Labelled split for the kNN probe and `evaluate`.")
     define.integer(
@@ -93,12 +152,14 @@ def _define_views(define):
         0.0,
     )
     define.float("color_drop_probability", 0.2, "Fraction of the views that are grey.", 0.0, 1.0)
-    define.float("min_crop_area", 0.08, "Least area of a crop, as a share.", 1e-4, 1.0)
+    define.float(
+        "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
+    )
     define.enum("blur", "auto", ["auto", "yes", "no"], "Blur; auto: above 64 pixels.")
     define.string(
         "view_sizes",
         None,
-        "Smaller views in the early epochs: side:end, ..., with ends as shares of the epochs; "
+        "Smaller views in the early epochs: side:end, ..., ends as fractions of the epochs; "
         "16:0.5,24:0.8,32:1 is 16 pixels for the first half, 32 for the last fifth.",
     )
 
@@ -106,7 +167,7 @@ def _define_views(define):
 def _define_training(define):
     define.integer("epochs", 100, "Passes over the data.", 1)
     define.integer("train_steps", None, "Steps to take; overrides --epochs.", 1)
-    define.integer("batch_size", 512, "Images a step, over all devices.", 2)
+    define.integer("batch_size", 512, "Images per step, over all devices.", 2)
     define.enum("optimizer", "lars", ["lars", "lamb", "sgd", "adamw"], "Optimizer.")
     define.float("learning_rate", 0.3, "Peak rate, before scaling.", 0.0)
     define.enum(
@@ -118,11 +179,11 @@ def _define_training(define):
     define.float("warmup_epochs", None, "By default a tenth of the epochs, 10 at most.", 0.0)
     define.float("weight_decay", 1e-6, "Weight decay; biases and norms take none.", 0.0)
     define.float("momentum", 0.9, "Momentum of lars and sgd.", 0.0, 0.9999)
-    define.integer("micro_batch_size", None, "Embed the views in pieces of so many.", 1)
+    define.integer("micro_batch_size", None, "Views per micro-batch; by default all at once.", 1)
     define.integer(
         "steps_per_execution",
         0,
-        "Steps that the device takes before Python hears of it; 0 chooses: 1 on a processor.",
+        "Steps per Python call; 0 chooses by device: 1 on a CPU.",
         0,
     )
     define.integer(
@@ -147,32 +208,24 @@ def _define_training(define):
     )
     define.string("tpu", None, "Name or address of the TPU.")
     define.integer(
-        "probe_every_epochs", 0, "kNN probe every so many epochs; 0: ten in a run; -1: never.", -1
+        "probe_every_epochs", 0, "Epochs between kNN probes; 0: ten in a run; -1: none.", -1
     )
     define.integer("probe_examples", 5000, "Examples of each split that the probe uses.", 1)
 
 
-def _define_evaluate(define):
-    define.enum("protocol", "knn", ["knn", "linear", "all"], "Which accuracy.")
-    define.boolean("baselines", False, "Also raw pixels and a random encoder.")
-    define.string("data_dir", None, "By default the run's.")
-    define.string("train_split", None, "By default the run's.")
-    define.string("test_split", None, "By default the run's.")
-    define.integer("knn_k", 200, "Neighbours of the weighted kNN.", 1)
-    define.float("knn_temperature", 0.1, "Temperature of its weights.", 1e-6)
-    define.integer("batch_size", 256, "Images at a time.", 1)
-
-
-def _define_embed(define):
-    define.string("output", None, "File to write: .npz, .parquet or .tfrecord.")
+def _define_encoder(define):
     define.string(
         "saved_model",
         None,
         "Instead of --run_dir: an exported SavedModel, or a directory of numbered ones.",
     )
+    define.string(
+        "official_weights",
+        None,
+        "Instead of --run_dir: a SavedModel or checkpoint of the official SimCLR code.",
+    )
     define.string("dataset", None, "As for pretrain; by default the run's.")
     define.string("data_dir", None, "By default the run's.")
-    define.string("split", None, "By default the run's --train_split, or train.")
     define.integer("image_size", None, "Side of the images in pixels; by default the encoder's.", 1)
     define.float(
         "max_corrupt_share",
@@ -184,10 +237,22 @@ def _define_embed(define):
     define.integer("batch_size", 256, "Images at a time.", 1)
 
 
+def _define_evaluate(define):
+    define.enum("protocol", "knn", ["knn", "linear", "all"], "Which accuracy.")
+    define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
+    define.string("train_split", None, "By default the run's, or train.")
+    define.string("test_split", None, "By default the run's, or test.")
+    define.integer("knn_k", 200, "Neighbours of the weighted kNN.", 1)
+    define.float("knn_temperature", 0.1, "Temperature of its weights.", 1e-6)
+
+
+def _define_embed(define):
+    define.string("output", None, "File to write: .npz, .parquet or .tfrecord.")
+    define.string("split", None, "By default the run's --train_split, or train.")
+
+
 def _define_export(define):
-    define.string(
-        "output", None, "What to write, encoder/1 or encoder.tflite, say; it must not exist."
-    )
+    define.string("output", None, "Path to write: encoder/1, or encoder.tflite; it must not exist.")
     define.enum(
         "format",
         "saved_model",
@@ -198,64 +263,114 @@ def _define_export(define):
         "precision",
         "float32",
         ["float32", "float16", "int8"],
-        "Of the signatures' weights and arithmetic; int8 is for tflite, with ranges taken from "
-        "training images.",
+        "Precision of the signatures' weights and arithmetic; int8 is for tflite, with ranges "
+        "measured on training images.",
     )
     define.string(
         "layer",
         "h",
-        "What is given: h; group1 to group4 or a block such as group3_block2, averaged over the "
+        "Layer to export: h; group1 to group4 or a block such as group3_block2, averaged over the "
         "image; head1, ..., or z, of the projection head.",
     )
     define.boolean("normalize", False, "Scale each embedding to length 1.")
-    define.string("data_dir", None, "For int8: where TFDS finds its data sets; the run's.")
-    define.integer("examples", 200, "For int8: training images to take the ranges from.", 1)
+    define.string(
+        "data_dir", None, "For int8: directory of the TFDS data sets; by default the run's."
+    )
+    define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
-_GROUPS = {
-    "pretrain": (_define_common, _define_data, _define_model, _define_views, _define_training),
-    "evaluate": (_define_common, _define_evaluate),
-    "embed": (_define_common, _define_embed),
-    "export": (_define_common, _define_export),
+def _check_output(options):
+    from simclr_tf import embeddings  # imports NumPy, and TensorFlow only when it writes
+
+    embeddings.check_path(options.output)
+
+
+_ENCODER_SOURCES = ("run_dir", "saved_model", "official_weights")
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            name="pretrain",
+            help="learn an encoder from images; given again, it resumes",
+            run="simclr_tf.commands.pretrain:pretrain",
+            groups=(_define_common, _define_data, _define_model, _define_views, _define_training),
+            required=("run_dir",),
+            reads_run=False,
+            resumable=(
+                "run_dir",
+                "data_dir",
+                "cache_gigabytes",
+                "checkpoint_every_steps",
+                "steps_per_execution",
+                "max_corrupt_share",
+                "probe_every_epochs",
+                "probe_examples",
+                "test_split",
+                "debug",
+            ),
+        ),
+        Command(
+            name="evaluate",
+            help="kNN and linear accuracy of an encoder",
+            run="simclr_tf.commands.evaluate:evaluate_encoder",
+            groups=(_define_common, _define_encoder, _define_evaluate),
+            exactly_one=_ENCODER_SOURCES,
+            required_without_run=("dataset",),
+        ),
+        Command(
+            name="embed",
+            help="embeddings, labels and ids of a data set, as npz, Parquet or TFRecord",
+            run="simclr_tf.commands.embed:embed",
+            groups=(_define_common, _define_encoder, _define_embed),
+            required=("output",),
+            exactly_one=_ENCODER_SOURCES,
+            required_without_run=("dataset",),
+            check=_check_output,
+        ),
+        Command(
+            name="export",
+            help="the encoder of a run as a SavedModel, or for TensorFlow Lite",
+            run="simclr_tf.commands.export:export",
+            groups=(_define_common, _define_export),
+            required=("run_dir", "output"),
+        ),
+    )
 }
-_REQUIRED = {
-    "pretrain": ["run_dir"],
-    "evaluate": ["run_dir"],
-    "embed": ["output"],
-    "export": ["run_dir", "output"],
-}
+
+
+class _Define:
+    """Defines absl flags in one `FlagValues`."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def string(self, name, default, text):
+        absl_flags.DEFINE_string(name, default, text, flag_values=self._values)
+
+    def boolean(self, name, default, text):
+        absl_flags.DEFINE_boolean(name, default, text, flag_values=self._values)
+
+    def enum(self, name, default, choices, text):
+        absl_flags.DEFINE_enum(name, default, choices, text, flag_values=self._values)
+
+    def integer(self, name, default, text, low=None, high=None):
+        absl_flags.DEFINE_integer(name, default, text, low, high, flag_values=self._values)
+
+    def float(self, name, default, text, low=None, high=None):
+        absl_flags.DEFINE_float(name, default, text, low, high, flag_values=self._values)
 
 
 def _flag_values(command):
-    """The flags of one command, unparsed."""
+    """The flags of a `Command`, unparsed."""
     values = absl_flags.FlagValues()
-
-    def string(name, default, text):
-        absl_flags.DEFINE_string(name, default, text, flag_values=values)
-
-    def boolean(name, default, text):
-        absl_flags.DEFINE_boolean(name, default, text, flag_values=values)
-
-    def enum(name, default, choices, text):
-        absl_flags.DEFINE_enum(name, default, choices, text, flag_values=values)
-
-    def number(kind):
-        def define(name, default, text, low=None, high=None):
-            kind(name, default, text, lower_bound=low, upper_bound=high, flag_values=values)
-
-        return define
-
-    define = types.SimpleNamespace(
-        string=string,
-        boolean=boolean,
-        enum=enum,
-        integer=number(absl_flags.DEFINE_integer),
-        float=number(absl_flags.DEFINE_float),
-    )
-    for group in _GROUPS[command]:
+    define = _Define(values)
+    for group in command.groups:
         group(define)
     # `--flagfile` is expanded by absl itself; declared so that --help lists it.
-    string("flagfile", "", "Read flags from this file, one a line; a recipe or RUN_DIR/flags.cfg.")
+    define.string(
+        "flagfile", "", "Read flags from this file, one a line; a recipe or RUN_DIR/flags.cfg."
+    )
     return values
 
 
@@ -263,48 +378,66 @@ def parse(argv):
     """Command and flags of an argument list (without the program's name).
 
     Returns:
-      (command, values): values is an `absl.flags.FlagValues`, parsed.
+      (name of the command, values): values is an `absl.flags.FlagValues`, parsed.
 
     Raises:
       errors.UsageError: an unknown command or flag, a value out of range, a flag missing.
+
+    Example:
+
+    >>> command, values = simclr_tf.cli.parse(["pretrain", "--run_dir=runs/a", "--epochs=3"])
+    >>> command, values.epochs, values.dataset
+    ('pretrain', 3, 'shapes')
     """
     if not argv or argv[0] not in COMMANDS:
         given = f"got {argv[0]!r}" if argv else "got none"
         raise errors.UsageError(f"COMMAND must be one of {', '.join(COMMANDS)}; {given}.")
-    command = argv[0]
+    command = COMMANDS[argv[0]]
     values = _flag_values(command)
     try:
-        rest = values([command, *argv[1:]])[1:]
+        rest = values([command.name, *argv[1:]])[1:]
     except absl_flags.Error as error:
         reason = " ".join(str(error).split())
-        raise errors.UsageError(f"{reason}. See simclr-tf {command} --help.") from None
+        raise errors.UsageError(f"{reason}. See `simclr-tf {command.name} --help`.") from None
     if rest:
-        raise errors.UsageError(f"{command} takes flags only; got {rest[0]!r}.")
-    for name in _REQUIRED[command]:
-        if not values[name].value:
-            raise errors.UsageError(f"{command} needs --{name}.")
-    if command == "embed":
-        _check_embed(values)
-    return command, values
+        raise errors.UsageError(f"{command.name} takes flags only; got {rest[0]!r}.")
+    _check_given(command, values)
+    return command.name, values
 
 
-def _check_embed(values):
-    if bool(values.run_dir) == bool(values.saved_model):
-        given = "both" if values.run_dir else "neither"
-        raise errors.UsageError(f"embed needs either --run_dir or --saved_model; got {given}.")
-    if values.saved_model and not values.dataset:
-        raise errors.UsageError("embed needs --dataset where it has no --run_dir to take it from.")
-    from simclr_tf import embeddings  # NumPy comes with it
+def _check_given(command, values):
+    """Raises UsageError unless the flags that a command needs are there."""
 
-    embeddings.check_path(values.output)
+    def given(names):
+        return [f"--{name}" for name in names if values[name].value]
+
+    for name in command.required:
+        if not given([name]):
+            raise errors.UsageError(f"{command.name} needs --{name}.")
+    one_of = given(command.exactly_one)
+    if command.exactly_one and len(one_of) != 1:
+        names = ", ".join(f"--{name}" for name in command.exactly_one)
+        raise errors.UsageError(
+            f"{command.name} needs exactly one of {names}; got {' and '.join(one_of) or 'none'}."
+        )
+    for name in command.required_without_run:
+        if not given([name]) and not given(["run_dir"]):
+            raise errors.UsageError(f"{command.name} needs --{name} where it has no --run_dir.")
 
 
 def options_of(values):
-    """Flag values as plain attributes, the textual ones taken apart."""
-    options = types.SimpleNamespace(**values.flag_values_dict())
-    if hasattr(options, "view_sizes") and options.view_sizes:
-        options.view_sizes = _view_sizes(options.view_sizes)
-    return options
+    """Flag values as `Options`; view sizes as a list of (side, end).
+
+    Example:
+
+    >>> _, values = simclr_tf.cli.parse(["pretrain", "--run_dir=a", "--view_sizes=16:0.5,32:1"])
+    >>> simclr_tf.cli.options_of(values).view_sizes
+    [(16, 0.5), (32, 1.0)]
+    """
+    options = values.flag_values_dict()
+    if options.get("view_sizes"):
+        options["view_sizes"] = _view_sizes(options["view_sizes"])
+    return Options(**options)
 
 
 def _view_sizes(text):
@@ -318,7 +451,14 @@ def _view_sizes(text):
 
 
 def flag_texts(values):
-    """Flag name to its text, for flags.cfg; flags without a value are left out."""
+    """Flag name to its text, for flags.cfg; flags without a value are left out.
+
+    Example:
+
+    >>> _, values = simclr_tf.cli.parse(["export", "--run_dir=runs/a", "--output=encoder/1"])
+    >>> simclr_tf.cli.flag_texts(values)["layer"]
+    'h'
+    """
     return {
         name: str(values[name].value)
         for name in values
@@ -326,8 +466,18 @@ def flag_texts(values):
     }
 
 
-def _options_of_run(run_dir):
-    """The `pretrain` options of a run, from its flags.cfg."""
+def options_of_run(run_dir):
+    """The `pretrain` options of a run, from its flags.cfg.
+
+    Raises:
+      errors.UsageError: there is no run.
+
+    Example:
+
+    >>> simclr_tf.training.RunDirectory(".").write_flags({"epochs": "7", "run_dir": "."})
+    >>> simclr_tf.cli.options_of_run(".").epochs
+    7
+    """
     path = pathlib.Path(run_dir) / "flags.cfg"
     if not path.exists():
         raise errors.UsageError(
@@ -335,87 +485,109 @@ def _options_of_run(run_dir):
             "Make one with `simclr-tf pretrain`."
         )
     _, values = parse(["pretrain", f"--flagfile={path}"])
-    options = options_of(values)
-    options.run_dir = run_dir  # the directory may have been moved
-    return options
+    return options_of(values).replace(run_dir=run_dir)  # the directory may have been moved
 
 
 def _execute(command, values):
+    """Runs a parsed command."""
     options = options_of(values)
-    of_run = command != "pretrain" and options.run_dir  # embed can do without
-    trained = _options_of_run(options.run_dir) if of_run else None
-    if getattr(options, "data_dir", None) and trained:
-        trained.data_dir = options.data_dir
+    if command.check:
+        command.check(options)
+    reads_run = command.reads_run and options.run_dir
+    trained = options_of_run(options.run_dir) if reads_run else None
+    invocation = Invocation(flag_texts(values), command.resumable, trained)
     from simclr_tf import _quiet
 
-    _quiet.import_tensorflow()
-    # XLA and the kernels speak up when they are first used, too.
+    # TensorFlow logs while it is imported, and XLA and the kernels when they are first used.
     with _quiet.native_noise_hidden():
-        _run_job(command, values, options, trained)
-
-
-def _run_job(command, values, options, trained):
-    if command == "pretrain":
-        from simclr_tf.commands.pretrain import pretrain
-
-        directory = pretrain(options, flag_texts(values), RESUMABLE_FLAGS)
-        print(f"run: {directory.path}\nviews: {directory.views}\nencoder: {directory.export}")
-    elif command == "evaluate":
-        from simclr_tf.commands.evaluate import evaluate_run
-
-        evaluate_run(options, trained)
-    elif command == "embed":
-        from simclr_tf.commands.embed import embed
-
-        embed(options, trained)
-    else:
-        from simclr_tf.commands.export import export
-
-        export(options, trained)
+        _quiet.import_tensorflow()
+        module, _, function = command.run.partition(":")
+        getattr(importlib.import_module(module), function)(options, invocation)
 
 
 def _help(argv):
     """Prints help; argv holds --help or is empty."""
-    command = next((word for word in argv if word in COMMANDS), None)
-    if command:
-        print(f"simclr-tf {command}: {COMMANDS[command]}\n")
-        print(_flag_values(command).get_help())
+    name = next((word for word in argv if word in COMMANDS), None)
+    if name:
+        print(f"simclr-tf {name}: {COMMANDS[name].help}\n")
+        print(_flag_values(COMMANDS[name]).get_help())
         return
     print("Learn an image encoder without labels (SimCLR).\n\nusage: simclr-tf COMMAND --flags\n")
-    for name, text in COMMANDS.items():
-        print(f"  {name:<10} {text}")
+    for command in COMMANDS.values():
+        print(f"  {command.name:<10} {command.help}")
     print("\n`simclr-tf COMMAND --help` lists the flags of a command.")
 
 
 def main(argv=None):
-    """Runs a command line and returns its exit code; argv is without the program's name."""
+    """Runs a command line and returns its exit code; argv is without the program's name.
+
+    Only the package's own exceptions become one line; any other is a bug and is raised.
+
+    Example:
+
+    >>> simclr_tf.cli.main(["evaluate", "--saved_model=encoder/1"])
+    2
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"-h", "--help", "-help", "help"} & set(argv):
         _help(argv)
         return 0 if argv else 2
     debug = "--debug" in argv or "--debug=true" in argv
     try:
-        _execute(*parse(argv))
+        name, values = parse(argv)
+        _execute(COMMANDS[name], values)
     except KeyboardInterrupt:
         return 130
-    except errors.UsageError as error:
-        if debug:
+    except errors.Error as error:
+        if debug and not isinstance(error, errors.TryAgainError):
             raise
-        return _fail(error, 2)
-    except errors.TryAgainError as error:
-        return _fail(error, TRY_AGAIN)
-    except (ValueError, OSError, RuntimeError) as error:
-        if debug or not _is_for_user(error):
-            raise
-        return _fail(error, 1)
+        _print_error(error, COMMANDS.get(argv[0]))
+        return _exit_code(error)
     return 0
 
 
-def _is_for_user(error):
-    """Whether an exception is ours to say in one line; TensorFlow's own keep their traceback."""
-    return type(error).__module__.split(".")[0] in ("builtins", "simclr_tf")
+def _exit_code(error):
+    codes = ((errors.UsageError, 2), (errors.TryAgainError, os.EX_TEMPFAIL))
+    return next((code for kind, code in codes if isinstance(error, kind)), 1)
 
 
-def _fail(error, code):
-    print(f"simclr-tf: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+def _print_error(error, command):
+    line = " ".join(str(error).split())
+    if command:
+        line = name_flags(line, set(_flag_values(command)))
+    print(f"simclr-tf: {line}", file=sys.stderr)
+
+
+# Quoted text, which stays as it is; or a word, which may name a flag.
+_QUOTED_OR_WORD = re.compile(
+    r"""(?<!\w)'[^']*'(?!\w) | "[^"]*" | `[^`]*`
+    | (?<!\S) (?P<open>[(\[]*) (?P<name>[a-z]\w*)
+      (?= (?P<value>=) | [,.;:)\]]*(?:\s|$) | 's\b )""",
+    re.VERBOSE,
+)
+
+
+def name_flags(message, flags):
+    """Writes `--` before the arguments in a message of the library that are flags of a command.
+
+    A name with an underscore counts everywhere; a single word, such as precision, only before "="
+    or " must". Quoted text and paths stay as they are.
+
+    Args:
+      message: one line.
+      flags: set of the names of the flags.
+
+    Example:
+
+    >>> simclr_tf.cli.name_flags("batch_size must be even; got 3.", {"batch_size"})
+    '--batch_size must be even; got 3.'
+    """
+
+    def dashed(match):
+        name = match["name"]
+        sure = name and ("_" in name or match["value"] or message.startswith(" must", match.end()))
+        if name not in flags or not sure:
+            return match[0]
+        return f"{match['open']}--{name}"
+
+    return _QUOTED_OR_WORD.sub(dashed, message)

@@ -50,10 +50,10 @@ def _mirrored_strategy():
 def _multi_worker_strategy():
     if "cluster" not in _tf_config():
         raise ArgumentError(
-            "--strategy=multi_worker needs the environment variable TF_CONFIG with the workers and "
-            "the place of this one among them, such as "
+            "strategy=multi_worker needs the environment variable TF_CONFIG with the addresses of "
+            "all workers and the index of this one, such as "
             """'{"cluster": {"worker": ["host0:2222", "host1:2222"]}, """
-            """"task": {"type": "worker", "index": 0}}'. On one machine take --strategy=mirrored."""
+            """"task": {"type": "worker", "index": 0}}'. On one machine use strategy=mirrored."""
         )
     return tf.distribute.MultiWorkerMirroredStrategy()
 
@@ -71,8 +71,8 @@ def _tpu_strategy(tpu):
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu)
     except (ValueError, tf.errors.OpError) as error:
         raise ArgumentError(
-            f"--strategy=tpu needs a TPU; none answers at {tpu or 'the address of this machine'}. "
-            "Give its name with --tpu, or take --strategy=auto."
+            f"strategy=tpu needs a TPU; none answers at {tpu or 'the address of this machine'}. "
+            "Pass its name as tpu=NAME, or use strategy=auto."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 

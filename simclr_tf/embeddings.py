@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 
 from simclr_tf import _atomic, errors
-from simclr_tf.errors import ArgumentError, output_errors
+from simclr_tf.errors import ArgumentError, storage_errors
 
 # At most, in a row group of Parquet.
 _GROUP_BYTES, _GROUP_ROWS = 2**24, 2**15
@@ -56,14 +56,14 @@ class Writer:
 
     def __enter__(self):
         self._atomic = _atomic.atomic_path(self._path)
-        with output_errors(self._path):
+        with storage_errors(self._path):
             self._scratch = self._atomic.__enter__()
         return self
 
     def __exit__(self, kind, error, trace):
         with contextlib.ExitStack() as stack:
             if error is None:
-                stack.enter_context(output_errors(self._path))
+                stack.enter_context(storage_errors(self._path))
             stack.push(self._atomic)
             stack.callback(self._close)
             if error is not None:
@@ -85,7 +85,7 @@ class Writer:
 
         Raises:
           ArgumentError: the batch has other columns, or another D, than the first.
-          OutputError: the disk is full, and the like.
+          StorageError: the disk is full, and the like.
         """
         columns = {"embedding": np.asarray(features.h, "<f4")}  # [b, D]
         if features.labels is not None:
@@ -95,7 +95,7 @@ class Writer:
         layout = [(name, column.shape[1:]) for name, column in columns.items()]
         if self._file is None:
             self._layout = layout
-            with output_errors(self._path):
+            with storage_errors(self._path):
                 self._file = self._format(
                     self._scratch, list(columns), columns["embedding"].shape[1]
                 )
@@ -104,7 +104,7 @@ class Writer:
                 f"all batches of a file must have the columns of the first, {self._layout}; "
                 f"got {layout}."
             )
-        with output_errors(self._path):
+        with storage_errors(self._path):
             self._file.add(columns)
 
 

@@ -9,63 +9,125 @@ import contextlib
 
 
 class Error(Exception):
-    """Base class of the package's exceptions."""
+    """Base class of the package's exceptions.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.UsageError, simclr_tf.errors.Error)
+    True
+    """
 
     # AutoGraph raises such an exception as it is, without the source lines that led to it.
     ag_pass_through = True
 
 
 class ArgumentError(Error, ValueError):
-    """An argument of the wrong type, shape or range."""
+    """An argument of the wrong type, shape or range.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.ArgumentError, ValueError)
+    True
+    """
 
 
 class UsageError(ArgumentError):
-    """A command that cannot be carried out as given; its exit code is 2."""
+    """A command whose flags are wrong; its exit code is 2.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.UsageError, ValueError)
+    True
+    """
 
 
 class TrainingError(Error, RuntimeError):
-    """A run that cannot continue."""
+    """A run that cannot continue.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.TrainingError, RuntimeError)
+    True
+    """
 
 
 class PreemptedError(TrainingError):
-    """The machine asked the run to stop (SIGTERM); its state is saved."""
+    """The machine asked the run to stop (SIGTERM); its state is saved.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.PreemptedError, simclr_tf.errors.TrainingError)
+    True
+    """
 
 
 class TryAgainError(Error, RuntimeError):
-    """The machine stopped the run; the same command resumes it. The exit code is 75."""
+    """The machine stopped the run; the same command resumes it. The exit code is 75.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.TryAgainError, RuntimeError)
+    True
+    """
 
 
 class ExportError(Error, RuntimeError):
-    """An exported model whose outputs differ from the encoder's; it was removed."""
+    """An exported model whose outputs differ from the encoder's; it was removed.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.ExportError, RuntimeError)
+    True
+    """
 
 
 class CorruptImageError(Error):
-    """An example that cannot be read; the message is the reason."""
+    """An example that cannot be read; the message is the reason.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.CorruptImageError, ValueError)
+    False
+    """
 
 
-class OutputError(Error, OSError):
-    """A file or directory that cannot be written; `errno` is that of the operating system."""
+class StorageError(Error, OSError):
+    """A file or directory that cannot be read or written; `errno` is the operating system's.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.StorageError, OSError)
+    True
+    """
 
 
 @contextlib.contextmanager
-def output_errors(path):
-    """Raises an `OSError` of the block as an `OutputError` that names the path.
-
-    For blocks that do nothing but write.
+def storage_errors(path, action="written"):
+    """Raises an `OSError` of the block as a `StorageError` that names the path.
 
     Args:
-      path: the file or directory that is written.
+      path: the file or directory that is read or written, for errors that name no file.
+      action: "read" or "written".
 
     Raises:
-      OutputError: the disk is full, the directory is not writable, and the like.
+      StorageError: the disk is full, the directory is missing or not writable, and the like.
+
+    Example:
+
+    >>> with simclr_tf.errors.storage_errors("h.npz"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    simclr_tf.errors.StorageError: h.npz cannot be written: No space left on device. Free some ...
     """
     try:
         yield
-    except OutputError:
+    except StorageError:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        message = f"{path} cannot be written: {reason}. Free some space, or choose another path."
-        output_error = OutputError(reason if str(path) in reason else message)
-        output_error.errno = error.errno
-        raise output_error from error
+        path = error.filename or path if action == "read" else path
+        hint = "Make it accessible" if action == "read" else "Free some space"
+        message = f"{path} cannot be {action}: {reason}. {hint}, or choose another path."
+        storage_error = StorageError(reason if str(path) in reason else message)
+        storage_error.errno = error.errno
+        raise storage_error from error

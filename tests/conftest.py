@@ -1,4 +1,4 @@
-"""What every test starts from: four logical CPUs, one seed, float32; and how tests get quick."""
+"""Every test starts with four logical CPUs, one seed and float32; fixtures make runs small."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from simclr_tf import _quiet
 
 
 def pytest_configure(config):
-    """Four logical CPUs; a process that has others run the tests does not wait for TensorFlow."""
+    """Four logical CPUs; a process that only distributes tests does not load TensorFlow."""
     if getattr(config.option, "numprocesses", None):
         return
     tf = _quiet.import_tensorflow()
@@ -32,8 +32,8 @@ def same_start():
 
 
 @contextlib.contextmanager
-def few_blocks():
-    """The same kinds of blocks, fewer of each: most of a test's time is Keras' own, per layer."""
+def fewer_residual_blocks():
+    """The same kinds of residual blocks, fewer of each: Keras's time per layer dominates a test."""
     from simclr_tf.encoders import resnet
 
     with pytest.MonkeyPatch.context() as patch:
@@ -44,24 +44,24 @@ def few_blocks():
 
 @pytest.fixture
 def shallow():
-    """For one test."""
-    with few_blocks():
+    """ResNets with fewer residual blocks, for one test."""
+    with fewer_residual_blocks():
         yield
 
 
 @pytest.fixture(scope="module")
 def quick_runs():
-    """Runs with few blocks on few shapes, whose views are not compiled.
+    """Runs with fewer residual blocks on fewer shapes, whose views are not compiled by XLA.
 
-    Compiling them takes longer than training here; test_augment.py compiles them, test_resnet.py
-    has whole networks.
+    Compiling takes longer than training here; test_augment.py compiles views, and test_resnet.py
+    tests whole networks.
     """
     from simclr_tf import augment
     from simclr_tf.data import by_name
 
     defaults = augment.RandomView.__init__.__defaults__
     assert defaults[-1] is True, "jit_compile is the last argument"
-    with few_blocks(), pytest.MonkeyPatch.context() as patch:
+    with fewer_residual_blocks(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(augment.RandomView.__init__, "__defaults__", (*defaults[:-1], False))
         patch.setattr(by_name, "SHAPES_SPLITS", {"train": (600, 1), "test": (60, 2)})
         yield
@@ -69,7 +69,7 @@ def quick_runs():
 
 @pytest.fixture
 def no_export(monkeypatch):
-    """Runs end with an empty directory in place of the encoder's SavedModel."""
+    """Runs end with an empty directory instead of the encoder's SavedModel."""
     from simclr_tf.commands import pretrain
 
     monkeypatch.setattr(
@@ -79,15 +79,15 @@ def no_export(monkeypatch):
 
 @pytest.fixture
 def one_layer(monkeypatch, no_export):
-    """Runs of one convolution to 32 channels, for claims that no encoder has a part in."""
+    """Runs of one convolution to 32 channels, for tests that do not depend on the encoder."""
     from tensorflow import keras
 
     from simclr_tf.commands import build, evaluate, export, pretrain
 
     def build_encoder(options, image_size):
         layers = keras.layers
-        parts = [layers.Conv2D(32, 3), layers.BatchNormalization(), layers.GlobalAveragePooling2D()]
-        return keras.Sequential([keras.Input((None, None, 3)), *parts])
+        stack = [layers.Conv2D(32, 3), layers.BatchNormalization(), layers.GlobalAveragePooling2D()]
+        return keras.Sequential([keras.Input((None, None, 3)), *stack])
 
     for module in (build, evaluate, export, pretrain):
         monkeypatch.setattr(module, "build_encoder", build_encoder)

@@ -1,4 +1,4 @@
-"""What a run left, as tests compare it."""
+"""Reads what a run has written, for tests that compare runs."""
 
 import tensorflow as tf
 
@@ -6,7 +6,7 @@ from simclr_tf.training import checkpoints
 
 
 def weights_of(directory):
-    """Every variable of the newest checkpoint, by name."""
+    """Every variable of the latest checkpoint, by name."""
     number = checkpoints.numbers(directory / "checkpoints")[-1]
     reader = tf.train.load_checkpoint(str(directory / "checkpoints" / f"ckpt-{number}"))
     names = reader.get_variable_to_shape_map()

@@ -44,7 +44,7 @@ def test_a_missing_parent_directory_is_an_error_without_parents(tmp_path):
 
 
 def test_a_path_below_a_file_cannot_be_written(tmp_path):
-    """The message is one line that names the file, as an OutputError too."""
+    """The message is one line that names the file, as a StorageError too."""
     (tmp_path / "there").write_text("old")
     line = r"there.1.2 cannot be written: .*there is a file"
     with (
@@ -53,8 +53,8 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
     ):
         pass
     with (
-        pytest.raises(errors.OutputError, match=f"^{tmp_path}.{line}"),
-        errors.output_errors(tmp_path / "there" / "1" / "2"),
+        pytest.raises(errors.StorageError, match=f"^{tmp_path}.{line}"),
+        errors.storage_errors(tmp_path / "there" / "1" / "2"),
         _atomic.atomic_path(tmp_path / "there" / "1" / "2"),
     ):
         pass
@@ -63,7 +63,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 def test_an_output_error_names_path_reason_and_remedy(tmp_path):
     """In one line; it is an OSError with the number of the cause, and an error of the package."""
     with pytest.raises(OSError, match=r"/h.npz cannot be written: No space left.*Free") as raised:
-        with errors.output_errors(tmp_path / "h.npz"):
+        with errors.storage_errors(tmp_path / "h.npz"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert isinstance(raised.value, errors.Error) and raised.value.errno == errno.ENOSPC
     assert "\n" not in str(raised.value)

@@ -1,6 +1,7 @@
-"""The command line end to end on small images: runs, resumes, refuses, explains."""
+"""The command line end to end on small images: runs, resuming, mistakes."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from test_pretrained import Official
 
-from simclr_tf import cli
+from simclr_tf import cli, data, embeddings
+from simclr_tf.commands import build
 from simclr_tf.training import callbacks, run_directory
 
 SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
@@ -76,7 +79,7 @@ def metrics_of(run_dir):
 
 
 def test_a_run_leaves_what_the_design_says(finished):
-    """Flags, metrics with their names, logs, checkpoints, the encoder, pictures."""
+    """Flags, named metrics, logs, checkpoints, the encoder, pictures."""
     rows = metrics_of(finished)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["step"] == 12
@@ -85,7 +88,7 @@ def test_a_run_leaves_what_the_design_says(finished):
         assert (finished / name).exists()
     for picture in ("views.png", "curve.png"):
         assert min(Image.open(finished / picture).size) > 20
-    assert not list(finished.rglob(".*")), "nothing half-written is left"
+    assert not list(finished.rglob(".*")), "temporary files are left"
 
 
 def test_the_export_takes_images(finished):
@@ -106,7 +109,7 @@ def test_the_flag_file_runs_it_again(finished, tmp_path):
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(finished, images, capsys):
-    """It says so."""
+    """It logs that all epochs are done."""
     before = metrics_of(finished)
     assert pretrain(images, finished) == 0
     assert "holds all 3 epochs" in capsys.readouterr().err
@@ -114,16 +117,16 @@ def test_the_same_command_on_a_finished_run_does_nothing(finished, images, capsy
 
 
 def test_a_changed_flag_is_refused_by_name(finished, images, capsys):
-    """One that matters, with both values; one that does not matter passes."""
+    """A flag that affects the result, with both values; one that does not may change."""
     assert pretrain(images, finished, "--temperature=0.7") == 2
     error = capsys.readouterr().err
-    assert "--temperature was 0.1, now 0.7" in error and error.count("\n") == 1
+    assert "--temperature=0.1, now --temperature=0.7" in error and error.count("\n") == 1
     assert pretrain(images, finished, "--probe_examples=7") == 0
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_one_left_alone(images, finished, tmp_path):
-    """SIGKILL after the first epoch, the same command again: the same metrics."""
+    """SIGKILL after the first epoch, then the same command again: the same metrics."""
     run_dir = tmp_path / "killed"
     command = [sys.executable, "-c", QUICK, "pretrain", f"--dataset=npz:{images}"]
     command += [f"--run_dir={run_dir}", "--epochs=3", *SMALL]
@@ -145,33 +148,33 @@ def stopped(images, tmp_path_factory, quick_runs):
     """A run with another seed that got Ctrl-C in its last epoch: exit code, stderr, directory."""
     run_dir, end_step = tmp_path_factory.mktemp("runs") / "stopped", callbacks.StopAtStep
 
-    def end_step_and_interrupt(self, batch, logs=None, after=end_step.on_train_batch_end):
-        after(self, batch, logs)
+    def end_step_and_interrupt(self, steps, logs, after=end_step.on_steps_end):
+        after(self, steps, logs)
         if int(self.model.optimizer.iterations) == 10:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as error:
-        patch.setattr(end_step, "on_train_batch_end", end_step_and_interrupt)
+        patch.setattr(end_step, "on_steps_end", end_step_and_interrupt)
         code = pretrain(images, run_dir, "--seed=1")
     return code, error.getvalue(), run_dir
 
 
 def test_ctrl_c_leaves_a_resumable_run(stopped):
-    """Exit code 130, a line that says what is kept, no traceback."""
+    """Exit code 130, a line with what the run directory keeps, no traceback."""
     code, error, run_dir = stopped
     assert code == 130 and len(metrics_of(run_dir)) == 2
     assert "keeps 2 whole epochs. The same command resumes" in error and "Traceback" not in error
 
 
 def test_another_seed_is_another_run(stopped, finished):
-    """Of each epoch the metrics differ."""
+    """The metrics of each epoch differ."""
     for ours, theirs in zip(metrics_of(stopped[2]), metrics_of(finished)):
         assert ours["step"] == theirs["step"] and ours["loss"] != theirs["loss"]
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_process(images, tmp_path):
-    """Exit code 130, a line that says what is kept, no traceback."""
+    """Exit code 130, a line with what the run directory keeps, no traceback."""
     run_dir = tmp_path / "stopped"
     command = [sys.executable, "-m", "simclr_tf", "pretrain", f"--dataset=npz:{images}"]
     command += [f"--run_dir={run_dir}", "--epochs=2000", *SMALL, "--probe_every_epochs=-1"]
@@ -207,7 +210,7 @@ def test_evaluate_ends_with_one_json_line(finished, capsys):
 
 
 def test_embed_writes_embeddings_labels_and_ids(finished, tmp_path):
-    """In the order of the data, every last one."""
+    """Of every example, in the order of the data."""
     path = tmp_path / "h.npz"
     assert cli.main(["embed", f"--run_dir={finished}", f"--output={path}", "--split=test"]) == 0
     with np.load(path) as arrays:
@@ -217,7 +220,7 @@ def test_embed_writes_embeddings_labels_and_ids(finished, tmp_path):
 
 
 def test_export_writes_the_encoder(finished, tmp_path, capsys):
-    """A layer of the head, of length 1; and does not write over what is there."""
+    """A layer of the head, normalised; an existing path is refused."""
     path = tmp_path / "encoder" / "1"
     command = ["export", f"--run_dir={finished}", f"--output={path}", "--layer=z", "--normalize"]
     assert cli.main(command) == 0
@@ -230,7 +233,7 @@ def test_export_writes_the_encoder(finished, tmp_path, capsys):
 
 
 def test_export_for_tensorflow_lite(finished, tmp_path, capfd):
-    """Whole numbers with ranges from the run's images; a quiet converter; usage is exit code 2."""
+    """int8 with ranges measured on the run's images; a quiet converter; usage is exit code 2."""
     path = tmp_path / "encoder.tflite"
     command = ["export", f"--run_dir={finished}", f"--output={path}", "--precision=int8"]
     assert cli.main(command) == 2
@@ -243,7 +246,7 @@ def test_export_for_tensorflow_lite(finished, tmp_path, capfd):
 
 @pytest.mark.usefixtures("one_layer")
 def test_smaller_views_first(images, tmp_path):
-    """--view_sizes: the run ends at the full size and says nothing is wrong."""
+    """--view_sizes: the run ends at the full size."""
     assert pretrain(images, tmp_path / "sizes", "--view_sizes=4:0.5,8:1") == 0
     assert len(metrics_of(tmp_path / "sizes")) == 3
 
@@ -252,26 +255,26 @@ def test_smaller_views_first(images, tmp_path):
 def test_train_steps_override_epochs(images, tmp_path, monkeypatch):
     """Six steps are one epoch and a half; with LAMB, whose rate is a schedule object.
 
-    Two steps between callbacks, which is what `--steps_per_execution` says; that they are the same
-    steps is in test_whole_step.py.
+    With `--steps_per_execution=2` there are two steps between callbacks; test_whole_step.py tests
+    that they are the same steps.
     """
-    heard, look = [], callbacks.StopAtStep.on_train_batch_end
+    called_at, check = [], callbacks.StopAtStep.on_steps_end
 
-    def look_and_note(self, batch, logs=None):
-        heard.append(batch)
-        look(self, batch, logs)
+    def check_and_note(self, steps, logs):
+        called_at.append(steps)
+        check(self, steps, logs)
 
-    monkeypatch.setattr(callbacks.StopAtStep, "on_train_batch_end", look_and_note)
+    monkeypatch.setattr(callbacks.StopAtStep, "on_steps_end", check_and_note)
     flags = ["--train_steps=6", "--optimizer=lamb", "--steps_per_execution=2"]
     assert pretrain(images, tmp_path / "steps", *flags) == 0
     rows = metrics_of(tmp_path / "steps")
     assert [row["step"] for row in rows] == [4, 6]
-    assert heard == [1, 3, 1]
+    assert called_at == [2, 4, 2]
 
 
 @pytest.mark.usefixtures("one_layer")
 def test_a_test_split_without_labels_means_no_probe(images, tmp_path, capsys):
-    """The run goes on and says why there is none."""
+    """The run continues and logs why there is no probe."""
     with np.load(images) as arrays:
         parts = {name: arrays[name] for name in ("x_train", "y_train", "x_test")}
     np.savez(tmp_path / "half.npz", **parts)
@@ -308,14 +311,19 @@ MISTAKES = [
     (["pretrain", "--run_dir=x", "--view_sizes=big"], 2, "16:0.5,24:0.8,32:1"),
     (["pretrain", "--run_dir=x", "more"], 2, "takes flags only"),
     (["pretrain", "--run_dir=x", "--view_sizes=8:0.5"], 1, "ends rising to 1"),
-    (["pretrain", "--run_dir=x", "--micro_batch_size=300"], 2, "got 300. Try 256."),
+    (["pretrain", "--run_dir=x", "--micro_batch_size=300"], 2, "--micro_batch_size must be even"),
     (["pretrain", "--run_dir=x", "--image_size=0"], 2, "--image_size=0"),
-    (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"], 1, "width=2"),
+    (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"], 1, "--width=2"),
     (["pretrain", "--run_dir=x", "--dataset=folder:nowhere"], 1, "nowhere"),
-    (["pretrain", "--run_dir=x", "--batch_size=100000"], 1, "batch_size is 100000"),
+    (["pretrain", "--run_dir=x", "--batch_size=100000"], 1, "--batch_size is 100000"),
     (["pretrain", "--run_dir=x", "--warmup_epochs=3", "--epochs=3"], 2, "--warmup_epochs"),
     (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet19"], 1, "resnet18"),
     (["evaluate", "--run_dir=nowhere"], 2, "no flags.cfg"),
+    (["evaluate"], 2, "exactly one of --run_dir, --saved_model, --official_weights; got none"),
+    (["evaluate", "--run_dir=x", "--saved_model=y"], 2, "got --run_dir and --saved_model"),
+    (["evaluate", "--saved_model=y"], 2, "evaluate needs --dataset"),
+    (["evaluate", "--official_weights=y", "--dataset=shapes"], 1, "y"),
+    (["pretrain", "--run_dir=x", "--strategy=multi_worker"], 1, "--strategy=multi_worker needs"),
     (["embed", "--run_dir=nowhere"], 2, "--output"),
 ]
 
@@ -330,6 +338,93 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") <= 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("batch_size must be even; got 3.", "--batch_size must be even; got 3."),
+        ("Lower --batch_size, or (batch_size=4).", "Lower --batch_size, or (--batch_size=4)."),
+        ("width=2; the width of width must be 1", "--width=2; the width of --width must be 1"),
+        ("'batch_size' in a/run_dir/b, run_dir's", "'batch_size' in a/run_dir/b, --run_dir's"),
+        ('`batch_size`, "a batch_size b" don\'t', '`batch_size`, "a batch_size b" don\'t'),
+        ("micro_batch_sizes of batch_size_2 is not", "micro_batch_sizes of batch_size_2 is not"),
+    ],
+)
+def test_arguments_in_messages_are_shown_as_flags(message, expected):
+    """Names with an underscore everywhere, words before "=" and " must"; no quotes, no paths."""
+    assert cli.name_flags(message, {"batch_size", "width", "run_dir"}) == expected
+
+
+@pytest.mark.parametrize("error", [ValueError("not broadcastable"), OSError(5, "a bug")])
+def test_an_exception_that_is_not_the_packages_own_shows_its_traceback(
+    error, finished, monkeypatch
+):
+    """A ValueError raised inside NumPy is a bug, not a mistake of the user."""
+
+    def fail(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(np, "concatenate", fail)
+    with pytest.raises(type(error)):
+        cli.main(["evaluate", f"--run_dir={finished}"])
+
+
+def test_a_file_that_cannot_be_read_is_one_line(finished, tmp_path, capsys, monkeypatch):
+    """An OSError while the data is read is a mistake of the user or a fault of the machine."""
+
+    def fail(*arguments, **keywords):
+        raise PermissionError(13, "Permission denied", "photos/1.png")
+
+    monkeypatch.setattr(data, "load", fail)
+    assert cli.main(["embed", f"--run_dir={finished}", f"--output={tmp_path}/h.npz"]) == 1
+    assert "photos/1.png cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_options_are_a_value():
+    """They cannot be changed; a copy with other values is another one."""
+    options = cli.Options(epochs=3, run_dir="a")
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        options.epochs = 4
+    assert options.replace(epochs=4).epochs == 4 and options.epochs == 3
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=lambda command: command.name)
+def test_a_command_is_one_record(command):
+    """Its function is there, and every flag that the record names is one of its flags."""
+    module, _, function = command.run.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    named = {*command.required, *command.exactly_one, *command.required_without_run}
+    assert named | {*command.resumable} <= set(cli._flag_values(command))
+
+
+def test_an_encoder_is_the_same_from_a_run_an_export_and_official_weights(
+    finished, images, tmp_path, capsys
+):
+    """The embeddings to 1e-4; the accuracies; the JSON names the source."""
+    options = cli.Options(image_size=None)
+    encoder = build.load_encoder(options, cli.options_of_run(finished)).encoder
+    official = Official(encoder).save_checkpoint(tmp_path / "official")
+    dataset = [f"--dataset=npz:{images}", "--image_size=8"]
+    sources = {
+        "run_dir": [f"--run_dir={finished}"],
+        "saved_model": [f"--saved_model={finished}/export", *dataset],
+        "official_weights": [f"--official_weights={official}", *dataset],
+    }
+    found, results = {}, {}
+    for name, flags in sources.items():
+        output = tmp_path / f"{name}.npz"
+        assert cli.main(["embed", *flags, f"--output={output}", "--split=test"]) == 0
+        found[name] = embeddings.read(output)
+        capsys.readouterr()
+        assert cli.main(["evaluate", *flags]) == 0
+        results[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert results[name]["encoder_source"] == name
+        assert results[name]["encoder_path"] in flags[0]
+    for name, features in found.items():
+        np.testing.assert_allclose(features.h, found["run_dir"].h, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(features.ids, found["run_dir"].ids)
+        assert results[name]["accuracy"] == results["run_dir"]["accuracy"]
 
 
 @pytest.mark.usefixtures("one_layer")
@@ -352,7 +447,7 @@ def test_photographs_of_several_sizes(tmp_path, capsys):
 
 @pytest.mark.usefixtures("one_layer")
 def test_a_loss_that_turns_nan_stops_the_run(images, tmp_path, capsys):
-    """With what to do; as nothing was kept, the directory takes other flags."""
+    """With advice; as there is no checkpoint yet, the directory accepts other flags."""
     flags = ["--learning_rate=1e30", "--learning_rate_scaling=none", "--epochs=1"]
     assert pretrain(images, tmp_path / "nan", *flags) == 1
     assert "Lower --learning_rate" in capsys.readouterr().err

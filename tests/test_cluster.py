@@ -1,4 +1,4 @@
-"""Real worker processes over loopback: they end where one process does, and survive a kill."""
+"""Real worker processes over loopback: their results equal one process's; they survive a kill."""
 
 import importlib.util
 import pathlib
@@ -25,7 +25,7 @@ FLAGS += ["--epochs=2", "--probe_every_epochs=2"]
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
-    """Of a run on 96 images of noise, 16 pixels."""
+    """Flags of a run on 96 images of noise, 16 pixels."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, [146, 16, 16, 3], np.uint8), np.arange(146) % 5
     path = tmp_path_factory.mktemp("noise") / "set.npz"
@@ -79,7 +79,7 @@ def assert_same(ours, theirs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
-def test_workers_end_where_one_process_does(cluster, flags, alone, workers, tmp_path):
+def test_workers_end_with_the_results_of_one_process(cluster, flags, alone, workers, tmp_path):
     """Weights, moving statistics, optimizer, metrics and the exported encoder."""
     assert cluster.run(workers, [f"--run_dir={tmp_path}", *flags], restarts=0) == 0
     assert_same(tmp_path, alone)
@@ -90,7 +90,7 @@ def test_workers_end_where_one_process_does(cluster, flags, alone, workers, tmp_
 def test_a_killed_worker_costs_no_more_than_the_time(
     cluster, flags, alone, victim, tmp_path, monkeypatch
 ):
-    """SIGKILL after the first epoch; the others say so and end with 75; all are started again."""
+    """SIGKILL after the first epoch; the others exit with 75 and a message; all are restarted."""
     attempts, start = [], cluster.start
 
     def start_and_keep(*arguments):
@@ -114,8 +114,8 @@ def test_a_killed_worker_costs_no_more_than_the_time(
     assert_same(tmp_path, alone)
 
 
-def test_a_cluster_without_an_address_book_is_a_clear_error(monkeypatch, tmp_path):
-    """--strategy=multi_worker without TF_CONFIG, and with one that is not JSON."""
+def test_a_cluster_without_addresses_is_a_clear_error(monkeypatch, tmp_path):
+    """strategy="multi_worker" without TF_CONFIG, and with one that is not JSON."""
     from simclr_tf import distribute
 
     monkeypatch.delenv("TF_CONFIG", raising=False)

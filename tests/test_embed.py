@@ -20,7 +20,7 @@ from simclr_tf import cli, data, embeddings, errors, evaluate, export
 from simclr_tf.commands import build
 from simclr_tf.commands.embed import progress_bar
 from simclr_tf.evaluate import Features
-from simclr_tf.training import checkpoints, run_directory
+from simclr_tf.training import Checkpoints, run_directory
 
 FORMATS = ("npz", "parquet", "tfrecord")
 ROWS, SIZE, DIM = 20, 8, 32
@@ -46,9 +46,9 @@ def run_dir(images, tmp_path_factory, quick_runs):
     model.compile(optimizer="sgd")
     directory.path.mkdir()
     directory.write_flags(cli.flag_texts(values))
-    checkpoint = checkpoints.Checkpoints(directory.checkpoints, model, steps_per_epoch=1)
-    checkpoint.set_model(model)
-    checkpoint.on_epoch_end(0)
+    saver = Checkpoints(directory.checkpoints, model, 1, metadata={"image_size": SIZE})
+    saver.set_model(model)
+    saver.on_epoch_end(0)
     export.export_encoder(model.encoder, directory.export, model.image_shape)
     return directory.path
 
@@ -56,7 +56,8 @@ def run_dir(images, tmp_path_factory, quick_runs):
 @pytest.fixture(scope="module")
 def expected(run_dir, images):
     """The features of all images by the encoder of the run, seven at a time."""
-    encoder, _ = build.encoder_of_run(cli._options_of_run(run_dir))
+    options = cli.Options(image_size=None)
+    encoder = build.load_encoder(options, cli.options_of_run(run_dir)).encoder
     return evaluate.extract_features(encoder, data.load(f"npz:{images}").batches(7))
 
 
@@ -166,7 +167,7 @@ def test_too_many_unreadable_images_leave_nothing(run_dir, folder, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, cli.TRY_AGAIN)]
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, os.EX_TEMPFAIL)]
 )
 def test_a_signal_half_way_leaves_nothing(number, code, run_dir, tmp_path, monkeypatch, capsys):
     """Ctrl-C and SIGTERM, after the first batch."""
@@ -184,8 +185,8 @@ def test_a_signal_half_way_leaves_nothing(number, code, run_dir, tmp_path, monke
 
 
 MISTAKES = [
-    (["--output=h.npz"], "either --run_dir or --saved_model; got neither"),
-    (["--output=h.npz", "--run_dir=x", "--saved_model=y"], "got both"),
+    (["--output=h.npz"], "exactly one of --run_dir, --saved_model, --official_weights; got none"),
+    (["--output=h.npz", "--run_dir=x", "--saved_model=y"], "got --run_dir and --saved_model"),
     (["--output=h.npz", "--saved_model=y"], "needs --dataset"),
     (["--run_dir=x"], "needs --output"),
     (["--output=h.hdf5", "--run_dir=x"], "must end in .npz, .parquet, .tfrecord; got 'h.hdf5'"),
@@ -289,7 +290,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(kind, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
-    assert isinstance(raised.value, errors.OutputError)
+    assert isinstance(raised.value, errors.StorageError)
     assert str(raised.value).startswith(f"{tmp_path}/h.{kind} cannot be written: ")
     assert left_in(tmp_path) == []
 
@@ -462,7 +463,7 @@ def test_a_saved_model_of_unknown_image_size_needs_image_size(tmp_path, images, 
     command = ["embed", f"--saved_model={path}", f"--dataset=npz:{images}"]
     command += [f"--output={tmp_path / 'h.npz'}"]
     assert cli.main(command) == 2
-    assert "Give --image_size" in capsys.readouterr().err
+    assert "Pass --image_size" in capsys.readouterr().err
     assert cli.main([*command, f"--image_size={SIZE}"]) == 0
     pixels = np.load(images)["x_train"]
     found = embeddings.read(tmp_path / "h.npz")

@@ -17,7 +17,7 @@ from tensorflow import keras
 
 from simclr_tf import ProjectionHead, ResNet, data
 from simclr_tf.data.decode import decode, decode_whole
-from simclr_tf.errors import OutputError
+from simclr_tf.errors import StorageError
 from simclr_tf.export import (
     MAX_PIXELS,
     ExportError,
@@ -379,16 +379,16 @@ def test_an_encoder_of_zeros_is_exported(small, tmp_path):
 
 
 def test_an_export_that_cannot_be_written_is_one_line(small, tmp_path):
-    """Below a file, and on a full disk: an OutputError that names the path; nothing is left."""
+    """Below a file, and on a full disk: a StorageError that names the path; nothing is left."""
     (tmp_path / "file").touch()
     for export in (export_encoder, export_tflite):
-        with pytest.raises(OutputError, match=r"file/1 cannot be written: .*is a file. Choose"):
+        with pytest.raises(StorageError, match=r"file/1 cannot be written: .*is a file. Choose"):
             export(small, tmp_path / "file" / "1")
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OutputError, match=f"^{tmp_path}/1 cannot be written: .*too large"):
+        with pytest.raises(StorageError, match=f"^{tmp_path}/1 cannot be written: .*too large"):
             export_encoder(small, tmp_path / "1")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

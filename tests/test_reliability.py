@@ -1,4 +1,4 @@
-"""What machines do to a run: signals, damaged checkpoints, full disks, two runs in one place."""
+"""Faults of machines: signals, damaged checkpoints, full disks, two runs in one directory."""
 
 import contextlib
 import os
@@ -16,8 +16,7 @@ from runs import weights_of
 from tensorflow import keras
 
 from simclr_tf import ProjectionHead, SimCLR, augment, cli, errors
-from simclr_tf.commands import pretrain
-from simclr_tf.training import checkpoints, run_directory
+from simclr_tf.training import checkpoints, loop, preemption, run_directory
 
 IMAGES = np.random.default_rng(5).integers(0, 256, [32, 8, 8, 3], np.uint8)
 STEPS = 4
@@ -40,25 +39,23 @@ def model_of():
     return model
 
 
-def train(directory, epochs=2, every_steps=None, said=None):
+def train(directory, epochs=2, every_steps=None):
     """Trains with checkpoints in a directory; returns the model and its `Checkpoints`."""
     model = model_of()
-    keeper = checkpoints.Checkpoints(
-        directory, model, STEPS, every_steps, say=(said if said is not None else []).append
-    )
-    epoch, step = keeper.restore()
+    saver = checkpoints.Checkpoints(directory, model, STEPS, every_steps, log=lambda text: None)
+    epoch, step = saver.restore()
     assert step == 0, "whole epochs only"
     data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8, drop_remainder=True)
     if epoch < epochs:
-        model.fit(data, epochs=epochs, initial_epoch=epoch, callbacks=[keeper], verbose=0)
-    return model, keeper
+        model.fit(data, epochs=epochs, initial_epoch=epoch, callbacks=[saver], verbose=0)
+    return model, saver
 
 
 # -- checkpoints -----------------------------------------------------------------------------
 
 
 def test_the_last_two_checkpoints_are_kept_and_named_by_their_step(tmp_path):
-    """Of three epochs of four steps, with one more within each; TensorFlow finds the newest too."""
+    """Three epochs of four steps, one checkpoint within each; TensorFlow finds the latest too."""
     train(tmp_path, 3, every_steps=3)
     assert checkpoints.numbers(tmp_path) == [11, 12]
     assert checkpoints.latest_position(tmp_path) == (3, 0)
@@ -104,26 +101,26 @@ def copied(two_epochs, tmp_path):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(damage, copied):
-    """With a line that names it."""
+    """A line of text names it."""
     DAMAGES[damage](copied)
-    said = []
-    keeper = checkpoints.Checkpoints(copied, model_of(), STEPS, say=said.append)
-    assert keeper.restore() == (1, 0)
-    assert len(said) == 1 and "ckpt-8 cannot be read" in said[0] and "\n" not in said[0]
+    lines = []
+    saver = checkpoints.Checkpoints(copied, model_of(), STEPS, log=lines.append)
+    assert saver.restore() == (1, 0)
+    assert len(lines) == 1 and "ckpt-8 cannot be read" in lines[0] and "\n" not in lines[0]
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(two_epochs, copied):
-    """And ends as it would have; what was damaged is written anew."""
+    """It ends with the same weights; the damaged checkpoint is written again."""
     DAMAGES["data cut off"](copied)
-    again, keeper = train(copied)
+    again, saver = train(copied)
     for ours, theirs in zip(again.get_weights(), two_epochs[1]):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
-    assert keeper.restore() == (2, 0)
+    assert saver.restore() == (2, 0)
 
 
 @pytest.mark.parametrize("state", [None, b"", b"model_checkpoint_path: \x00"])
 def test_the_list_of_checkpoints_is_not_needed(state, copied):
-    """TensorFlow's own, a file named `checkpoint`, is lost, empty or garbled."""
+    """TensorFlow's list, a file named `checkpoint`, is lost, empty or damaged."""
     (copied / "checkpoint").unlink()
     if state is not None:
         (copied / "checkpoint").write_bytes(state)
@@ -131,7 +128,7 @@ def test_the_list_of_checkpoints_is_not_needed(state, copied):
 
 
 def test_only_damaged_checkpoints_are_an_error_and_no_new_start(copied):
-    """Nothing is trained over them."""
+    """Training does not start again over them."""
     for path in copied.glob("*.data*"):
         cut(path)
     with pytest.raises(errors.TrainingError, match="none of the 2 checkpoints"):
@@ -140,7 +137,7 @@ def test_only_damaged_checkpoints_are_an_error_and_no_new_start(copied):
 
 @contextlib.contextmanager
 def files_up_to(size):
-    """No file of this process may grow over so many bytes: writing then fails as on a full disk."""
+    """Limits files of this process to `size` bytes: writing then fails as on a full disk."""
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -152,7 +149,7 @@ def files_up_to(size):
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(copied):
-    """One clear line; what is there can still be read."""
+    """One line; the checkpoints that are there can still be read."""
     with files_up_to(1000), pytest.raises(errors.TrainingError, match="File too large"):
         train(copied, epochs=3)
     assert not list(copied.glob("*_temp"))
@@ -161,11 +158,11 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(copied):
 
 
 def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
-    """What remained of the run would be taken for the whole."""
-    _, keeper = train(tmp_path / "run" / "checkpoints", epochs=1)
+    """A directory with one checkpoint would look like the whole run."""
+    _, saver = train(tmp_path / "run" / "checkpoints", epochs=1)
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(FileNotFoundError):
-        keeper.on_epoch_end(1)
+        saver.on_epoch_end(1)
     assert not list(tmp_path.iterdir())
 
 
@@ -173,7 +170,7 @@ def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
 
 
 def test_one_process_at_a_time_writes_to_a_directory(tmp_path, capsys):
-    """The second is told who does; the place is free again afterwards."""
+    """The second is told which process it is; the lock is released afterwards."""
     directory = run_directory.RunDirectory(tmp_path / "run")
     with directory.locked():
         assert cli.main(["pretrain", f"--run_dir={tmp_path / 'run'}", *TINY]) == 2
@@ -194,7 +191,7 @@ with run_directory.RunDirectory(sys.argv[1]).locked():
 
 
 def test_a_killed_process_holds_nothing(tmp_path):
-    """The system lets go of its lock, though the file is still there."""
+    """The operating system releases its lock, though the file is still there."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -207,16 +204,18 @@ def test_a_killed_process_holds_nothing(tmp_path):
         pass
 
 
-def test_a_place_that_cannot_be_written_is_told_before_training(tmp_path):
-    """Here since its parent is a file; a read-only one reads alike."""
+def test_a_path_that_cannot_be_written_is_an_error_before_training(tmp_path):
+    """Here because its parent is a file; a read-only directory has the same message."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.UsageError, match=r"can be written.*Not a directory.*Take another"):
+    with pytest.raises(
+        errors.UsageError, match=r"can be written.*Not a directory.*Pass another path"
+    ):
         with run_directory.RunDirectory(tmp_path / "file" / "run").locked():
             pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_a_read_only_place_is_told_before_training(tmp_path):
+def test_a_read_only_directory_is_an_error_before_training(tmp_path):
     """Without a traceback."""
     tmp_path.chmod(0o500)
     with pytest.raises(errors.UsageError, match="Permission denied"):
@@ -224,14 +223,14 @@ def test_a_read_only_place_is_told_before_training(tmp_path):
             pass
 
 
-def test_what_can_no_longer_be_written_is_one_line_that_says_what_is_kept(two_epochs, tmp_path):
-    """metrics.jsonl on a full disk."""
+def test_a_failure_to_write_within_a_run_is_one_line(two_epochs, tmp_path):
+    """metrics.jsonl on a full disk; the line names what the directory keeps."""
     directory = run_directory.RunDirectory(tmp_path)
     shutil.copytree(two_epochs[0], directory.checkpoints)
     with pytest.raises(
         errors.TrainingError, match=r"cannot be written.*keeps 2 whole epochs"
     ) as caught:
-        with pretrain._writing(directory), files_up_to(0):
+        with loop.report_unwritable(directory), files_up_to(0):
             directory.metrics.write_text("{}")
     assert "\n" not in str(caught.value)
 
@@ -243,7 +242,7 @@ TINY += ["--projection_dim=8", "--image_size=8", "--train_split=train[:80]", "--
 TINY += ["--probe_every_epochs=-1", "--learning_rate=0.1", "--deterministic"]
 
 # Runs the command with a SIGTERM in the seventh step, again until its end, and once undisturbed.
-# Few blocks and shapes, no XLA, no export: as the fixtures of conftest.py have it.
+# Fewer residual blocks and shapes, no XLA, no export: like the fixtures of conftest.py.
 STOPPED = """
 import os, signal, sys
 from simclr_tf import augment, cli
@@ -255,19 +254,19 @@ make.__defaults__ = (*make.__defaults__[:-1], False)
 resnet.BASIC_BLOCKS[18] = (2, 1, 1, 1)
 by_name.SHAPES_SPLITS["train"] = (200, 1)
 pretrain.export_encoder = lambda encoder, path, *_: path.mkdir(parents=True)
-place, flags = sys.argv[1], sys.argv[2:]
+parent, flags = sys.argv[1], sys.argv[2:]
 from simclr_tf.training import callbacks
-look = callbacks.StopAtStep.on_train_batch_end
-def look_and_signal(self, batch, logs=None):
-    look(self, batch, logs)
+check = callbacks.StopAtStep.on_steps_end
+def check_and_signal(self, steps, logs):
+    check(self, steps, logs)
     if int(self.model.optimizer.iterations) == 7:
         os.kill(os.getpid(), signal.SIGTERM)
-callbacks.StopAtStep.on_train_batch_end = look_and_signal
-first = cli.main(["pretrain", f"--run_dir={place}/stopped", *flags])
+callbacks.StopAtStep.on_steps_end = check_and_signal
+first = cli.main(["pretrain", f"--run_dir={parent}/stopped", *flags])
 print("before:", first, flush=True)
-callbacks.StopAtStep.on_train_batch_end = look
-print("after:", cli.main(["pretrain", f"--run_dir={place}/stopped", *flags]))
-print("whole:", cli.main(["pretrain", f"--run_dir={place}/whole", *flags]))
+callbacks.StopAtStep.on_steps_end = check
+print("after:", cli.main(["pretrain", f"--run_dir={parent}/stopped", *flags]))
+print("whole:", cli.main(["pretrain", f"--run_dir={parent}/whole", *flags]))
 """
 
 
@@ -303,9 +302,9 @@ def test_sigterm_saves_and_the_run_ends_bit_for_bit_as_one_left_alone(tmp_path):
 
 
 def test_a_signal_between_steps_is_obeyed_after_the_next():
-    """Whatever the place of the batch in its epoch, and with several steps at a time."""
+    """At any step of an epoch, and with several steps per execution."""
     saved = []
-    stop = checkpoints.StopOnSignal(lambda: saved.append(True))
+    stop = preemption.StopOnSignal(lambda: saved.append(True))
     with stop.listening():
         stop.on_epoch_begin(0)
         stop.on_train_batch_end(9)
@@ -318,13 +317,13 @@ def test_a_signal_between_steps_is_obeyed_after_the_next():
 
 
 def test_workers_stop_together():
-    """The one that got no signal too, when they next ask each other."""
-    told, saved = [False], []
-    stop = checkpoints.StopOnSignal(lambda: saved.append(True), lambda flag: flag or told[0], 10)
+    """A worker without a signal too, at the next step at which they communicate."""
+    others, saved = [False], []
+    stop = preemption.StopOnSignal(lambda: saved.append(True), lambda flag: flag or others[0], 10)
     stop.on_epoch_begin(0)
     for batch in range(9, 15):
         stop.on_train_batch_end(batch)
-    told[0] = True
+    others[0] = True
     for batch in range(15, 19):
         stop.on_train_batch_end(batch)
     with pytest.raises(errors.PreemptedError):
@@ -332,25 +331,25 @@ def test_workers_stop_together():
     assert saved == [True]
 
 
-# Saves without end, so that a kill lands within a save more often than not.
+# Saves in an endless loop, so that a kill interrupts a save more often than not.
 SAVER = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import test_reliability as here
-model, keeper = here.train(sys.argv[1], 1)
-keeper._place = 1, 0
+model, saver = here.train(sys.argv[1], 1)
+saver._position = 1, 0
 print("saving", flush=True)
 while True:
-    epoch, step = keeper._place
-    keeper._place = (epoch, step + 1) if step < 3 else (epoch + 1, 0)
-    model.encoder.layers[0].bias.assign([float(keeper._place[0] * 4 + keeper._place[1])] * 4)
-    keeper.save()
+    epoch, step = saver._position
+    saver._position = (epoch, step + 1) if step < 3 else (epoch + 1, 0)
+    model.encoder.layers[0].bias.assign([float(saver._position[0] * 4 + saver._position[1])] * 4)
+    saver.save()
 """
 
 
 @pytest.mark.slow
 def test_kills_within_a_save_lose_nothing_but_that_save(tmp_path):
-    """Ten times, after more and more saves: the newest checkpoint that is whole is found."""
+    """Ten times, after more and more saves: the latest complete checkpoint is found."""
     here = os.path.dirname(os.path.abspath(__file__))
     for turn in range(10):
         directory = tmp_path / str(turn)

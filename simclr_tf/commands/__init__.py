@@ -1,4 +1,4 @@
-"""What each command does, given its options as plain attributes; flags are read in `cli.py`.
+"""What each command does, given its options as attributes; flags are read in `cli`.
 
 One file for each command; `build` is what they share.
 """

@@ -1,29 +1,38 @@
-"""What the commands share: the model that the options name, the data, the encoder of a run."""
+"""Builds what the options of a command name: the process, the data, the model, an encoder."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import data, devices, distribute, encoders, errors
+from simclr_tf import data, devices, distribute, encoders, errors, pretrained
 from simclr_tf.augment import RandomView
+from simclr_tf.export import load_exported
 from simclr_tf.heads import ProjectionHead
 from simclr_tf.models.simclr import SimCLR
-from simclr_tf.training import checkpoints, run_directory
+from simclr_tf.training import RunDirectory
+from simclr_tf.training.checkpoints import restore_submodels
 
 
-def say(text):
-    """A line for the person who started the command; results go to stdout, this to stderr."""
+def log(text):
+    """Writes a line to stderr; the results of a command go to stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def report_unreadable(*sources, directory=None):
-    """Says in one line what tf.data wraps in many; lists what could not be read, come what may."""
+    """Re-raises data errors without tf.data's wrapping; always records unreadable files.
+
+    Args:
+      sources: the `data.Source`s that are read in the block; None stands for no source.
+      directory: the `RunDirectory` whose corrupt.txt lists the files; None: no list.
+    """
     sources = [source for source in sources if source is not None]
     try:
         yield
@@ -38,11 +47,11 @@ def report_unreadable(*sources, directory=None):
 
 @contextlib.contextmanager
 def ended_by_sigterm():
-    """While it lasts, SIGTERM is an exception, which leaves nothing half-written behind."""
+    """Raises an exception at SIGTERM inside the block, so that nothing half-written is left."""
 
     def stop(number, frame):
         raise errors.TryAgainError(
-            "stopped by SIGTERM; nothing is written. Give the command again."
+            "stopped by SIGTERM; nothing is written. Start the same command again."
         )
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -53,9 +62,11 @@ def ended_by_sigterm():
 
 
 def prepare_process(options, strategy=None):
-    """Seeds, determinism and precision of this process; returns the strategy.
+    """Sets seeds, determinism and precision of this process; returns the strategy.
 
-    strategy: its name, in place of the options'.
+    Args:
+      options: those of `simclr-tf pretrain`.
+      strategy: name of the strategy; None: the one in the options.
     """
     keras.utils.set_random_seed(options.seed)
     if options.deterministic:
@@ -65,21 +76,53 @@ def prepare_process(options, strategy=None):
     return strategy
 
 
-def load(options, split, image_size=None):
-    """A split of the data set that the options name, a `data.Source`."""
-    return data.load(
-        options.dataset,
-        split,
-        data_dir=options.data_dir,
-        image_size=image_size or options.image_size,
-        source_size=options.source_size,
-        max_corrupt_share=options.max_corrupt_share,
-        cache_bytes=round(options.cache_gigabytes * 2**30),
-    )
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """The options that say which images to read; the defaults hold where there is no run."""
+
+    dataset: str
+    data_dir: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    source_size: int | None = None
+    max_corrupt_share: float = 0.01
+    cache_gigabytes: float = 2.0
+
+    @classmethod
+    def of(cls, options, trained=None):
+        """The command's own options where given, else those of the run, else the defaults."""
+        found = {}
+        for field in dataclasses.fields(cls):
+            for each in (trained, options):
+                value = getattr(each, field.name, None)
+                if value is not None:
+                    found[field.name] = value
+        return cls(**found)
+
+
+def load(options, split, image_size=None, **arguments):
+    """A split of the data set that the options name, a `data.Source`.
+
+    Args:
+      options: those of `simclr-tf pretrain`, or `DataOptions`.
+      split: name of the split, which may be sliced as in TFDS.
+      image_size: side of the images in pixels; None: the one in the options.
+      **arguments: of `data.load`, instead of those that the options hold.
+    """
+    arguments = {
+        "data_dir": options.data_dir,
+        "image_size": image_size or options.image_size,
+        "source_size": options.source_size,
+        "max_corrupt_share": options.max_corrupt_share,
+        "cache_bytes": round(options.cache_gigabytes * 2**30),
+        **arguments,
+    }
+    with errors.storage_errors(options.dataset, "read"):
+        return data.load(options.dataset, split, **arguments)
 
 
 def build_encoder(options, image_size):
-    """The encoder that the options name, built for square images of that side."""
+    """The encoder that the options name, built for square images of `image_size` pixels."""
     name = options.encoder
     if name == "resnet":
         name = f"resnet{options.resnet_depth}"
@@ -89,14 +132,14 @@ def build_encoder(options, image_size):
 
 
 def build_head(options):
-    """The projection head that the options name; it is built with its first h."""
+    """The projection head that the options name; its first call builds it."""
     return ProjectionHead(
         options.projection_hidden_dim, options.projection_dim, options.projection_layers
     )
 
 
 def build_model(options, image_size):
-    """The `SimCLR` that the options name, built for square images of that side."""
+    """The `SimCLR` that the options name, built for square images of `image_size` pixels."""
     blur = {"auto": "auto", "yes": True, "no": False}[options.blur]
     view = RandomView.for_size(
         image_size,
@@ -117,18 +160,18 @@ def build_model(options, image_size):
     return model
 
 
-def parts_of_run(options, build):
-    """Trained parts of a run's model, and the side of its images.
+def submodels_of_run(options, build):
+    """Trained submodels of a run, and the side of its images.
 
     Args:
       options: those of the run's `pretrain`.
-      build: see `checkpoints.restore_parts`.
+      build: see `checkpoints.restore_submodels`.
 
     Raises:
-      errors.UsageError: there is no run, or it has no checkpoint yet.
+      errors.UsageError: the run has no checkpoint yet.
     """
-    directory = run_directory.RunDirectory(options.run_dir)
-    restored = checkpoints.restore_parts(directory.checkpoints, build, say)
+    directory = RunDirectory(options.run_dir)
+    restored = restore_submodels(directory.checkpoints, build, log)
     if restored is None:
         raise errors.UsageError(
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "
@@ -137,9 +180,62 @@ def parts_of_run(options, build):
     return restored
 
 
-def encoder_of_run(options):
-    """The trained encoder of a run and the side of its images; raises as `parts_of_run`."""
-    parts, image_size = parts_of_run(
-        options, lambda image_size: {"encoder": build_encoder(options, image_size)}
-    )
-    return parts["encoder"], image_size
+class LoadedEncoder(NamedTuple):
+    """A trained encoder and where it is from.
+
+    Attributes:
+      encoder: maps images [B, H, W, 3], float32 in [0, 1], to h [B, D].
+      image_size: side in pixels of the square images that it gets.
+      source: the flag that named it: "run_dir", "saved_model" or "official_weights".
+      path: the value of that flag.
+    """
+
+    encoder: Any
+    image_size: int
+    source: str
+    path: str
+
+
+def load_encoder(options, trained=None):
+    """The encoder of --run_dir, --saved_model or --official_weights, whichever is given.
+
+    Also sets seeds and precision of this process: those of the run, else 0 and float32.
+
+    Args:
+      options: attributes saved_model, official_weights and image_size (None: the encoder's own).
+      trained: the options of the run's `pretrain`, in place of the other two.
+
+    Returns:
+      A `LoadedEncoder`.
+
+    Raises:
+      errors.UsageError: no checkpoint yet; an export that does not state its image size.
+      errors.ArgumentError: no SavedModel or weights there.
+    """
+    if trained:
+        prepare_process(trained, strategy="one")
+        submodels, image_size = submodels_of_run(
+            trained, lambda image_size: {"encoder": build_encoder(trained, image_size)}
+        )
+        found = submodels["encoder"], image_size, "run_dir", trained.run_dir
+    else:
+        keras.utils.set_random_seed(0)
+        keras.mixed_precision.set_global_policy("float32")
+        found = _exported(options) if options.saved_model else _official(options)
+    encoder, image_size, source, path = found
+    return LoadedEncoder(encoder, options.image_size or image_size, source, str(path))
+
+
+def _exported(options):
+    encoder = load_exported(options.saved_model)
+    if not (options.image_size or encoder.image_size):
+        raise errors.UsageError(
+            f"{options.saved_model} does not state the size of its images. Pass --image_size."
+        )
+    return encoder, encoder.image_size, "saved_model", options.saved_model
+
+
+def _official(options):
+    path = options.official_weights
+    encoder = pretrained.from_official(path, options.image_size, projection_head=False).encoder
+    return encoder, encoder.built_shape[1], "official_weights", path

@@ -4,42 +4,49 @@ from __future__ import annotations
 
 import shutil
 import sys
-import types
 
-from simclr_tf import data, embeddings, errors, evaluate
+from simclr_tf import embeddings, evaluate
 from simclr_tf.commands.build import (
-    encoder_of_run,
+    DataOptions,
     ended_by_sigterm,
-    prepare_process,
+    load,
+    load_encoder,
+    log,
     report_unreadable,
-    say,
 )
-from simclr_tf.export import load_exported
+from simclr_tf.errors import storage_errors
 
 _LOG_EVERY_SECONDS = 30.0
 
 
-def embed(options, trained=None):
-    """Writes the embeddings of a data set with ids and, if there are any, labels.
+def embed(options, invocation):
+    """Writes the embeddings of a data set with ids and, where there are some, labels.
 
-    Images are read, embedded and written one batch at a time, so memory holds one batch.
+    Reads, embeds and writes one batch at a time, in bounded memory.
 
     Args:
       options: attributes named as the flags of `simclr-tf embed`.
-      trained: the options of the run's `pretrain`; None takes the encoder at options.saved_model.
+      invocation: `trained`, the options of the run's `pretrain`, or None without a run.
     """
-    encoder, source = _run_to_embed(options, trained) if trained else _export_to_embed(options)
+    loaded = load_encoder(options, invocation.trained)
+    source = _load_source(options, invocation.trained, loaded.image_size)
+    with storage_errors(options.output):
+        count, dimension = _write(options, loaded.encoder, source)
+    log(
+        f"wrote {count:,} embeddings of {dimension} numbers to {options.output}" + _left_out(source)
+    )
+
+
+def _write(options, encoder, source):
+    """Number of embeddings written, and of numbers in each."""
     count = 0
     with report_unreadable(source), ended_by_sigterm(), embeddings.Writer(options.output) as file:
-        with progress_bar(source.num_examples, say) as bar:
+        with progress_bar(source.num_examples, log) as bar:
             for features in evaluate.stream_features(encoder, source.batches(options.batch_size)):
                 file.write(features)
                 bar.update(len(features.h))
                 count += len(features.h)
-    say(
-        f"wrote {count:,} embeddings of {features.h.shape[1]} numbers to {options.output}"
-        + _left_out(source)
-    )
+    return count, features.h.shape[1]
 
 
 def progress_bar(total, log):
@@ -83,39 +90,12 @@ class _LogFile:
         pass
 
 
-def _run_to_embed(options, trained):
-    """Returns the encoder of a run and the images, by default those of the run."""
-    prepare_process(trained, strategy="one")
-    encoder, image_size = encoder_of_run(trained)
-    return encoder, _source_to_embed(options, trained, options.image_size or image_size)
-
-
-def _export_to_embed(options):
-    """Returns an exported encoder and the images for it."""
-    encoder = load_exported(options.saved_model)
-    image_size = options.image_size or encoder.image_size
-    if image_size is None:
-        raise errors.UsageError(
-            f"{options.saved_model} does not state the image size. Give --image_size."
-        )
-    defaults = types.SimpleNamespace(train_split="train", source_size=None, data_dir=None)
-    defaults.max_corrupt_share = 0.01
-    return encoder, _source_to_embed(options, defaults, image_size)
-
-
-def _source_to_embed(options, defaults, image_size):
-    name, share = options.dataset or defaults.dataset, options.max_corrupt_share
-    # A data set in memory is read fastest from there; files are read once and not cached.
-    in_memory = name == "shapes" or name.startswith("npz:")
-    return data.load(
-        name,
-        options.split or defaults.train_split,
-        data_dir=options.data_dir or defaults.data_dir,
-        image_size=image_size,
-        source_size=defaults.source_size,
-        max_corrupt_share=defaults.max_corrupt_share if share is None else share,
-        **({} if in_memory else {"cache_bytes": 0}),
-    )
+def _load_source(options, trained, image_size):
+    images = DataOptions.of(options, trained)
+    # Images in memory are fastest read from a cache; those in files are read once and not kept.
+    in_memory = images.dataset == "shapes" or images.dataset.startswith("npz:")
+    cache = {} if in_memory else {"cache_bytes": 0}
+    return load(images, options.split or images.train_split, image_size, **cache)
 
 
 def _left_out(source):

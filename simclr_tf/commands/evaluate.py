@@ -1,4 +1,4 @@
-"""`simclr-tf evaluate`: accuracies of a run's encoder, beside what takes no training."""
+"""`simclr-tf evaluate`: accuracies of an encoder, compared with baselines."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ from tensorflow import keras
 
 from simclr_tf import errors, evaluate
 from simclr_tf.commands.build import (
+    DataOptions,
     build_encoder,
-    encoder_of_run,
     load,
-    prepare_process,
+    load_encoder,
+    log,
     report_unreadable,
 )
 
 
-def evaluate_run(options, trained):
+def evaluate_encoder(options, invocation):
     """Prints a table of accuracies and one JSON line; returns its dict.
 
     Args:
       options: attributes named as the flags of `simclr-tf evaluate`.
-      trained: the options of the run's `pretrain`.
+      invocation: `trained`, the options of the run's `pretrain`, or None without a run.
     """
-    prepare_process(trained, strategy="one")
-    encoder, image_size = encoder_of_run(trained)
-    train = _labelled(load(trained, options.train_split or trained.train_split, image_size))
-    test = _labelled(load(trained, options.test_split or trained.test_split, image_size))
+    trained = invocation.trained
+    loaded = load_encoder(options, trained)
+    images = DataOptions.of(options, trained)
+    train = _labelled(load(images, images.train_split, loaded.image_size))
+    test = _labelled(load(images, images.test_split, loaded.image_size))
     protocols = ["knn", "linear"] if options.protocol == "all" else [options.protocol]
     rows = []
-    for name, features_of in _contenders(options, trained, encoder, image_size):
-        rows.append({"features": name, **_scores(options, protocols, features_of, train, test)})
-        _print_row(rows[-1], protocols, header=len(rows) == 1)
+    for name, encoder in _encoders_to_compare(options, trained, loaded):
+        rows.append({"features": name, **_scores(options, protocols, encoder, train, test)})
+        _print_row(rows[-1], header=len(rows) == 1)
     result = _summary(options, protocols, rows, train, test)
+    result.update(dataset=images.dataset, encoder_source=loaded.source, encoder_path=loaded.path)
     print(json.dumps(result), flush=True)
     return result
 
@@ -46,19 +49,23 @@ def _labelled(source):
     return source
 
 
-def _contenders(options, trained, encoder, image_size):
+def _encoders_to_compare(options, trained, loaded):
+    """Yields a name and an encoder: the baselines asked for, then the trained one."""
     if options.baselines:
         yield "raw pixels", evaluate.pixel_features
-        keras.utils.set_random_seed(trained.seed)
-        yield "random encoder", build_encoder(trained, image_size)
-    yield "trained encoder", encoder
+        if trained:
+            keras.utils.set_random_seed(trained.seed)
+            yield "random encoder", build_encoder(trained, loaded.image_size)
+        else:
+            log("no random encoder among the baselines: it needs the options of a run.")
+    yield "trained encoder", loaded.encoder
 
 
-def _scores(options, protocols, features_of, train, test):
+def _scores(options, protocols, encoder, train, test):
     """Accuracies of one encoder: {"knn": ..., "knn_10": ..., "linear": ...}."""
     with report_unreadable(train, test):
-        train_h = evaluate.extract_features(features_of, train.batches(options.batch_size))
-        test_h = evaluate.extract_features(features_of, test.batches(options.batch_size))
+        train_h = evaluate.extract_features(encoder, train.batches(options.batch_size))
+        test_h = evaluate.extract_features(encoder, test.batches(options.batch_size))
     pair = (train_h.h, train_h.labels, test_h.h, test_h.labels)
     scores = {}
     if "knn" in protocols:
@@ -74,7 +81,7 @@ def _scores(options, protocols, features_of, train, test):
 _HEADINGS = {"knn": "kNN weighted", "knn_10": "kNN k=10", "linear": "linear"}
 
 
-def _print_row(row, protocols, header):
+def _print_row(row, header):
     keys = [key for key in _HEADINGS if key in row]
     if header:
         print(f"{'features':<18}" + "".join(f"{_HEADINGS[key]:>14}" for key in keys))

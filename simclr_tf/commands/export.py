@@ -8,43 +8,50 @@ import numpy as np
 
 from simclr_tf import _quiet, errors
 from simclr_tf.commands.build import (
+    DataOptions,
     build_encoder,
     build_head,
     ended_by_sigterm,
     load,
-    parts_of_run,
+    log,
     prepare_process,
     report_unreadable,
-    say,
+    submodels_of_run,
 )
+from simclr_tf.errors import storage_errors
 from simclr_tf.export import export_encoder, export_tflite
 
 
-def export(options, trained):
-    """Writes the encoder of a run as a SavedModel or a TensorFlow Lite file."""
+def export(options, invocation):
+    """Writes the encoder of a run as a SavedModel or a TensorFlow Lite file.
+
+    Args:
+      options: attributes named as the flags of `simclr-tf export`.
+      invocation: `trained`, the options of the run's `pretrain`.
+    """
+    trained = invocation.trained
     if options.precision == "int8" and options.format != "tflite":
-        raise errors.UsageError(
-            "--precision=int8 is for --format=tflite; got --format=saved_model."
-        )
+        raise errors.UsageError("precision=int8 is for format=tflite; got format=saved_model.")
     if pathlib.Path(options.output).exists():
         raise errors.UsageError(
-            f"--output must not exist; {options.output} does. Choose another path."
+            f"output must not exist; {options.output} does. Choose another path."
         )
     prepare_process(trained, strategy="one")
-    parts, image_size = parts_of_run(trained, lambda side: _encoder_and_head(trained, side))
+    submodels, image_size = submodels_of_run(trained, lambda side: _encoder_and_head(trained, side))
     arguments = {
         "image_shape": (image_size, image_size, 3),
         "normalize": options.normalize,
         "layer": options.layer,
-        "head": parts["projection_head"],
+        "head": submodels["projection_head"],
         "precision": options.precision,
     }
     if options.precision == "int8":
-        arguments["examples"] = _examples(trained, image_size, options.examples)
+        arguments["examples"] = _examples(options, trained, image_size)
     write = export_tflite if options.format == "tflite" else export_encoder
-    with ended_by_sigterm(), _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE):
-        path = write(parts["encoder"], options.output, **arguments)
-    say(f"wrote the encoder to {path}")
+    noise_hidden = _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE)
+    with ended_by_sigterm(), noise_hidden, storage_errors(options.output):
+        path = write(submodels["encoder"], options.output, **arguments)
+    log(f"wrote the encoder to {path}")
 
 
 def _encoder_and_head(options, image_size):
@@ -53,10 +60,10 @@ def _encoder_and_head(options, image_size):
     return {"encoder": encoder, "projection_head": head}
 
 
-def _examples(trained, image_size, count):
-    """Returns training images for the activation ranges of int8, uint8 [count, H, W, 3]."""
-    trained.cache_gigabytes = 0.0  # not needed for a few images
-    source = load(trained, trained.train_split, image_size)
+def _examples(options, trained, image_size):
+    """Training images to measure the ranges of int8 on, uint8 [options.examples, H, W, 3]."""
+    images = DataOptions.of(options, trained)
+    source = load(images, images.train_split, image_size, cache_bytes=0)
     with report_unreadable(source):
-        batches = [batch["image"].numpy() for batch in source.batches(64, limit=count)]
-    return np.concatenate(batches)
+        batches = source.batches(64, limit=options.examples)
+        return np.concatenate([batch["image"].numpy() for batch in batches])

@@ -1,70 +1,51 @@
-"""`simclr-tf pretrain`: trains an encoder in a run directory, or goes on with it."""
+"""`simclr-tf pretrain`: trains an encoder in a run directory, or resumes training it."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 
 import numpy as np
-import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import data, devices, distribute, errors, optimizers, report
+from simclr_tf import devices, distribute, errors, optimizers, report
 from simclr_tf.commands.build import (
     build_encoder,
     build_model,
     load,
+    log,
     prepare_process,
     report_unreadable,
-    say,
 )
 from simclr_tf.export import export_encoder
-from simclr_tf.training import callbacks, checkpoints, run_directory
+from simclr_tf.training import KNNProbe, ResumableLoop, RunDirectory, Steps, ViewSizes
+from simclr_tf.training.callbacks import check_view_sizes
+from simclr_tf.training.loop import report_interruptions, report_unwritable
+from simclr_tf.training.run_directory import read_metrics
 
 
-def pretrain(options, flags, free_flags=()):
+def pretrain(options, invocation):
     """Trains an encoder and fills the run directory; the same call again resumes.
 
     Args:
       options: attributes named as the flags of `simclr-tf pretrain`.
-      flags: dict of flag name to its text, for flags.cfg.
-      free_flags: names of flags that may change when a run is resumed.
+      invocation: `flags`, dict of flag name to its text, for flags.cfg; `resumable`, names of
+        flags that may change when a run is resumed.
 
     Returns:
-      The `run_directory.RunDirectory`.
+      The `RunDirectory`.
 
     Raises:
-      errors.UsageError, ValueError, errors.TrainingError, OSError: with a message for the user.
+      errors.Error: with a message for the user.
     """
-    directory = run_directory.RunDirectory(options.run_dir)
-    try:
-        _pretrain(options, flags, free_flags, directory)
-    except KeyboardInterrupt:
-        say(f"\nstopped; {_describe_latest(directory)}. The same command resumes there.")
-        raise
-    except errors.PreemptedError as stop:
-        raise errors.TryAgainError(
-            f"{stop} {_describe_latest(directory)}; the same command resumes there."
-        ) from stop
-    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-        raise errors.TryAgainError(
-            f"another worker no longer answers; {_describe_latest(directory)}. "
-            "Give the same command again on all workers."
-        ) from error
+    directory = RunDirectory(options.run_dir)
+    with report_interruptions(directory, log):
+        _pretrain(options, invocation.flags, invocation.resumable, directory)
+    print(f"run: {directory.path}\nviews: {directory.views}\nencoder: {directory.export}")
     return directory
 
 
-def _describe_latest(directory):
-    """What a resumed run begins with, in words."""
-    epochs, steps = checkpoints.latest_position(directory.checkpoints)
-    return f"{directory.path} keeps {epochs} whole epochs" + (
-        f" and {steps} steps" if steps else ""
-    )
-
-
-def _pretrain(options, flags, free_flags, directory):
-    directory.check_resumable(flags, free_flags)
+def _pretrain(options, flags, resumable_flags, directory):
+    directory.check_resumable(flags, resumable_flags)
     strategy = prepare_process(options)
     train, test = load_sources(options)
     steps = steps_of(options, train, strategy.num_replicas_in_sync)
@@ -76,105 +57,85 @@ def _pretrain(options, flags, free_flags, directory):
             or devices.steps_per_execution(steps.per_epoch, steps.total),
         )
     if distribute.is_chief(strategy):
-        with directory.locked(), _writing(directory):
-            directory.check_resumable(flags, free_flags)  # again: now nobody else writes there
+        with directory.locked(), report_unwritable(directory):
+            directory.check_resumable(flags, resumable_flags)  # again: now it is locked
             directory.write_flags(flags)
             _train(options, directory, strategy, model, train, test, steps)
-            report.write_report(directory, run_directory.read_metrics(directory.metrics), flags)
+            report.write_report(directory, read_metrics(directory.metrics), flags)
     else:
         _train(options, directory, strategy, model, train, test, steps)
-    if distribute.is_many_processes(strategy):  # who leaves early is taken for lost
+    if distribute.is_many_processes(strategy):
+        # A worker that exits early looks like a crash to the others: wait for all.
         distribute.any_worker(strategy)(False)
 
 
 def _train(options, directory, strategy, model, train, test, steps):
-    """Trains from where the directory stands, and exports; only the chief writes."""
-    chief = distribute.is_chief(strategy)
+    """Trains from the latest checkpoint, and exports; only the chief writes."""
     probe_encoder = None
-    if (
-        strategy.num_replicas_in_sync > 1
-    ):  # outside the strategy, where reading weights needs no other replica
+    if strategy.num_replicas_in_sync > 1:
+        # Outside the strategy, where reading weights needs no other replica.
         probe_encoder = build_encoder(options, train.image_size)
-    with strategy.scope():
-        keeper = checkpoints.Checkpoints(
-            directory.checkpoints,
-            model,
-            steps.per_epoch,
-            options.checkpoint_every_steps,
-            writes=chief,
-            say=say if chief else _nothing,
-        )
-        place = keeper.restore()
-    if chief:
-        directory.truncate_metrics(place[0])
-    if place[0] < steps.epochs:
-        with report_unreadable(train, test, directory=directory if chief else None):
-            if chief:
-                _announce(options, train, model, steps, place)
-                draw_views(directory, train, model)
-            fit_loop = _Fit(
-                options, directory, strategy, model, train, test, keeper, steps, probe_encoder
-            )
-            fit_loop.run_from(place)
-    elif chief:
-        say(f"{directory.path} holds all {steps.epochs} epochs; nothing is left to train.")
+    loop = ResumableLoop(
+        model,
+        _stream(options, train),
+        steps,
+        directory,
+        batch_size=options.batch_size,
+        strategy=strategy,
+        callbacks=_callbacks(options, strategy, model, train, test, steps, probe_encoder),
+        metadata={"image_size": train.image_size},
+        checkpoint_every_steps=options.checkpoint_every_steps,
+        chance_loss=math.log(2 * options.batch_size - 1),
+        log=log,
+    )
+    with report_unreadable(train, test, directory=directory if loop.chief else None):
+        if loop.chief and not loop.finished:
+            _announce(options, train, model, steps)
+            draw_views(directory, train, model)
+        loop.run()
     if probe_encoder is not None:
         probe_encoder.set_weights(model.encoder.get_weights())
-    if chief and not directory.export.exists():
+    if loop.chief and not directory.export.exists():
         export_encoder(probe_encoder or model.encoder, directory.export, model.image_shape)
-
-
-@contextlib.contextmanager
-def _writing(directory):
-    """Says in one line that the directory can no longer be written, and what it keeps."""
-    try:
-        yield
-    except OSError as error:
-        raise errors.TrainingError(
-            f"{error.filename or directory.path} cannot be written ({error.strerror}); "
-            f"{_describe_latest(directory)}. Make room or put it back; the same command "
-            "resumes there."
-        ) from error
-
-
-class Steps:
-    """How long a run is: steps an epoch, epochs, steps in all, warm-up steps."""
-
-    def __init__(self, per_epoch, epochs, total, warmup):
-        self.per_epoch, self.epochs, self.total, self.warmup = per_epoch, epochs, total, warmup
 
 
 def steps_of(options, train, replicas=1):
     """The `Steps` of a run; raises UsageError for sizes that do not fit each other."""
     if options.view_sizes:
-        callbacks.check_view_sizes(options.view_sizes)
+        check_view_sizes(options.view_sizes)
+    _check_batch(options, replicas)
+    per_epoch = train.steps_per_epoch(options.batch_size)
+    steps = Steps(per_epoch, options.train_steps or per_epoch * options.epochs)
+    if warmup_steps(options, steps) >= steps.total:
+        raise errors.UsageError(
+            f"warmup_epochs must be shorter than the run of {steps.total / per_epoch:.4g} epochs; "
+            f"got {options.warmup_epochs:.4g}. Leave it out to use a tenth of the run."
+        )
+    return steps
+
+
+def _check_batch(options, replicas):
     batch_size = options.batch_size
     if batch_size % replicas:
         below = batch_size // replicas * replicas
         raise errors.UsageError(
-            f"--batch_size must be divisible by the {replicas} replicas; got {batch_size}. "
+            f"batch_size must be divisible by the {replicas} replicas; got {batch_size}. "
             f"Try {below or replicas} or {below + replicas}."
         )
     views, micro = 2 * batch_size // replicas, options.micro_batch_size
     if micro and (micro % 2 or views % micro):
         below = max(n for n in range(2, max(2, min(micro, views)) + 1, 2) if views % n == 0)
         raise errors.UsageError(
-            f"--micro_batch_size must be even and divide the {views} views of a batch; got {micro}."
+            f"micro_batch_size must be even and divide the {views} views of a batch; got {micro}."
             f" Try {below}."
         )
-    per_epoch = train.steps_per_epoch(batch_size)
-    total = options.train_steps or per_epoch * options.epochs
-    epochs = math.ceil(total / per_epoch)
+
+
+def warmup_steps(options, steps):
+    """Steps of warm-up: by default a tenth of the run, at most 10 epochs."""
     if options.warmup_epochs is None:
-        warmup = min(10 * per_epoch, total // 10)
-    else:
-        warmup = round(options.warmup_epochs * per_epoch)
-    if warmup >= total:
-        raise errors.UsageError(
-            f"--warmup_epochs must be shorter than the run of {total / per_epoch:.4g} epochs; "
-            f"got {options.warmup_epochs:.4g}. Leave it out to take a tenth of the run."
-        )
-    return Steps(per_epoch, epochs, total, warmup)
+        return min(10 * steps.per_epoch, steps.total // 10)
+    return round(options.warmup_epochs * steps.per_epoch)
 
 
 def load_sources(options):
@@ -184,10 +145,10 @@ def load_sources(options):
     if train.labelled and options.probe_every_epochs >= 0:
         try:
             test = load(options, options.test_split, train.image_size)
-        except ValueError as error:
-            say(f"no kNN probe during training, since --test_split cannot be read: {error}")
+        except (errors.ArgumentError, errors.StorageError) as error:
+            log(f"no kNN probe during training, since --test_split cannot be read: {error}")
     if test is not None and not test.labelled:
-        say("no kNN probe during training, since --test_split has no labels.")
+        log("no kNN probe during training, since --test_split has no labels.")
         test = None
     return train, test
 
@@ -197,24 +158,21 @@ def build_optimizer(options, steps):
     peak = optimizers.scale_learning_rate(
         options.learning_rate, options.batch_size, options.learning_rate_scaling
     )
-    schedule = optimizers.WarmupCosine(peak, steps.total, steps.warmup)
+    schedule = optimizers.WarmupCosine(peak, steps.total, warmup_steps(options, steps))
     return optimizers.by_name(
         options.optimizer, schedule, weight_decay=options.weight_decay, momentum=options.momentum
     )
 
 
-def _announce(options, train, model, steps, place):
+def _announce(options, train, model, steps):
     policy = keras.mixed_precision.global_policy().name
     parameters = sum(int(np.prod(w.shape)) for w in model.encoder.trainable_weights)
-    say(
+    log(
         f"{train.num_examples:,} images of {train.image_size} pixels from {options.dataset} "
         f"({options.train_split}), {len(train.corrupt)} unreadable; "
         f"{model.encoder.name} with {parameters:,} parameters; {policy}; "
         f"{steps.epochs} epochs of {steps.per_epoch} steps of {options.batch_size} images."
     )
-    if place > (0, 0):
-        within = f" and {place[1]} steps" if place[1] else ""
-        say(f"resuming after epoch {place[0]}{within}.")
 
 
 def draw_views(directory, train, model, rows=6, columns=8):
@@ -225,78 +183,30 @@ def draw_views(directory, train, model, rows=6, columns=8):
     report.draw_views(images.numpy(), [view.numpy() for view in views], directory.views)
 
 
-class _Fit:
-    """The calls of `fit` that make up a run, and what watches them."""
+def _stream(options, train):
+    """Training batches from a step of an epoch on, as `ResumableLoop` asks for them."""
 
-    def __init__(
-        self, options, directory, strategy, model, train, test, keeper, steps, probe_encoder
-    ):
-        self.options, self.strategy, self.model = options, strategy, model
-        self.train, self.steps = train, steps
-        self.chief = distribute.is_chief(strategy)
-        agree = distribute.any_worker(strategy) if distribute.is_many_processes(strategy) else None
-        self.stop = checkpoints.StopOnSignal(keeper.save, agree)
-        self.watchers = [
-            callbacks.Throughput(options.batch_size),
-            callbacks.StopAtStep(steps.total),
-        ]
-        if options.view_sizes:
-            self.watchers.append(
-                callbacks.ViewSizes(options.view_sizes, model.augment, steps.epochs)
-            )
-        self.watchers.append(callbacks.Alarms(options.batch_size, say if self.chief else _nothing))
-        if test is not None:
-            self.watchers.append(_probe(options, train, test, steps, probe_encoder, self.chief))
-        if self.chief:
-            self.watchers += [
-                callbacks.JSONLines(directory.metrics),
-                keras.callbacks.TensorBoard(str(directory.logs), write_graph=False),
-            ]
-        self.watchers += [keeper, self.stop]
+    def stream(epoch, step, replica_slice):
+        of_replica = {} if replica_slice is None else {"share": replica_slice}
+        return train.epochs(options.batch_size, options.seed, epoch, True, step, **of_replica)
 
-    def run_from(self, place):
-        """Trains from (epochs done, steps done of the next) to the end."""
-        epoch, step = place
-        with self.stop.listening():
-            if step:  # Keras has one number of steps for all epochs of a call
-                self._fit(epoch, step, epoch + 1)
-                epoch += 1
-            if epoch < self.steps.epochs:
-                self._fit(epoch, 0, self.steps.epochs)
-
-    def _fit(self, epoch, step, last_epoch):
-        self.model.fit(
-            self._stream(epoch, step),
-            epochs=last_epoch,
-            initial_epoch=epoch,
-            steps_per_epoch=self.steps.per_epoch - step,
-            callbacks=self.watchers,
-            verbose=(1 if sys.stdout.isatty() else 2) if self.chief else 0,
-        )
-
-    def _stream(self, epoch, step):
-        """Training batches from there on; each worker reads its own part of them."""
-        arguments = self.options.batch_size, self.options.seed, epoch, True, step
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas == 1:
-            return self.train.epochs(*arguments)
-
-        def of_worker(context):
-            count = replicas // context.num_input_pipelines
-            share = data.ReplicaSlice(context.input_pipeline_id * count, count, replicas)
-            return self.train.epochs(*arguments, share=share)
-
-        return self.strategy.distribute_datasets_from_function(of_worker)
+    return stream
 
 
-def _nothing(text):
-    """For a worker that has nothing to say."""
+def _callbacks(options, strategy, model, train, test, steps, probe_encoder):
+    callbacks = []
+    if options.view_sizes:
+        callbacks.append(ViewSizes(options.view_sizes, model.augment, steps.epochs))
+    if test is not None:
+        chief = distribute.is_chief(strategy)
+        callbacks.append(_probe(options, train, test, steps, probe_encoder, chief))
+    return callbacks
 
 
 def _probe(options, train, test, steps, probe_encoder, chief):
     batch_size, limit = options.batch_size, options.probe_examples
     every = options.probe_every_epochs or max(1, math.ceil(steps.epochs / 10))
-    return callbacks.KNNProbe(
+    return KNNProbe(
         train.batches(batch_size, limit),
         test.batches(batch_size, limit),
         every,

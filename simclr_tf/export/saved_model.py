@@ -11,7 +11,7 @@ import pathlib
 import tensorflow as tf
 
 from simclr_tf import _atomic
-from simclr_tf.errors import ArgumentError, output_errors
+from simclr_tf.errors import ArgumentError, storage_errors
 from simclr_tf.export.check import check_export
 from simclr_tf.export.functional import (
     CLONE_ERRORS,
@@ -72,7 +72,7 @@ def export_encoder(
     Raises:
       ArgumentError: the path exists, the image size is unknown, or there is no such layer.
       ExportError: the signatures and the encoder differ; nothing is written.
-      OutputError: the disk is full, the directory is not writable, and the like.
+      StorageError: the disk is full, the directory is not writable, and the like.
 
     Example:
 
@@ -90,7 +90,7 @@ def export_encoder(
     model = in_float32(encoder, image_shape) if copy is None else copy
     module = Serving(model, image_shape[:2], normalize, served or model)
     metadata = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
-    with output_errors(path), _atomic.atomic_path(path) as scratch_path:
+    with storage_errors(path), _atomic.atomic_path(path) as scratch_path:
         _write(scratch_path, module, copy, metadata)
         expect = module if layer != "h" or in_half(encoder) else module.with_encoder(encoder)
         check_export(scratch_path, module, expect, TOLERANCES[precision])

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf import _atomic
-from simclr_tf.errors import ArgumentError, ExportError, output_errors
+from simclr_tf.errors import ArgumentError, ExportError, storage_errors
 from simclr_tf.export.functional import folded_where_exact, functional_copy, in_half
 from simclr_tf.export.saved_model import resolve_image_shape
 from simclr_tf.images import as_float, check_range
@@ -51,7 +51,7 @@ def export_tflite(
     Raises:
       ArgumentError: the path exists, the precision is unknown, or int8 lacks examples.
       ExportError: the embeddings differ in direction from the encoder's; nothing is written.
-      OutputError: the disk is full, the directory is not writable, and the like.
+      StorageError: the disk is full, the directory is not writable, and the like.
 
     Example:
 
@@ -73,7 +73,7 @@ def export_tflite(
     expect = copy if layer != "h" or in_half(encoder) else encoder
     content = _convert(module, precision, examples)
     _check(content, expect, precision, examples, image_shape)
-    with output_errors(path), _atomic.atomic_path(path) as scratch_path:
+    with storage_errors(path), _atomic.atomic_path(path) as scratch_path:
         scratch_path.write_bytes(content)
     return path
 

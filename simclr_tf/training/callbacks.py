@@ -1,59 +1,32 @@
-"""What watches a run during `fit`: probes, logs, alarms, the schedule of view sizes.
+"""Callbacks of a run: the kNN probe, metrics as JSON lines, the last step, view sizes.
 
-Each works with any `SimCLR.fit`; the command line puts them together in `jobs`. What a run
-resumes from is in `checkpoints.py`.
+Throughput and alarms are in `monitor`, checkpoints in `checkpoints`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import pathlib
-import time
 
 from tensorflow import keras
 
+from simclr_tf._keras import StepCallback
 from simclr_tf.augment import RandomView
-from simclr_tf.errors import ArgumentError, TrainingError
+from simclr_tf.errors import ArgumentError
 from simclr_tf.evaluate import extract_features, knn_accuracy
 
 
-class Throughput(keras.callbacks.Callback):
-    """Adds `images_per_second` and `learning_rate` to the logs of an epoch.
+def steps_taken(model):
+    """Updates that the optimizer of a compiled model has made, int.
 
-    The time is that of the training steps, without probes and checkpoints.
+    Example:
 
-    Args:
-      batch_size: images a step.
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
+    >>> model.compile("sgd", "mse")
+    >>> simclr_tf.training.callbacks.steps_taken(model)
+    0
     """
-
-    def __init__(self, batch_size):
-        super().__init__()
-        self.batch_size = batch_size
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock."""
-        self._start = time.perf_counter()
-        self._first_step = _steps_taken(self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes into the logs that the callbacks after this one see."""
-        seconds = time.perf_counter() - self._start
-        steps = _steps_taken(self.model) - self._first_step
-        logs["learning_rate"] = _learning_rate(self.model.optimizer)
-        logs["images_per_second"] = steps * self.batch_size / seconds
-
-
-def _steps_taken(model):
-    return int(model.optimizer.iterations.numpy())  # a mirrored variable knows numpy alone
-
-
-def _learning_rate(optimizer):
-    """The rate as it is now; TensorFlow Addons' optimizers give the schedule itself."""
-    rate = optimizer.learning_rate
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        rate = rate(optimizer.iterations)
-    return float(rate.numpy())
+    return int(model.optimizer.iterations.numpy())  # int() of a mirrored variable is an error
 
 
 class KNNProbe(keras.callbacks.Callback):
@@ -61,12 +34,22 @@ class KNNProbe(keras.callbacks.Callback):
 
     Args:
       train, test: tf.data of labelled dict batches, see `evaluate.extract_features`.
-      every_epochs: how often; the last epoch always.
+      every_epochs: epochs between two probes; the last epoch is always probed.
       k: neighbours, weighted by exp(cosine / 0.1).
-      epochs: of the run; None is those of the call of `fit`.
-      probe_encoder: an encoder outside the strategy; it gets the weights of the model's encoder and
-        is probed in its place. None probes the model's own.
+      epochs: epochs of the run; None: those of the call of `fit`.
+      probe_encoder: an encoder outside the strategy, which receives the weights of the model's
+        encoder and is probed instead; None: the model's own is probed.
       probes: False for a worker that only takes part in reading the weights.
+
+    Example:
+
+    >>> data = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}).batch(4)
+    >>> probe = simclr_tf.training.KNNProbe(data, data, k=1, epochs=1)
+    >>> probe.set_model(simclr_tf.SimCLR(encoder))
+    >>> logs = {}
+    >>> probe.on_epoch_end(0, logs)
+    >>> logs
+    {'knn_accuracy': 1.0}
     """
 
     def __init__(
@@ -95,7 +78,19 @@ class KNNProbe(keras.callbacks.Callback):
 class JSONLines(keras.callbacks.Callback):
     """Appends one JSON object per epoch to a file.
 
-    `epoch` counts from 1, `step` is the optimizer's; the rest is the logs of the epoch.
+    `epoch` counts from 1, `step` is the optimizer's; the other keys are the logs of the epoch.
+
+    Args:
+      path: the file, in a directory that exists.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
+    >>> model.compile("sgd", "mse")
+    >>> lines = simclr_tf.training.JSONLines("metrics.jsonl")
+    >>> _ = model.fit(images / 255, labels, batch_size=4, verbose=0, callbacks=[lines])
+    >>> print(open("metrics.jsonl").read())
+    {"epoch": 1, "step": 2, "loss": ...}
     """
 
     def __init__(self, path):
@@ -103,73 +98,63 @@ class JSONLines(keras.callbacks.Callback):
         self.path = pathlib.Path(path)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the line in one piece."""
-        row = {"epoch": epoch + 1, "step": _steps_taken(self.model)}
+        """Appends the line of the epoch."""
+        row = {"epoch": epoch + 1, "step": steps_taken(self.model)}
         row.update((name, float(value)) for name, value in logs.items())
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
-class Alarms(keras.callbacks.Callback):
-    """Stops at a loss that is not finite; says so when an epoch ends where chance is.
+class StopAtStep(StepCallback):
+    """Ends training when the optimizer has made `total_steps` updates.
 
     Args:
-      global_batch_size: N; a loss of ln(2N - 1) is what embeddings that are all alike have.
-      say: called with a line of text.
-      every_steps: how often the running mean of the loss is read.
+      total_steps: updates, counted over all calls of `fit`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4)])
+    >>> model.compile("sgd", "mse")
+    >>> stop = simclr_tf.training.StopAtStep(3)
+    >>> _ = model.fit(images / 255, labels, 4, epochs=5, verbose=0, callbacks=[stop])
+    >>> int(model.optimizer.iterations)
+    3
     """
-
-    def __init__(self, global_batch_size, say=print, every_steps=20):
-        super().__init__()
-        self.chance = math.log(2 * global_batch_size - 1)
-        self.say, self.every_steps = say, every_steps
-        self._last_read = None
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Reads the loss now and then."""
-        if batch // self.every_steps != self._last_read:  # batch need not move by 1
-            self._last_read = batch // self.every_steps
-            self._check(logs["loss"])
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Reads the mean of the epoch."""
-        self._check(logs["loss"])
-        if epoch > 0 and logs["loss"] > self.chance - 0.05:
-            self.say(
-                f"warning: after epoch {epoch + 1} the loss is {logs['loss']:.3f}, and chance is "
-                f"ln(2N - 1) = {self.chance:.3f}: nothing is learnt. Lower the learning rate, "
-                "lengthen the warm-up, or look at the views."
-            )
-
-    def _check(self, loss):
-        if not math.isfinite(loss):
-            step = _steps_taken(self.model)
-            raise TrainingError(
-                f"the loss is {loss} by step {step}. Lower --learning_rate, lengthen "
-                "--warmup_epochs, or take --precision=float32, in another --run_dir."
-            )
-
-
-class StopAtStep(keras.callbacks.Callback):
-    """Ends training when the optimizer has taken `total_steps`."""
 
     def __init__(self, total_steps):
         super().__init__()
         self.total_steps = total_steps
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Compares after every step."""
-        if _steps_taken(self.model) >= self.total_steps:
+    def on_epoch_begin(self, epoch, logs=None):
+        """Reads how many updates there have been."""
+        super().on_epoch_begin(epoch, logs)
+        self._steps_before = steps_taken(self.model)
+
+    def on_steps_end(self, steps, logs):
+        """Reads the optimizer's counter, which waits for the device, only at the end of the run."""
+        due = self._steps_before + steps >= self.total_steps
+        if due and steps_taken(self.model) >= self.total_steps:
             self.model.stop_training = True
 
 
 class ViewSizes(keras.callbacks.Callback):
-    """Makes the views of the early epochs smaller: fewer pixels, more epochs an hour.
+    """Makes the views of the early epochs smaller: fewer pixels, more epochs per hour.
 
     Args:
-      sizes: list of (side in pixels, share of the epochs at which it ends), ends rising to 1.
+      sizes: list of (side in pixels, fraction of the epochs at which it ends), fractions rising
+        to 1.
       view: the `RandomView` whose other arguments are kept.
-      epochs: of the run; None is those of the call of `fit`.
+      epochs: epochs of the run; None: those of the call of `fit`.
+
+    Raises:
+      ValueError: sides below 1 pixel, or fractions that do not rise to 1.
+
+    Example:
+
+    >>> view = simclr_tf.RandomView(32)
+    >>> sizes = simclr_tf.training.ViewSizes([(16, 0.5), (24, 0.8), (32, 1)], view, epochs=10)
+    >>> [sizes.size_at(epoch) for epoch in (0, 4, 5, 8)]
+    [16, 16, 24, 32]
     """
 
     def __init__(self, sizes, view, epochs=None):
@@ -185,22 +170,26 @@ class ViewSizes(keras.callbacks.Callback):
         return self.sizes[-1][0]
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Changes the views and has Keras trace the step anew."""
+        """Replaces the views and has Keras trace the step again."""
         size = self.size_at(epoch)
         if self.model.augment.size != size:
             config = self.view.get_config()
             # Blur and strength are those of the final size.
             config.update(size=size, blur=self.view.blurring is not None)
             self.model.augment = RandomView(**config)
-            self.model.train_function = None
-            self.model.make_train_function()
+            self.model.make_train_function(force=True)
 
 
 def check_view_sizes(sizes):
-    """Raises ValueError unless sizes are [(side, end share), ...] with ends rising to 1."""
+    """Raises ValueError unless sizes are [(side, end fraction), ...] with ends rising to 1.
+
+    Example:
+
+    >>> simclr_tf.training.callbacks.check_view_sizes([(16, 0.5), (32, 1.0)])
+    """
     ends = [end for _, end in sizes]
     if not sizes or ends != sorted(ends) or ends[-1] != 1.0 or min(side for side, _ in sizes) < 1:
         raise ArgumentError(
-            "view sizes must be side:end pairs, sides of 1 pixel or more, ends rising to 1; "
+            "view_sizes must be side:end pairs, sides of 1 pixel or more, ends rising to 1; "
             f"got {sizes}. For example 16:0.5,24:0.8,32:1."
         )

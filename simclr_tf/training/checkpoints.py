@@ -1,81 +1,110 @@
-"""What a killed run resumes from: model, optimizer, and the place in the data and its metrics.
+"""Checkpoints that a run resumes from: model, optimizer, metrics, and the position in the data.
 
-TensorFlow writes a checkpoint beside its place and renames it; one that is damaged all the same
-(a full disk, a power cut) is passed over for the one before it. SIGTERM saves one more.
+TensorFlow writes a checkpoint under a temporary name and renames it; one that is damaged all the
+same (a full disk, a power cut) is skipped, and the checkpoint before it is read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pathlib
 import re
 import shutil
-import signal
 import tempfile
-import threading
 
 import tensorflow as tf
-from tensorflow import keras
 
-from simclr_tf.errors import PreemptedError, TrainingError
+from simclr_tf._keras import StepCallback
+from simclr_tf.errors import TrainingError
 
-_KEPT = 2
+_MAX_TO_KEEP = 2
 
 
-class Checkpoints(keras.callbacks.Callback):
-    """Saves at the end of every epoch, and within one every `every_steps`; keeps the last two.
+class Checkpoints(StepCallback):
+    """Saves at the end of every epoch and every `every_steps` within one; keeps the last two.
+
+    A position is (epochs done, steps done of the next epoch).
 
     Args:
-      directory: where, on storage that all workers share.
-      model: the compiled and built `SimCLR`.
-      steps_per_epoch: of the run.
-      every_steps: steps between two checkpoints within an epoch; None is none there.
-      writes: False for a worker that takes part, as sharing variables asks for, and leaves nothing.
-      say: called with a line of text where a checkpoint cannot be read.
+      directory: where to save, on storage that all workers share.
+      model: a compiled `keras.Model` whose variables and metrics have been created.
+      steps_per_epoch: int, of the run.
+      every_steps: steps between two checkpoints within an epoch; None: none within an epoch.
+      writes: False for a worker that only takes part in reading the variables.
+      log: called with a line of text where a checkpoint cannot be read.
+      metadata: dict of name -> number or array that the checkpoints hold besides, such as
+        {"image_size": 32}.
+
+    Raises:
+      errors.TrainingError: from `fit`, where the weights are not finite or cannot be written.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> saver = simclr_tf.training.Checkpoints("checkpoints", model, steps_per_epoch=1)
+    >>> _ = model.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0, callbacks=[saver])
+    >>> saver.restore()
+    (1, 0)
     """
 
-    def __init__(self, directory, model, steps_per_epoch, every_steps=None, writes=True, say=print):
+    def __init__(
+        self,
+        directory,
+        model,
+        steps_per_epoch,
+        every_steps=None,
+        writes=True,
+        log=print,
+        metadata=None,
+    ):
         super().__init__()
-        if hasattr(model.optimizer, "build"):  # so that its slots are there to be restored
+        if hasattr(model.optimizer, "build"):  # creates its slots, so that they can be restored
             model.optimizer.build(model.trainable_variables)
-        self.directory, self.say = pathlib.Path(directory), say
+        self.directory, self.log = pathlib.Path(directory), log
         self.steps_per_epoch, self.every_steps = steps_per_epoch, every_steps
         self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")  # of the next one
+        self.metadata = {
+            name: tf.Variable(value, trainable=False, name=name)
+            for name, value in (metadata or {}).items()
+        }
         self.checkpoint = tf.train.Checkpoint(
             model=model,
             optimizer=model.optimizer,
             epoch=self.epoch,
             step=self.step,
-            image_size=tf.Variable(model.image_shape[0], trainable=False, name="image_size"),
+            **self.metadata,
             **{metric.name: metric for metric in model.metrics},
         )
-        self._elsewhere = None if writes else tempfile.TemporaryDirectory(prefix="simclr_tf-")
-        self._written = None  # number of the last one
+        self._scratch = None if writes else tempfile.TemporaryDirectory(prefix="simclr_tf-")
+        self._last_number = None
         self._resumed = None
         self._steps_before = 0  # of this epoch, before this call of fit
 
     def restore(self):
-        """Restores the newest checkpoint that can be read.
+        """Restores the latest checkpoint that can be read.
 
         Returns:
-          (epochs done, steps done of the next); (0, 0) where there is no checkpoint.
+          (epochs done, steps done of the next epoch); (0, 0) without a checkpoint.
 
         Raises:
           TrainingError: there are checkpoints, and none can be read.
         """
-        self._clear()
-        if _newest_first(self.directory, self._read, self.say) is None:
+        self._remove_unfinished()
+        if _read_latest(self.directory, self._read, self.log) is None:
             return 0, 0
-        metrics = [metric.get_weights() for metric in self.checkpoint.model.metrics]
+        metrics = [
+            [variable.numpy() for variable in metric.variables]
+            for metric in self.checkpoint.model.metrics
+        ]
         self._resumed = int(self.epoch.numpy()), int(self.step.numpy()), metrics
         return self._resumed[:2]
 
-    def _clear(self):
-        """Removes what a save that was cut off has left."""
-        if self._elsewhere is None:
+    def _remove_unfinished(self):
+        """Removes what an interrupted save has left."""
+        if self._scratch is None:
             for path in self.directory.glob("ckpt-*_temp"):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -84,102 +113,122 @@ class Checkpoints(keras.callbacks.Callback):
         return True
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Goes on with the running metrics of an epoch that was left within."""
+        """Continues the running metrics of an epoch that was interrupted."""
+        super().on_epoch_begin(epoch, logs)
         self._steps_before = 0
         if self._resumed and self._resumed[0] == epoch:
             _, self._steps_before, metrics = self._resumed
             if self._steps_before:
-                for metric, values in zip(self.model.metrics, metrics):
-                    metric.set_weights(values)
+                _assign_metrics(self.model.metrics, metrics)
         self._resumed = None
-        self._place = epoch, self._steps_before
-        self._saved = self._steps_before
+        self._position = epoch, self._steps_before
+        self._saved_step = self._steps_before
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Saves where `every_steps` have gone by, but not twice at the end of an epoch."""
-        epoch, _ = self._place
-        step = self._steps_before + batch + 1
-        self._place = epoch, step
-        due = self.every_steps and step // self.every_steps > self._saved // self.every_steps
+    def on_steps_end(self, steps, logs):
+        """Saves every `every_steps`, except at the last step of an epoch, whose end is saved."""
+        step = self._steps_before + steps
+        self._position = self._position[0], step
+        due = self.every_steps and step // self.every_steps > self._saved_step // self.every_steps
         if due and step < self.steps_per_epoch:
             self.save()
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves."""
-        self._place = epoch + 1, 0
+        self._position = epoch + 1, 0
         self.save()
 
     def save(self):
-        """Saves where the run stands, unless the last update has spoilt the weights."""
-        epoch, step = self._place
-        spoilt = [w.name for w in self.model.trainable_weights if not _is_finite(w)]
-        if spoilt:
-            raise TrainingError(
-                f"{spoilt[0]} is no longer finite in epoch {epoch + (step > 0)}. Lower "
-                "--learning_rate, or take --precision=float32, in another --run_dir."
-            )
+        """Saves the current state, unless the last update has made the weights non-finite."""
+        epoch, step = self._position
+        _check_finite(self.model, epoch + (step > 0))
         self.epoch.assign(epoch)
         self.step.assign(step)
-        self._saved = step
+        self._saved_step = step
         number = epoch * self.steps_per_epoch + step
-        if number == self._written:
+        if number == self._last_number:
             return
         try:
             self._write(number)
         except (tf.errors.UnavailableError, tf.errors.AbortedError):
             raise  # another worker is gone; nothing is wrong with the directory
         except tf.errors.OpError as error:
-            self._clear()
+            self._remove_unfinished()
             raise TrainingError(
                 f"the checkpoint of step {number} cannot be written to {self.directory} "
                 f"({_first_line(error)}). Make room or put it back; the same command resumes from "
                 "the checkpoint before it."
             ) from error
-        self._written = number
+        self._last_number = number
 
     def _write(self, number):
-        if self._elsewhere:
-            self.checkpoint.write(str(pathlib.Path(self._elsewhere.name) / "ckpt"))
+        if self._scratch:
+            self.checkpoint.write(str(pathlib.Path(self._scratch.name) / "ckpt"))
             return
-        if self._written is None:
+        if self._last_number is None:
             self.directory.mkdir(parents=True, exist_ok=True)
         elif not self.directory.exists():
             # TensorFlow would make it again, without the rest of the run.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory))
         self.checkpoint.write(str(self.directory / f"ckpt-{number}"))
-        # Not TensorFlow's CheckpointManager: it goes by a list that a crash may leave garbled.
+        self._keep_latest(number)
+
+    def _keep_latest(self, number):
+        """Lists the latest checkpoints for TensorFlow and removes the others.
+
+        Not by TensorFlow's CheckpointManager, which trusts a list that a crash may have damaged.
+        """
         found = [n for n in numbers(self.directory) if n <= number]
         lines = [f'model_checkpoint_path: "ckpt-{number}"']  # what tf.train.latest_checkpoint reads
-        lines += [f'all_model_checkpoint_paths: "ckpt-{n}"' for n in found[-_KEPT:]]
+        lines += [f'all_model_checkpoint_paths: "ckpt-{n}"' for n in found[-_MAX_TO_KEEP:]]
         (self.directory / "checkpoint").write_text("\n".join(lines) + "\n")
-        for old in found[:-_KEPT]:
+        for old in found[:-_MAX_TO_KEEP]:
             for path in sorted(self.directory.glob(f"ckpt-{old}.*"), reverse=True):  # index first
                 path.unlink()
 
 
-def _is_finite(weight):
-    return bool(tf.reduce_all(tf.math.is_finite(weight)))
+def _assign_metrics(metrics, values):
+    for metric, row in zip(metrics, values):
+        for variable, value in zip(metric.variables, row):
+            variable.assign(value)
+
+
+def _check_finite(model, epoch):
+    """Raises TrainingError if a weight of the model is NaN or infinite."""
+    for weight in model.trainable_weights:
+        if not bool(tf.reduce_all(tf.math.is_finite(weight))):
+            raise TrainingError(
+                f"weights must be finite; {weight.name} is not in epoch {epoch}. Lower "
+                "learning_rate, or use precision=float32, in another run_dir."
+            )
 
 
 def _first_line(error):
-    """What TensorFlow says, without the place in its graph and the path, which we say ourselves."""
+    """TensorFlow's message without the position in the graph and the path."""
     line = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", str(getattr(error, "message", error)))
     return line.strip().partition("\n")[0].rpartition("; ")[2].strip()[:150]
 
 
 def numbers(directory):
-    """The steps at which there are checkpoints in a directory, rising, as their files say it."""
+    """Steps at which a directory holds checkpoints, ascending, by the names of its files.
+
+    Example:
+
+    >>> tf.train.Checkpoint(x=tf.Variable(1)).write("some/ckpt-20")
+    'some/ckpt-20'
+    >>> simclr_tf.training.checkpoints.numbers("some")
+    [20]
+    """
     names = (path.name for path in pathlib.Path(directory).glob("ckpt-*.index"))
     found = (re.fullmatch(r"ckpt-(\d+)\.index", name) for name in names)
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def _newest_first(directory, read, say=lambda text: None):
-    """What `read` gives of the newest checkpoint that it can read; None where there is none.
+def _read_latest(directory, read, log=lambda text: None):
+    """The result of `read` for the latest checkpoint that it can read; None without checkpoints.
 
     Args:
-      read: path without ending -> a result; raises what TensorFlow does where files are damaged.
-      say: told of each that is passed over.
+      read: path without suffix -> a result; raises what TensorFlow does where files are damaged.
+      log: called with a line of text for each checkpoint that is skipped.
     """
     found = numbers(directory)
     for number in reversed(found):
@@ -187,94 +236,58 @@ def _newest_first(directory, read, say=lambda text: None):
         try:
             return read(prefix)
         except (tf.errors.OpError, IndexError, ValueError) as error:  # IndexError: it is cut off
-            say(f"{prefix} cannot be read ({_first_line(error)}); trying the one before it.")
+            log(f"{prefix} cannot be read ({_first_line(error)}); trying the one before it.")
     if found:
         raise TrainingError(
             f"none of the {len(found)} checkpoints in {directory} can be read. Put back a copy of "
-            "them, or begin again in another --run_dir."
+            "them, or start again in another run_dir."
         )
     return None
 
 
+def _number_in(reader, name):
+    return int(reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE"))
+
+
 def latest_position(directory):
-    """(epochs, steps of the next one) at the newest checkpoint; (0, 0) where there is none."""
+    """Position of the latest checkpoint: (epochs done, steps done of the next epoch), or (0, 0).
+
+    Example:
+
+    >>> simclr_tf.training.checkpoints.latest_position("a directory without checkpoints")
+    (0, 0)
+    """
 
     def read(prefix):
         reader = tf.train.load_checkpoint(prefix)
-        return tuple(
-            int(reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE"))
-            for name in ("epoch", "step")
-        )
+        return _number_in(reader, "epoch"), _number_in(reader, "step")
 
-    return _newest_first(directory, read) or (0, 0)
+    return _read_latest(directory, read) or (0, 0)
 
 
-def restore_parts(directory, build, say=print):
-    """Parts of the model in the newest checkpoint that can be read, and the side of its images.
+def restore_submodels(directory, build, log=print):
+    """Restores submodels, such as the encoder, from the latest checkpoint that can be read.
 
     Args:
-      directory: of the checkpoints.
-      build: side of the images in pixels -> dict of built parts by their names in `SimCLR`,
-        "encoder" and "projection_head".
-      say: called with a line of text where a checkpoint cannot be read.
+      directory: the directory of the checkpoints, which must hold "image_size" as metadata.
+      build: side of the images in pixels -> dict of built submodels by their attribute's name in
+        the model that was trained, such as "encoder" and "projection_head".
+      log: called with a line of text where a checkpoint cannot be read.
 
     Returns:
-      (parts, image_size), or None where there is no checkpoint.
+      (submodels, image_size), or None without a checkpoint.
+
+    Example:
+
+    >>> build = lambda image_size: {"encoder": encoder}
+    >>> simclr_tf.training.checkpoints.restore_submodels("no checkpoints here", build)
     """
 
     def read(prefix):
-        reader = tf.train.load_checkpoint(prefix)
-        image_size = int(reader.get_tensor("image_size/.ATTRIBUTES/VARIABLE_VALUE"))
-        parts = build(image_size)
-        whole = tf.train.Checkpoint(model=tf.train.Checkpoint(**parts))
-        whole.read(prefix).expect_partial().assert_existing_objects_matched()
-        return parts, image_size
+        image_size = _number_in(tf.train.load_checkpoint(prefix), "image_size")
+        submodels = build(image_size)
+        root = tf.train.Checkpoint(model=tf.train.Checkpoint(**submodels))
+        root.read(prefix).expect_partial().assert_existing_objects_matched()
+        return submodels, image_size
 
-    return _newest_first(directory, read, say)
-
-
-class StopOnSignal(keras.callbacks.Callback):
-    """Saves and ends the run, by raising `PreemptedError`, after the step in which SIGTERM came.
-
-    Outside `listening` nothing is caught.
-
-    Args:
-      save: called without arguments.
-      agree: bool of this worker -> whether any worker was told to stop; None for a single one.
-      every_steps: how often `agree` is asked; each time costs all workers a message.
-    """
-
-    def __init__(self, save, agree=None, every_steps=10):
-        super().__init__()
-        self.save, self.agree = save, agree
-        self.every_steps = every_steps if agree else 1
-        self._told, self._asked = False, 0
-
-    @contextlib.contextmanager
-    def listening(self):
-        """While it lasts, SIGTERM is noted and not obeyed at once."""
-        if threading.current_thread() is not threading.main_thread():  # Python allows it there only
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _note(self, number, frame):
-        self._told = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Looks whether a signal came."""
-        turn = (batch + 1) // self.every_steps
-        if turn == self._asked:
-            return
-        self._asked = turn
-        if self.agree(self._told) if self.agree else self._told:
-            self.save()
-            raise PreemptedError("stopped by SIGTERM; the state is saved.")
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Batches count from 0 again."""
-        self._asked = 0
+    return _read_latest(directory, read, log)

@@ -1,7 +1,4 @@
-"""The run directory: what a run leaves behind, and whether the same command may resume it.
-
-Files and their names only; what is trained or evaluated lives in `jobs`.
-"""
+"""The run directory: the files of a run, and whether the same command may resume it."""
 
 from __future__ import annotations
 
@@ -17,10 +14,30 @@ from simclr_tf.errors import UsageError
 
 
 class RunDirectory:
-    """Paths inside a run directory, its flags and its metrics.
+    """The paths in a run directory, its lock, its flags and its metrics.
 
     Args:
       path: the directory; it need not exist yet.
+
+    Attributes:
+      path: `pathlib.Path` of the directory; the other attributes are paths in it.
+      flags: flags.cfg, every flag of the command, one a line.
+      metrics: metrics.jsonl, a JSON object per epoch.
+      logs: directory of TensorBoard events.
+      checkpoints: directory of checkpoints.
+      export: directory of the encoder's SavedModel.
+      corrupt: corrupt.txt, the files that could not be read.
+      views, curve, report: pictures and the page for a person.
+      lock: a file that exists while a process writes to the directory.
+
+    Example:
+
+    >>> run = simclr_tf.training.RunDirectory("runs/a")
+    >>> with run.locked():
+    ...     run.write_flags({"run_dir": "runs/a", "epochs": "10"})
+    >>> print(run.flags.read_text())
+    --epochs=10
+    --run_dir=runs/a
     """
 
     def __init__(self, path):
@@ -37,46 +54,46 @@ class RunDirectory:
         self.lock = self.path / "lock"
 
     def check_resumable(self, flags, free=()):
-        """Raises UsageError where a flag that matters differs from the run that is there.
+        """Raises UsageError if a flag that affects the result differs from the run's.
 
         Args:
-          flags: dict of flag name to its text, as it is now.
-          free: names that may change between two starts of one run.
+          flags: dict of flag name to its text, of the command that is to resume the run.
+          free: names of flags that may differ.
 
         Returns:
-          True where there is a run to resume.
+          Whether there is a run to resume.
         """
         if not self.flags.exists() or not list(self.checkpoints.glob("ckpt-*.index")):
-            return False  # nothing was learnt with the flags that are there
+            return False  # without a checkpoint, nothing has been learnt with those flags
         before = read_flags(self.flags)
         changed = [
-            f"--{name} was {before.get(name)}, now {flags.get(name)}"
+            f"{name}={before.get(name)}, now {name}={flags.get(name)}"
             for name in sorted(set(before) | set(flags))
             if name not in free and before.get(name) != flags.get(name)
         ]
         if changed:
             raise UsageError(
                 f"{self.path} holds a run with other flags: {'; '.join(changed)}. "
-                "Give the same flags to resume it, or another --run_dir."
+                "Pass the same flags to resume it, or another run_dir."
             )
         return True
 
     @contextlib.contextmanager
     def locked(self):
-        """Holds the directory, made where it is missing, against other processes.
+        """Creates the directory if needed, and locks it against other processes until the end.
 
-        The system lets go of it when this process ends, however it ends.
+        The operating system releases the lock when this process ends, however it ends.
 
         Raises:
-          UsageError: another process holds it, or it cannot be written.
+          UsageError: another process has the lock, or the directory cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = self._locked()
         except OSError as error:
             raise UsageError(
-                f"--run_dir must be a directory that can be written; {self.path} cannot "
-                f"({error.strerror}). Take another."
+                f"run_dir must be a directory that can be written; {self.path} cannot "
+                f"({error.strerror}). Pass another path."
             ) from error
         with file:
             try:
@@ -95,14 +112,14 @@ class RunDirectory:
                     holder = file.read() or "another process"
                 raise UsageError(
                     f"{holder} is writing to {self.path}. Wait for it, "
-                    "stop it, or take another --run_dir."
+                    "stop it, or use another run_dir."
                 ) from None
             if self.lock.exists() and os.path.samestat(os.fstat(file.fileno()), self.lock.stat()):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 file.flush()
                 return file
-            file.close()  # its last holder removed it in the meantime
+            file.close()  # the process that had the lock removed the file in the meantime
 
     def write_flags(self, flags):
         """Writes flags.cfg; flags is a dict of flag name to its text."""
@@ -110,26 +127,39 @@ class RunDirectory:
         write_atomically(self.flags, "\n".join(lines) + "\n")
 
     def truncate_metrics(self, epochs):
-        """Drops the metrics of epochs after `epochs`: they are trained again."""
+        """Removes the rows of epochs after `epochs`, which are trained again."""
         rows = [row for row in read_metrics(self.metrics) if row["epoch"] <= epochs]
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_corrupt(self, corrupt):
-        """Writes the files that could not be read: (id, reason) pairs, a line each."""
+        """Writes corrupt.txt, a line for each (id, reason) of a file that could not be read."""
         if corrupt:
             lines = sorted(f"{name}\t{reason}\n" for name, reason in corrupt)
             write_atomically(self.corrupt, "".join(lines))
 
 
 def read_flags(path):
-    """A flag file as a dict of flag name to its text."""
+    """A flag file as a dict of flag name to its text.
+
+    Example:
+
+    >>> simclr_tf.training.RunDirectory(".").write_flags({"epochs": "10"})
+    >>> simclr_tf.training.run_directory.read_flags("flags.cfg")
+    {'epochs': '10'}
+    """
     lines = pathlib.Path(path).read_text().splitlines()
     pairs = (line[2:].split("=", 1) for line in lines if line.startswith("--"))
     return {pair[0]: pair[1] if len(pair) == 2 else "" for pair in pairs}
 
 
 def read_metrics(path):
-    """The rows of a metrics.jsonl; a line cut off by a crash is left out."""
+    """The rows of a metrics.jsonl as dicts, without a last line that a crash cut off.
+
+    Example:
+
+    >>> simclr_tf.training.run_directory.read_metrics("no metrics.jsonl")
+    []
+    """
     path = pathlib.Path(path)
     if not path.exists():
         return []
@@ -143,6 +173,11 @@ def read_metrics(path):
 
 
 def write_atomically(path, text):
-    """Writes a file beside its place and renames it, so that nobody reads half of it."""
-    with _atomic.atomic_path(path, parents=False) as place:
-        place.write_text(text)
+    """Writes a text file under a temporary name and renames it, so that nobody reads half of it.
+
+    Example:
+
+    >>> simclr_tf.training.run_directory.write_atomically("notes.txt", "done")
+    """
+    with _atomic.atomic_path(path, parents=False) as temporary:
+        temporary.write_text(text)
