@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import pathlib
 import re
@@ -339,6 +340,10 @@ COMMANDS = {
 }
 
 
+# Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
+_PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights")
+
+
 class _Define:
     """Defines absl flags in one `FlagValues`."""
 
@@ -359,6 +364,12 @@ class _Define:
 
     def float(self, name, default, text, low=None, high=None):
         absl_flags.DEFINE_float(name, default, text, low, high, flag_values=self._values)
+        absl_flags.register_validator(  # bounds let nan pass, and an infinity where one is open
+            name,
+            lambda value: value is None or math.isfinite(value),
+            "must be a finite number",
+            flag_values=self._values,
+        )
 
 
 def _flag_values(command):
@@ -426,7 +437,7 @@ def _check_given(command, values):
 
 
 def options_of(values):
-    """Flag values as `Options`; view sizes as a list of (side, end).
+    """Flag values as `Options`; view sizes as a list of (side, end), "~" in paths expanded.
 
     Example:
 
@@ -435,6 +446,9 @@ def options_of(values):
     [(16, 0.5), (32, 1.0)]
     """
     options = values.flag_values_dict()
+    for name in _PATHS:
+        if options.get(name):
+            options[name] = os.path.expanduser(options[name])
     if options.get("view_sizes"):
         options["view_sizes"] = _view_sizes(options["view_sizes"])
     return Options(**options)

@@ -1,4 +1,7 @@
-"""A tf.distribute strategy by name. What runs inside one lives in `model.py` and `losses.py`."""
+"""A `tf.distribute` strategy by name, and the exchange of rows between replicas.
+
+What is trained inside a strategy is in `models` and `losses`.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,21 @@ STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
 def strategy_by_name(name="auto", tpu=None):
-    """A `tf.distribute.Strategy`.
+    """Returns a `tf.distribute.Strategy`.
 
     Args:
-      name: "one" (the first device), "mirrored" (all GPUs of this machine; without one, all its
-        logical processors), "multi_worker" (the cluster of TF_CONFIG), "tpu" (the TPU at `tpu`), or
+      name: "one" (the first device), "mirrored" (all GPUs of this machine; without a GPU, all its
+        logical CPUs), "multi_worker" (the cluster of TF_CONFIG), "tpu" (the TPU at `tpu`), or
         "auto": mirrored with more than one GPU, else one.
-      tpu: name or address of the TPU; None asks the environment.
+      tpu: name or address of the TPU; None reads it from the environment.
 
     Raises:
-      ValueError: an unknown name, "tpu" where there is none, "multi_worker" without TF_CONFIG.
+      ArgumentError: an unknown name, "tpu" without a TPU, "multi_worker" without TF_CONFIG.
+
+    Example:
+
+    >>> simclr_tf.distribute.strategy_by_name("one").num_replicas_in_sync
+    1
     """
     if name not in STRATEGIES:
         raise ArgumentError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}.")
@@ -41,7 +49,7 @@ def _mirrored_strategy():
     if tf.config.list_logical_devices("GPU"):
         return tf.distribute.MirroredStrategy()
     devices = [device.name for device in tf.config.list_logical_devices("CPU")]
-    # The default for processors, a ring of collectives, needs a thread for each of them.
+    # The default for CPUs, a ring of collectives, needs a thread for each of them.
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
@@ -78,7 +86,13 @@ def _tpu_strategy(tpu):
 
 
 def is_chief(strategy):
-    """Whether this process writes what a run leaves: the only one, or the first of several."""
+    """Returns whether this process writes the files of a run: the only one, or the first.
+
+    Example:
+
+    >>> simclr_tf.distribute.is_chief(tf.distribute.get_strategy())
+    True
+    """
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.task_type:
         return True
@@ -88,12 +102,27 @@ def is_chief(strategy):
 
 
 def is_many_processes(strategy):
-    """Whether the replicas are spread over processes, which must then take every step together."""
+    """Returns whether the replicas are in several processes, which take every step together.
+
+    Example:
+
+    >>> simclr_tf.distribute.is_many_processes(tf.distribute.get_strategy())
+    False
+    """
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def any_worker(strategy):
-    """A function: bool of this worker -> whether it is true on any. All must call it together."""
+    """Returns a function from a bool of this worker to whether it is true on any worker.
+
+    All workers must call the function together.
+
+    Example:
+
+    >>> any_worker = simclr_tf.distribute.any_worker(tf.distribute.get_strategy())
+    >>> any_worker(True)
+    True
+    """
 
     @tf.function
     def count(flag):
@@ -107,10 +136,22 @@ def any_worker(strategy):
 
 
 def replica_offset_and_fraction(x):
-    """(rows of the replicas before this one, this replica's share of all rows); x: [n, ...].
+    """Returns the number of rows of the replicas before this one, and its fraction of all rows.
 
-    Outside a replica, or with one: (0, 1). Where n is static all replicas have n; else it is asked
-    for, since the last batch of a data set may be shared unevenly.
+    A loss that is a mean over the replica's rows, times the fraction, sums up over the replicas to
+    the mean over all rows. Where the number of rows is static, all replicas have as many; else it
+    is communicated, since the last batch of a dataset may be divided unevenly.
+
+    Args:
+      x: [n, ...].
+
+    Returns:
+      (offset, fraction): integers or tensors; (0, 1.0) outside a replica, and with one replica.
+
+    Example:
+
+    >>> simclr_tf.distribute.replica_offset_and_fraction(h)
+    (0, 1.0)
     """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
@@ -125,15 +166,26 @@ def replica_offset_and_fraction(x):
 
 
 def gather_rows(x):
-    """The rows of all replicas, [R n, ...], and the place of this replica's first row.
+    """Returns the rows of all replicas, and the position of this replica's first row.
 
-    Differentiable: the gradient of a row is the sum of what all replicas send back. Outside a
-    replica, or with one, x itself.
+    The gradient of a row is the sum of the gradients that all replicas have for it.
+
+    Args:
+      x: [n, ...] with static trailing dimensions.
+
+    Returns:
+      (rows, offset): rows [R n, ...]; x itself and 0 outside a replica, and with one replica.
+
+    Example:
+
+    >>> rows, offset = simclr_tf.distribute.gather_rows(h)
+    >>> rows.shape, offset
+    ((8, 16), 0)
     """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return x, 0
     rows = None if x.shape[0] is None else context.num_replicas_in_sync * x.shape[0]
-    # Between processes the gathering forgets the shape.
+    # Between processes, `all_gather` loses the static shape.
     gathered = tf.ensure_shape(context.all_gather(x, axis=0), [rows, *x.shape[1:]])
     return gathered, replica_offset_and_fraction(x)[0]

@@ -11,7 +11,8 @@ def pytest_configure(config):
     """Four logical CPUs; a process that only distributes tests does not load TensorFlow."""
     if getattr(config.option, "numprocesses", None):
         return
-    tf = _quiet.import_tensorflow()
+    with _quiet.native_noise_hidden():
+        tf = _quiet.import_tensorflow()
     # Before TensorFlow is first used: afterwards the number of devices is fixed.
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4

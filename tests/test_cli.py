@@ -453,3 +453,33 @@ def test_a_loss_that_turns_nan_stops_the_run(images, tmp_path, capsys):
     assert "Lower --learning_rate" in capsys.readouterr().err
     assert not list((tmp_path / "nan").glob("checkpoints/*"))
     assert pretrain(images, tmp_path / "nan", "--train_steps=2") == 0
+
+
+@pytest.mark.usefixtures("one_layer")
+def test_changed_training_data_is_refused(images, tmp_path, capsys):
+    """A run resumes on the examples that it began with, or not at all."""
+    with np.load(images) as arrays:
+        np.savez(tmp_path / "set.npz", **{name: arrays[name] for name in arrays})
+        more = np.concatenate([arrays["x_train"]] * 2), np.concatenate([arrays["y_train"]] * 2)
+    assert pretrain(tmp_path / "set.npz", tmp_path / "run", "--train_steps=2") == 0
+    np.savez(tmp_path / "set.npz", x_train=more[0], y_train=more[1])
+    capsys.readouterr()
+    assert pretrain(tmp_path / "set.npz", tmp_path / "run", "--train_steps=2") == 2
+    assert "64 examples then, 128 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("flag", ["temperature", "learning_rate", "width", "min_crop_area"])
+def test_float_flags_are_finite(flag, value, capsys):
+    """One line and exit code 2, before anything is trained."""
+    assert cli.main(["pretrain", "--run_dir=runs/a", f"--{flag}={value}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--{flag}" in error
+
+
+def test_a_tilde_in_a_path_is_the_home_directory(monkeypatch):
+    """--run_dir=~/runs/a, which no shell expands."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    _, values = cli.parse(["pretrain", "--run_dir=~/runs/a", "--data_dir=~/data"])
+    options = cli.options_of(values)
+    assert (options.run_dir, options.data_dir) == ("/home/somebody/runs/a", "/home/somebody/data")

@@ -1,5 +1,8 @@
 """The weight gradient by matrix products equals TensorFlow's."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -70,3 +73,65 @@ def test_same_padding_with_a_stride_is_refused():
     """Because TensorFlow's SAME padding then depends on the size of the image."""
     with pytest.raises(ValueError, match="needs stride 1 here; got 2"):
         convolution.conv2d(tf.zeros([1, 4, 4, 1]), tf.zeros([3, 3, 1, 1]), 2, "SAME")
+
+
+def strided_convolution(channels, pixels):
+    """A 1x1 convolution with stride 2, and images for it."""
+    layer = tf.keras.layers.Conv2D(5, 1, 2, use_bias=False)
+    images = tf.random.uniform([4, pixels, pixels, channels])
+    layer.build(images.shape)
+    return layer, images
+
+
+@pytest.mark.parametrize("pixels", [8, 9])
+def test_every_second_pixel_gives_the_strided_convolution(pixels):
+    """Output and both gradients, at a size where TensorFlow's own kernel is sound."""
+    layer, images = strided_convolution(6, pixels)
+    assert convolution.writes_past_its_memory(layer, images)
+    results = []
+    for function in (layer, lambda x: convolution.subsample_and_convolve(layer, x)):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            output = function(images)
+            loss = tf.reduce_sum(tf.square(output))
+        results.append([output, *tape.gradient(loss, [images, layer.kernel])])
+    for ours, theirs in zip(*results):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_other_convolutions_are_left_alone():
+    """12 channels and more, stride 1, larger kernels."""
+    layer, images = strided_convolution(12, 8)
+    assert not convolution.writes_past_its_memory(layer, images)
+    assert not convolution.writes_past_its_memory(tf.keras.layers.Conv2D(5, 3, 2), images[..., :4])
+    assert not convolution.writes_past_its_memory(tf.keras.layers.Conv2D(5, 1, 1), images[..., :4])
+
+
+THIN = """
+import numpy as np, tensorflow as tf
+from simclr_tf import ResNet
+encoder = ResNet(18, width={width}, stem={stem!r})
+images = tf.constant(np.random.default_rng(0).random([64, {size}, {size}, 3], np.float32))
+for _ in range(3):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(encoder(images, training=True))
+    tape.gradient(loss, encoder.trainable_variables)
+"""
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "stem"),
+    [
+        (0.125, 48, "cifar"),
+        pytest.param(0.0625, 48, "cifar", marks=pytest.mark.slow),
+        pytest.param(0.125, 64, "cifar", marks=pytest.mark.slow),
+        pytest.param(0.0625, 64, "cifar", marks=pytest.mark.slow),
+        pytest.param(0.125, 224, "imagenet", marks=pytest.mark.slow),
+        pytest.param(0.0625, 224, "imagenet", marks=pytest.mark.slow),
+    ],
+)
+def test_a_thin_resnet_does_not_end_the_process(width, size, stem):
+    """Each in a process of its own: TensorFlow's kernel corrupted its heap."""
+    code = THIN.format(width=width, size=size, stem=stem)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-500:]

@@ -811,7 +811,7 @@ class TestEpochs:
         whole = np.array(values(source.epochs(6, seed=1, first_step=1), 5))  # [steps, 6]
         for first, count in [(0, 1), (2, 1), (1, 2)]:
             share = data.ReplicaSlice(first, count, replicas=3)
-            stream = source.epochs(6, seed=1, first_step=1, share=share)
+            stream = source.epochs(6, seed=1, first_step=1, replica_slice=share)
             assert stream.element_spec.shape[0] == 2
             got = np.array(values(stream, 5 * count)).reshape(5, count, 2)
             np.testing.assert_array_equal(got, whole.reshape(5, 3, 2)[:, first : first + count])
@@ -823,7 +823,7 @@ class TestEpochs:
             (data.ReplicaSlice(2, 2, 3), "first . count <= replicas; got ReplicaSlice"),
         ]:
             with pytest.raises(ValueError, match=message):
-                source.epochs(6, seed=1, share=share)
+                source.epochs(6, seed=1, replica_slice=share)
 
     def test_each_epoch_is_a_permutation_of_its_own(self, numbered, cache_bytes):
         source = data.load(numbered, cache_bytes=cache_bytes)
@@ -897,7 +897,7 @@ class TestLabelsOfEpochs:
         source = data.load(numbered, cache_bytes=cache_bytes)
         whole = np.array(self.pairs(source.epochs(6, seed=1, labels=True), 5))  # [steps, 2, 6]
         slices = [data.ReplicaSlice(first, 1, 3) for first in range(3)]
-        streams = [source.epochs(6, seed=1, share=each, labels=True) for each in slices]
+        streams = [source.epochs(6, seed=1, replica_slice=each, labels=True) for each in slices]
         parts = [self.pairs(stream, 5) for stream in streams]
         np.testing.assert_array_equal(np.concatenate(parts, axis=-1), whole)
 

@@ -77,7 +77,7 @@ def source():
 
 def stream_of(source, as_pairs):
     def stream(epoch, step, replica_slice):
-        arguments = {} if replica_slice is None else {"share": replica_slice}
+        arguments = {} if replica_slice is None else {"replica_slice": replica_slice}
         dataset = source.epochs(BATCH_SIZE, 7, epoch, True, step, labels=True, **arguments)
         return dataset.map(lambda batch: (batch["image"], batch["label"])) if as_pairs else dataset
 

@@ -163,7 +163,7 @@ class ColorJitter(Operator):
     _arguments = ("strength", "probability")
 
     def __init__(self, strength=1.0, probability=0.8):
-        if strength < 0.0:
+        if not 0.0 <= strength < math.inf:
             raise ArgumentError(f"strength must be 0 or more; got {strength}.")
         check_probability("probability", probability)
         self.strength, self.probability = strength, probability

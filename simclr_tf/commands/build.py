@@ -78,7 +78,7 @@ def prepare_process(options, strategy=None):
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """The options that say which images to read; the defaults hold where there is no run."""
+    """The options that select the images to read, with defaults for use without a run."""
 
     dataset: str
     data_dir: str | None = None

@@ -59,6 +59,7 @@ def _pretrain(options, flags, resumable_flags, directory):
     if distribute.is_chief(strategy):
         with directory.locked(), report_unwritable(directory):
             directory.check_resumable(flags, resumable_flags)  # again: now it is locked
+            directory.check_same_data(train.num_examples, train.digest)
             directory.write_flags(flags)
             _train(options, directory, strategy, model, train, test, steps)
             report.write_report(directory, read_metrics(directory.metrics), flags)
@@ -165,6 +166,10 @@ def build_optimizer(options, steps):
 
 
 def _announce(options, train, model, steps):
+    log(train.description)
+    if train.skipped_suffixes:
+        skipped = ", ".join(f"{count} {end}" for end, count in train.skipped_suffixes.items())
+        log(f"left out, since their suffix is not that of an image: {skipped}.")
     policy = keras.mixed_precision.global_policy().name
     parameters = sum(int(np.prod(w.shape)) for w in model.encoder.trainable_weights)
     log(
@@ -180,14 +185,15 @@ def draw_views(directory, train, model, rows=6, columns=8):
     batch = next(iter(train.epochs(min(rows, train.num_examples), seed=0)))
     images, extent = (batch["image"], batch["extent"]) if train.whole_side else (batch, None)
     views = [model.augment(images, seed=column, extent=extent) for column in range(columns)]
-    report.draw_views(images.numpy(), [view.numpy() for view in views], directory.views)
+    views = [view.numpy() for view in views]
+    report.draw_views(images.numpy(), views, directory.views, extents=extent)
 
 
 def _stream(options, train):
     """Training batches from a step of an epoch on, as `ResumableLoop` asks for them."""
 
     def stream(epoch, step, replica_slice):
-        of_replica = {} if replica_slice is None else {"share": replica_slice}
+        of_replica = {} if replica_slice is None else {"replica_slice": replica_slice}
         return train.epochs(options.batch_size, options.seed, epoch, True, step, **of_replica)
 
     return stream

@@ -37,7 +37,7 @@ class ReplicaSlice(NamedTuple):
 
     >>> source = simclr_tf.data.load("shapes", "test[:20]")
     >>> first_of_two = simclr_tf.data.ReplicaSlice(first=0, count=1, replicas=2)
-    >>> source.epochs(batch_size=8, seed=0, share=first_of_two).element_spec.shape
+    >>> source.epochs(batch_size=8, seed=0, replica_slice=first_of_two).element_spec.shape
     TensorShape([4, 32, 32, 3])
     """
 

@@ -7,6 +7,7 @@ is in `decode`; how images are kept in memory is in `cache`, and the pipelines a
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import threading
 from collections.abc import Callable
@@ -42,6 +43,8 @@ class Source:
         are no labels.
       skipped_suffixes: numbers of files in a folder that were left out because they are not images,
         by suffix in lower case, such as {".txt": 3}.
+      digest: hash of the ids of all examples in order, by which a resumed run notices that the data
+        set has changed.
       image_size: side of the images, pixels.
       whole_side: None where all images are squares of one size and no `source_size` was passed.
         Otherwise training reads whole images (proportions kept, longer side at most `whole_side`
@@ -79,6 +82,7 @@ class Source:
         self.class_names, self.labelled = examples.class_names, examples.labelled
         self.description = f"{name!r}, {split!r}: {examples.description}"
         self.skipped_suffixes = examples.skipped_suffixes
+        self.digest = _digest(examples)
         common_size = _common_size(examples)
         self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
         self.whole_side = _whole_side(self.image_size, common_size, source_size)
@@ -174,7 +178,7 @@ class Source:
         first_epoch: int = 0,
         shuffle: bool = True,
         first_step: int = 0,
-        share: ReplicaSlice = WHOLE_BATCH,
+        replica_slice: ReplicaSlice = WHOLE_BATCH,
         labels: bool = False,
     ) -> tf.data.Dataset:
         """An endless stream of training batches, `steps_per_epoch(batch_size)` for each epoch.
@@ -190,8 +194,9 @@ class Source:
           first_epoch: epoch to start from.
           shuffle: False keeps the order of the source.
           first_step: step within `first_epoch` to start from.
-          share: the `ReplicaSlice` of each batch to read; a batch of the stream then holds
-            `batch_size / share.replicas` examples, and a step is `share.count` of them.
+          replica_slice: the `ReplicaSlice` of each batch to read; a batch of the stream then holds
+            `batch_size / replica_slice.replicas` examples, and a step is `replica_slice.count`
+            of them.
           labels: whether to yield the labels with the images.
 
         Returns:
@@ -212,16 +217,16 @@ class Source:
             )
         to_batch = functools.partial(self._training_batch, labels=labels)
         steps = self.steps_per_epoch(batch_size)
-        share.check(batch_size)
+        replica_slice.check(batch_size)
 
         def one_epoch(epoch):
             done = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
             order = pipeline.epoch_order(self._total, seed, epoch, shuffle)
             if self.cached:
-                rows = share.rows(self._readable(order), steps, batch_size)
+                rows = replica_slice.rows(self._readable(order), steps, batch_size)
                 return pipeline.index_batches(rows, done)
-            rows = share.rows(order, steps, batch_size)
-            remainder = share.remainder(order, steps, batch_size)
+            rows = replica_slice.rows(order, steps, batch_size)
+            remainder = replica_slice.remainder(order, steps, batch_size)
             read = self._checked(self._read_for_training)
             dataset = pipeline.decoded_batches(rows, remainder, done, read, self._training_side)
             return dataset.map(to_batch)
@@ -331,6 +336,14 @@ class Source:
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1; got {batch_size}.")
+
+
+def _digest(examples: Examples) -> str:
+    """Hexadecimal SHA-256 of the ids."""
+    digest = hashlib.sha256()
+    for index in range(len(examples)):
+        digest.update(examples.id(index).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _whole_side(image_size: int, common_size: int | None, source_size: int | None) -> int | None:

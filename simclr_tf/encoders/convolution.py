@@ -38,6 +38,38 @@ def has_faster_gradient(layer, x):
     )
 
 
+def writes_past_its_memory(layer, x):
+    """Whether TensorFlow's kernel for this layer's weight gradient corrupts the heap.
+
+    oneDNN's does, in TensorFlow 2.15.1 on a CPU in float32, for a 1x1 convolution with stride 2 and
+    8 input channels or fewer, seen at 48 pixels and more (`tests/test_convolution.py` checks
+    whether the workaround is still needed).
+    """
+    return (
+        tuple(layer.kernel_size) == (1, 1)
+        and tuple(layer.strides) == (2, 2)
+        and x.shape[-1] is not None
+        and x.shape[-1] <= 8
+        and not layer.use_bias
+        and layer.data_format == "channels_last"
+        and on_cpu()
+    )
+
+
+def subsample_and_convolve(layer, x):
+    """Computes `layer(x)` of a 1x1 convolution with stride 2 on every second pixel, with stride 1.
+
+    Args:
+        layer: a `keras.layers.Conv2D` without bias, built.
+        x: float [B, H, W, C] in the layer's compute dtype.
+
+    Returns:
+        [B, ceil(H / 2), ceil(W / 2), F] in the same dtype.
+    """
+    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), x.dtype)
+    return tf.nn.conv2d(x[:, ::2, ::2], kernel, 1, "VALID")
+
+
 def is_deep(side, channels):
     """Whether an activation of side x side pixels has enough channels for matrix products."""
     return channels >= max(MIN_CHANNELS, MIN_CHANNELS_PER_PIXEL_OF_SIDE * side)

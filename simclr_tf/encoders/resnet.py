@@ -362,6 +362,8 @@ def _apply(layer, x, training):
     if training is True and isinstance(layer, keras.layers.Conv2D):
         if convolution.has_faster_gradient(layer, x):
             return convolution.convolve(layer, x)
+        if convolution.writes_past_its_memory(layer, x):
+            return convolution.subsample_and_convolve(layer, x)
     return layer(x)
 
 

@@ -1,12 +1,12 @@
 """NT-Xent, the contrastive loss of SimCLR, over all views of the global batch.
 
-Functions carry the maths; `NTXent` is the Keras loss that calls them. The metrics that a step logs
-beside the loss are in `metrics.py`.
+Functions carry the maths; `NTXent` is the Keras loss that calls them. Metrics are in `metrics.py`.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import tensorflow as tf
 from tensorflow import keras
@@ -17,17 +17,19 @@ from simclr_tf.losses import log_sum_exp
 
 
 def check_temperature(temperature):
-    """Raises `ArgumentError` unless the temperature is above 0.
+    """Raises `ArgumentError` unless the temperature is above 0 and finite.
 
     Example:
 
     >>> simclr_tf.losses.check_temperature(0.0)
     Traceback (most recent call last):
     ...
-    simclr_tf.errors.ArgumentError: temperature must be above 0; got 0.0. Try 0.1 to 0.5.
+    simclr_tf.errors.ArgumentError: temperature must be above 0 and finite; got 0.0. Try 0.1 to 0.5.
     """
-    if not temperature > 0.0:
-        raise ArgumentError(f"temperature must be above 0; got {temperature}. Try 0.1 to 0.5.")
+    if not 0.0 < temperature < math.inf:
+        raise ArgumentError(
+            f"temperature must be above 0 and finite; got {temperature}. Try 0.1 to 0.5."
+        )
 
 
 def normalised(z_a, z_b=None):

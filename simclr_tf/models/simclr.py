@@ -17,7 +17,14 @@ from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
 from simclr_tf.errors import ArgumentError
 from simclr_tf.heads import ProjectionHead
-from simclr_tf.images import RANGE_RULE, as_float, range_assertion, range_message, unpack
+from simclr_tf.images import (
+    RANGE_RULE,
+    as_float,
+    check_range,
+    range_assertion,
+    range_message,
+    unpack,
+)
 from simclr_tf.losses import check_temperature, nt_xent_with_top1
 from simclr_tf.metrics import RunningMeans
 from simclr_tf.models import inputs
@@ -130,7 +137,12 @@ class SimCLR(keras.Model):
 
     def call(self, images, training=False):
         """Returns h, [B, D] float32, of images [B, H, W, 3], uint8 or float in [0, 1]."""
-        images = as_float(images)
+        images = tf.convert_to_tensor(images)
+        if tf.executing_eagerly():
+            check_range(images)
+        check = range_assertion(images) if tf.is_tensor(images) else None
+        with tf.control_dependencies([check] if check is not None else []):
+            images = as_float(images)
         return tf.cast(self.encoder(images, training=training), tf.float32)
 
     def project(self, images, training=False):
@@ -177,7 +189,7 @@ class SimCLR(keras.Model):
         if isinstance(self.augment, (tuple, list)):
             return self.augment
         family = self.augment
-        if family is None:  # the argument stays None, as the config says
+        if family is None:  # `self.augment` stays None, so that the config keeps it
             size = min(augmentations.static_size(images))
             family = self._default_family
             if family is None or family.size != size:
@@ -377,12 +389,16 @@ class SimCLR(keras.Model):
         x = self._prepare(x)
         if y is not None and self.objective is None:
             y = None  # Keras would check its length and pass it on for nothing
-        return _range_error_in_one_line(super().fit, x, y, batch_size, *args, **kwargs)
+        return _errors_in_one_line(super().fit, x, y, batch_size, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.evaluate`: the loss and what the objective logs."""
         y = None if self.objective is None else y
-        return _range_error_in_one_line(super().evaluate, self._prepare(x), y, *args, **kwargs)
+        return _errors_in_one_line(super().evaluate, self._prepare(x), y, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """`keras.Model.predict`: h, float32 [n, D]."""
+        return _errors_in_one_line(super().predict, x, *args, **kwargs)
 
     def _prepare(self, x):
         """Checks an input, and reads from its first batch what Keras does not know of it."""
@@ -481,11 +497,17 @@ def _count(batch):
     return batch.shape[0] if batch.shape[0] is not None else tf.shape(batch)[0]
 
 
-def _range_error_in_one_line(function, *args, **kwargs):
-    """Calls a Keras loop and raises the error of `range_assertion` as `ArgumentError`."""
+def _errors_in_one_line(function, *args, **kwargs):
+    """Calls a Keras loop; raises what TensorFlow says of the input as an `ArgumentError`."""
     try:
         return function(*args, **kwargs)
-    except tf.errors.InvalidArgumentError as error:
-        if RANGE_RULE not in str(error):
-            raise
-        raise ArgumentError(range_message()) from error
+    except tf.errors.OpError as error:
+        if RANGE_RULE in str(error):
+            raise ArgumentError(range_message()) from error
+        uneven = "Collective ops" in str(error) or "Incompatible shapes" in str(error)
+        if uneven and must_unroll():
+            raise ArgumentError(
+                "every replica needs images in every step; the last batch has too few of them. "
+                "Batch the dataset with drop_remainder=True."
+            ) from error
+        raise

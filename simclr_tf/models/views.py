@@ -85,7 +85,7 @@ def labels_of_given(data):
 
 
 def with_static_size(images, size):
-    """Returns images with a static height and width, where `size` (H, W) says what is not known."""
+    """Returns images with a static height and width, taken from `size` (H, W) if unknown."""
     known = images.shape.rank is not None and None not in images.shape[1:]
     if known or size is None:
         return images

@@ -43,6 +43,7 @@ class RunDirectory:
     def __init__(self, path):
         self.path = pathlib.Path(path)
         self.flags = self.path / "flags.cfg"
+        self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
@@ -77,6 +78,24 @@ class RunDirectory:
                 "Pass the same flags to resume it, or another run_dir."
             )
         return True
+
+    def check_same_data(self, examples, digest):
+        """Raises UsageError if the run has been trained on other data; records the data.
+
+        Args:
+          examples: number of examples of the training set.
+          digest: hash of their ids, see `data.Source`.
+        """
+        now = {"examples": examples, "digest": digest}
+        if self.data.exists() and list(self.checkpoints.glob("ckpt-*.index")):
+            before = json.loads(self.data.read_text())
+            if before != now:
+                raise UsageError(
+                    f"{self.path} holds a run on other training data: {before['examples']:,} "
+                    f"examples then, {examples:,} now, or others of the same number. Restore the "
+                    "data set to resume the run, or pass another run_dir."
+                )
+        write_atomically(self.data, json.dumps(now) + "\n")
 
     @contextlib.contextmanager
     def locked(self):
