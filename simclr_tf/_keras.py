@@ -88,6 +88,26 @@ def map_rows(function, batches):
     return made
 
 
+# ---- tensors
+
+
+def shared_tensor(array):
+    """Returns a NumPy array as a tensor that shares its memory; both must be left unchanged.
+
+    `tf.constant` copies, and what it copies into a graph may hold 2 GB at most. DLPack is
+    experimental in TensorFlow. The array must start at a multiple of 64 bytes.
+    """
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def stateless_shuffle(tensor, seed):
+    """Returns the rows of a tensor in an order that depends on the seed, [2] int64, alone.
+
+    TensorFlow's function for it is experimental; the order of every run depends on it.
+    """
+    return tf.random.experimental.stateless_shuffle(tensor, seed=seed, alg="philox")
+
+
 # ---- layers
 
 

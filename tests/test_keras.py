@@ -28,6 +28,18 @@ PRIVATE = (
     r"\.fused\b",
     r"\._flatten_layers\b",
     r"\btf\.name_scope\b",
+    r"\.submodules\b",
+    r"\binbound_nodes\b",
+    r"\b_nodes_by_depth\b",
+    r"\bget_(un)?scaled_",
+    r"\bcompiled_loss\b",
+    r"\.minimize\(",
+    r"\bMapDefun\b",
+    r"\b_supports_tf_logs\b",
+    r"\btrain_function\b",
+    r"\bmetric\w*\.[gs]et_weights\b",
+    r"\bdlpack\b",
+    r"experimental\.stateless_shuffle\b",
 )
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
+from simclr_tf import _keras
 from simclr_tf.data.examples import UNLABELLED, Decoded
 
 _CHUNK = 64  # examples that a thread decodes per task
@@ -40,7 +41,7 @@ class Cache:
         self.ids = np.full(num_examples, b"", object)
         self._fill(read)
         with tf.device("CPU:0"):
-            self.images_tensor = tf.experimental.dlpack.from_dlpack(self.images.__dlpack__())
+            self.images_tensor = _keras.shared_tensor(self.images)
             self.extents_tensor = tf.constant(self.extents)
             self.labels_tensor = tf.constant(self.labels)
             self.ids_tensor = tf.constant(self.ids)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from simclr_tf import _keras
 from simclr_tf.data.examples import UNLABELLED, Decoded
 from simclr_tf.errors import ArgumentError
 
@@ -85,7 +86,7 @@ def epoch_order(num_examples: int, seed: int, epoch: tf.Tensor, shuffle: bool) -
     if not shuffle:
         return order
     seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-    return tf.random.experimental.stateless_shuffle(order, seed=seeds, alg="philox")
+    return _keras.stateless_shuffle(order, seeds)
 
 
 def index_batches(rows: tf.Tensor, done: tf.Tensor) -> tf.data.Dataset:
