@@ -29,6 +29,12 @@ class Batch(NamedTuple):
         [H, W]; None where all images fill it.
       seeds: the seed of each view, [2] integers each, from which an `augment.Operator` draws its
         parameters; None where there is no seed, and before the views are drawn.
+
+    Example:
+
+    >>> batch = simclr_tf.images.Batch(images, labels=labels)
+    >>> batch.ids is None
+    True
     """
 
     images: Any
@@ -75,6 +81,12 @@ def check_images(images) -> None:
 
     Args:
       images: a tensor, an array or a `tf.TensorSpec`.
+
+    Example:
+
+    >>> simclr_tf.images.check_images(images[0])
+    Traceback (most recent call last):
+    simclr_tf.errors.ArgumentError: images must be a batch [batch, height, width, 3]; got shape ...
     """
     shape, dtype = tf.TensorShape(images.shape), tf.as_dtype(images.dtype)
     if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (3, None)):
@@ -125,6 +137,10 @@ def check_range(images) -> None:
 
     Args:
       images: an eager tensor or an array; uint8 images pass.
+
+    Example:
+
+    >>> simclr_tf.images.check_range(images / 255)
     """
     if tf.as_dtype(images.dtype) == tf.uint8 or not len(images):
         return
@@ -135,7 +151,13 @@ def check_range(images) -> None:
 
 
 def range_message(found=", and these do not") -> str:
-    """Returns the message for float images out of range."""
+    """Returns the message for float images out of range.
+
+    Example:
+
+    >>> simclr_tf.images.range_message()
+    'float images must lie in [0, 1], and these do not. Divide by 255, or pass uint8.'
+    """
     return f"{RANGE_RULE}{found}. Divide by 255, or pass uint8."
 
 
@@ -143,6 +165,11 @@ def range_assertion(images):
     """Returns an operation that fails where float images are not in [0, 1]; None for uint8.
 
     For use in a graph; XLA drops it.
+
+    Example:
+
+    >>> simclr_tf.images.range_assertion(tf.constant(images)) is None
+    True
     """
     if not images.dtype.is_floating:
         return None
