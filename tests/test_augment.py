@@ -308,7 +308,7 @@ def test_the_family_is_its_chain_of_operators():
     ("size", "in_size", "method", "blur", "dtype"),
     [
         (224, (224, 224), "bicubic", True, np.uint8),
-        # Crops larger and smaller than the view; a size that its blocks do not divide.
+        # Crops larger and smaller than the view; a size that its blocks of rows do not divide.
         (65, (131, 77), "bicubic", True, np.uint8),
         (65, (131, 77), "bicubic", True, np.float32),
         (97, (97, 40), "bilinear", True, np.uint8),

@@ -378,7 +378,7 @@ def test_a_file_that_cannot_be_read_is_one_line(finished, tmp_path, capsys, monk
 
     monkeypatch.setattr(data, "load", fail)
     assert cli.main(["embed", f"--run_dir={finished}", f"--output={tmp_path}/h.npz"]) == 1
-    assert "photos/1.png cannot be read (Permission denied)" in capsys.readouterr().err
+    assert "photos/1.png cannot be read: Permission denied" in capsys.readouterr().err
 
 
 def test_options_are_a_value():

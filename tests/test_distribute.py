@@ -45,12 +45,12 @@ def five_steps(replicas, optimizer="sgd", batch_norm=True, micro_batch_size=None
     with strategy_of(replicas).scope():
         head = ProjectionHead(output_dim=4, batch_norm=batch_norm)
         encoder = small_encoder(batch_norm, replicas)
-        model = SimCLR(encoder, head, view, 0.2, micro_batch_size, seed=3)
+        model = SimCLR(encoder, head, view, 0.2, micro_batch_size, seed=4)
         model.build((None, 8, 8, 3))
         rate, more = 0.02, {}
         if optimizer == "lamb":
-            # Its steps are a share of the weights, ten times those of LARS here, and it divides a
-            # gradient by its own size, so that one of nothing but rounding counts as much as any.
+            # Its steps are proportional to the weights, ten times those of LARS here. It divides a
+            # gradient by its own size, so rounding errors count as much as real gradients.
             rate, more = 0.002, {"epsilon": 0.1}
         model.compile(optimizer=optimizers.by_name(optimizer, rate, weight_decay=1e-4, **more))
         if hasattr(model.optimizer, "build"):  # then `fit` traces a step once; LAMB has none
@@ -77,8 +77,8 @@ def assert_same(many, one, tolerance=1e-5):
         np.testing.assert_allclose(got, expected, atol=tolerance * scale, err_msg=name)
 
 
-def in_blocks(monkeypatch):
-    """Has NT-Xent take blocks of 3, whatever the size of the batch."""
+def in_tiles(monkeypatch):
+    """Makes NT-Xent use tiles of 3, whatever the size of the batch."""
     monkeypatch.setattr(log_sum_exp, "MAX_DENSE_LOGITS", 0)
     monkeypatch.setattr(log_sum_exp, "default_tile_size", lambda: 3)
 
@@ -91,34 +91,34 @@ def test_replicas_train_as_one_device():
     assert_same(five_steps(2, "lars", view=view), one)
 
 
-def test_pieces_and_blocks_train_as_one_whole_batch(monkeypatch):
-    """Gradient caching and NT-Xent in blocks; without batch norm, which sees a piece at a time."""
+def test_micro_batches_and_tiles_train_as_one_whole_batch(monkeypatch):
+    """Gradient caching and NT-Xent in tiles; without batch norm, which sees one micro-batch."""
     one = five_steps(1, "lars", batch_norm=False)
-    in_blocks(monkeypatch)
+    in_tiles(monkeypatch)
     assert_same(five_steps(2, "lars", batch_norm=False, micro_batch_size=4), one)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["at once", "in blocks"])
-@pytest.mark.parametrize("pieces", [None, 2])
+@pytest.mark.parametrize("form", ["at once", "in tiles"])
+@pytest.mark.parametrize("micro", [None, 2])
 @pytest.mark.parametrize("replicas", [1, 2, 4])
-def test_any_of_these_together(replicas, pieces, form, monkeypatch):
+def test_any_of_these_together(replicas, micro, form, monkeypatch):
     """Batch norm where the batch is whole."""
-    one = five_steps(1, "lars", batch_norm=pieces is None)
-    if form == "in blocks":
-        in_blocks(monkeypatch)
-    many = five_steps(replicas, "lars", batch_norm=pieces is None, micro_batch_size=pieces)
+    one = five_steps(1, "lars", batch_norm=micro is None)
+    if form == "in tiles":
+        in_tiles(monkeypatch)
+    many = five_steps(replicas, "lars", batch_norm=micro is None, micro_batch_size=micro)
     assert_same(many, one)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pieces", [None, 2])
+@pytest.mark.parametrize("micro", [None, 2])
 @pytest.mark.parametrize("replicas", [1, 2, 4])
-def test_lamb_on_replicas_and_in_pieces(replicas, pieces, monkeypatch):
-    """In blocks, too."""
-    one = five_steps(1, "lamb", batch_norm=pieces is None)
-    in_blocks(monkeypatch)
-    many = five_steps(replicas, "lamb", batch_norm=pieces is None, micro_batch_size=pieces)
+def test_lamb_on_replicas_and_in_micro_batches(replicas, micro, monkeypatch):
+    """In tiles, too."""
+    one = five_steps(1, "lamb", batch_norm=micro is None)
+    in_tiles(monkeypatch)
+    many = five_steps(replicas, "lamb", batch_norm=micro is None, micro_batch_size=micro)
     assert_same(many, one)
 
 
@@ -134,7 +134,7 @@ def test_replicas_in_pieces_share_their_statistics():
     ("per_epoch", "total", "on_gpu"), [(97, 970, 1), (40, 400, 10), (40, 68, 4)]
 )
 def test_steps_at_a_time_end_with_the_epoch_and_the_run(per_epoch, total, on_gpu, monkeypatch):
-    """One on a processor; elsewhere as many as fit."""
+    """One on a CPU; elsewhere as many as fit."""
     assert devices.steps_per_execution(per_epoch, total) == 1
     monkeypatch.setattr(
         tf.config, "list_logical_devices", lambda kind: [kind] if kind == "GPU" else []

@@ -11,7 +11,7 @@ from tensorflow import keras
 
 import simclr_tf
 
-# Where public names live beside those of `simclr_tf` itself.
+# Where public names live, besides those of `simclr_tf` itself.
 PUBLIC_MODULES = (
     "augment",
     "data",

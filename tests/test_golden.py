@@ -14,7 +14,7 @@ import simclr_tf
 from simclr_tf import embeddings, export
 
 ARCHIVES = sorted(pathlib.Path(__file__).parent.glob("golden/*.tar.xz"))
-TOLERANCE = 1e-4  # other processors, and later kernels, round otherwise
+TOLERANCE = 1e-4  # other CPUs and later kernels round differently
 
 
 @pytest.fixture(scope="module", params=ARCHIVES, ids=lambda path: path.name)

@@ -306,10 +306,12 @@ def test_replicas_share_their_negatives(replicas, tile_size):
             scaled = loss / replicas
         return loss, tape.gradient(scaled, rows)
 
-    share = len(z_a) // replicas
+    rows_per_replica = len(z_a) // replicas
     rows = np.stack([z_a, z_b], axis=1)
     distributed = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(rows[context.replica_id_in_sync_group * share :][:share])
+        lambda context: tf.constant(
+            rows[context.replica_id_in_sync_group * rows_per_replica :][:rows_per_replica]
+        )
     )
     losses, gradients = tf.function(lambda x: strategy.run(on_replica, (x,)))(distributed)
     losses = strategy.experimental_local_results(losses)

@@ -61,18 +61,18 @@ def test_one_step_is_nt_xent_of_two_views_and_its_gradient():
     model.compile(optimizer=keras.optimizers.SGD(0.1))
     model.build((None, 8, 8, 3))
     before = [v.numpy() for v in model.trainable_variables]
-    twin = SimCLR.from_config(model.get_config())
-    twin.build((None, 8, 8, 3))
-    twin.set_weights(model.get_weights())
+    copy = SimCLR.from_config(model.get_config())
+    copy.build((None, 8, 8, 3))
+    copy.set_weights(model.get_weights())
 
     logs = model.train_on_batch(IMAGES[:8], return_dict=True)
 
-    view_a, view_b = twin.views(IMAGES[:8], twin._step_seed(0))
+    view_a, view_b = copy.views(IMAGES[:8], copy._step_seed(0))
     with tf.GradientTape() as tape:
-        h = twin.encoder(tf.concat([view_a, view_b], 0), training=True)
-        z = twin.projection_head(h, training=True)
+        h = copy.encoder(tf.concat([view_a, view_b], 0), training=True)
+        z = copy.projection_head(h, training=True)
         loss = simclr_tf.nt_xent(z[:8], z[8:], 0.2)
-    gradients = tape.gradient(loss, twin.trainable_variables)
+    gradients = tape.gradient(loss, copy.trainable_variables)
     expected = reference.nt_xent(z[:8].numpy(), z[8:].numpy(), 0.2)
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
     accuracy = reference.contrastive_accuracy(z[:8].numpy(), z[8:].numpy())
@@ -82,10 +82,10 @@ def test_one_step_is_nt_xent_of_two_views_and_its_gradient():
 
 
 def test_images_of_several_sizes_have_their_own_extent():
-    """The step sees what lies within; here whatever lies beside gives the same loss."""
+    """The step sees what lies within; the padding does not change the loss."""
     losses = []
-    for beside in (0, 255):
-        images = np.full([8, 12, 12, 3], beside, np.uint8)
+    for padding in (0, 255):
+        images = np.full([8, 12, 12, 3], padding, np.uint8)
         images[:, :8, :8] = IMAGES[:8]
         extent = np.full([8, 2], 8, np.int32)
         data = tf.data.Dataset.from_tensors({"image": images, "extent": extent})
@@ -246,7 +246,7 @@ def test_save_and_load_go_on_where_they_were(tmp_path, kind):
         assert again == pytest.approx(model.fit(dataset(), verbose=0).history["loss"], rel=1e-5)
 
 
-def test_the_loss_in_blocks_trains_as_the_whole_matrix(monkeypatch):
+def test_the_loss_in_tiles_trains_as_the_whole_matrix(monkeypatch):
     """Loss, accuracy and weights after three steps."""
     results = []
     for size in (64, 3):
@@ -257,13 +257,13 @@ def test_the_loss_in_blocks_trains_as_the_whole_matrix(monkeypatch):
         shown = [history["loss"][0], history["contrastive_accuracy"][0]]
         results.append((shown, model.get_weights()))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
-    for whole, in_blocks in zip(results[0][1], results[1][1]):
-        np.testing.assert_allclose(in_blocks, whole, rtol=1e-4, atol=1e-6)
+    for whole, in_tiles in zip(results[0][1], results[1][1]):
+        np.testing.assert_allclose(in_tiles, whole, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_pieces_have_the_gradient_of_the_whole(policy):
-    """Weights after three steps in pieces of 4 views are those of whole batches of 16 views."""
+def test_micro_batches_have_the_gradient_of_the_whole(policy):
+    """Three steps in micro-batches of 4 views end as three of whole batches of 16 views."""
     keras.mixed_precision.set_global_policy(policy)
     results = []
     for micro_batch_size in (None, 4):
@@ -279,12 +279,12 @@ def test_pieces_have_the_gradient_of_the_whole(policy):
         results.append((history.history["loss"], model.get_weights()))
     tolerance = 1e-5 if policy == "float32" else 2e-2
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=tolerance)
-    for whole, pieces in zip(results[0][1], results[1][1]):
-        np.testing.assert_allclose(pieces, whole, rtol=tolerance, atol=tolerance)
+    for whole, parts in zip(results[0][1], results[1][1]):
+        np.testing.assert_allclose(parts, whole, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("whole_images", [False, True])
-def test_pieces_have_the_views_of_the_batch(whole_images):
+def test_micro_batches_have_the_views_of_the_batch(whole_images):
     """Both views of their images, the same in both passes; photographs that fill a part too."""
     view = paper_views()
     data = tf.constant(IMAGES[:8])
@@ -319,8 +319,8 @@ def test_views_of_no_seed_are_drawn_once_a_step():
     np.testing.assert_array_equal(views_of(1), views_of(1))
 
 
-def test_moving_averages_move_once_per_image_in_pieces():
-    """Two pieces of equal images move them exactly twice, not four times."""
+def test_moving_averages_move_once_per_image_in_micro_batches():
+    """Two micro-batches of equal images move them exactly twice, not four times."""
     image = np.full([4, 8, 8, 3], 100, np.uint8)
     model = model_of(augment=tf.identity, micro_batch_size=4)
     model.build((None, 8, 8, 3))

@@ -147,7 +147,7 @@ def test_help_answers_without_tensorflow():
 
 
 def test_help_costs_under_half_a_second():
-    """`simclr-tf --help` takes under 0.5 s of processor time (time on a busy machine says less)."""
+    """`simclr-tf --help` takes under 0.5 s of CPU time (time on a busy machine says less)."""
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -19,7 +19,7 @@ BATCH_SIZE, STEPS = 16, Steps(per_epoch=4, total=10)
 
 def encoder_of():
     layers = keras.layers
-    steps = [layers.Conv2D(8, 3, 2, "relu"), layers.GlobalAveragePooling2D()]
+    steps = [layers.Conv2D(8, 3, 2, activation="relu"), layers.GlobalAveragePooling2D()]
     return keras.Sequential([keras.Input((None, None, 3)), *steps])
 
 
@@ -138,7 +138,7 @@ def test_a_sketch_trains_stops_and_goes_on(make, replicas, source, tmp_path):
 
 @pytest.mark.parametrize("make", [supervised_model, multi_crop_model])
 def test_replicas_train_a_sketch_as_one_device_does(make, source, tmp_path):
-    """Negatives and positives are those of the global batch."""
+    """Negatives and positives are those of the global batch; to rounding, after ten steps."""
     one, two = (run(tmp_path / str(n), make, source, n) for n in (1, 2))
     for single, several in zip(one, two):
-        np.testing.assert_allclose(several, single, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(several, single, atol=1e-4 * max(1.0, np.abs(single).max()))

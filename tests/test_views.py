@@ -171,8 +171,9 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_fit_takes_what_keras_takes(form, micro_batch_size):
     """One and the same two steps, whatever is known of the shapes."""
-    expected = model_of(None).fit(batches(), verbose=0).history["loss"]
-    model = model_of(None, micro_batch_size)
+    family = augment.RandomCropResize(8)
+    expected = model_of(family).fit(batches(), verbose=0).history["loss"]
+    model = model_of(family, micro_batch_size)
     history = model.fit(
         FORMS[form](), batch_size=8 if form == "array" else None, shuffle=False, verbose=0
     ).history
