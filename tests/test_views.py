@@ -222,3 +222,94 @@ def test_a_saved_model_loads_within_the_scope_of_a_strategy(tmp_path):
     with strategy.scope():
         loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded(IMAGES), model(IMAGES), atol=1e-6)
+
+
+def test_a_model_checkpoint_needs_no_prediction_before(tmp_path):
+    """`ModelCheckpoint` in the SavedModel format, in the first `fit` of a model."""
+    model = model_of(augment.RandomFlip())
+    checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "e{epoch}"), verbose=0)
+    model.fit(batches(), callbacks=[checkpoint], verbose=0)
+    saved = tf.saved_model.load(str(tmp_path / "e1"))
+    h = saved(tf.constant(IMAGES / np.float32(255)), training=False)
+    np.testing.assert_allclose(h, model(IMAGES), atol=1e-6)
+
+
+def test_a_generator_for_validation_loses_no_batch():
+    """Two batches at each of three validations, as in plain Keras."""
+    drawn = []
+
+    def images():
+        for start in range(6):
+            drawn.append(start)
+            yield IMAGES[start : start + 8]
+
+    model = model_of(augment.RandomFlip())
+    history = model.fit(
+        batches(), epochs=3, validation_data=images(), validation_steps=2, verbose=0
+    ).history
+    assert len(history["val_loss"]) == 3 and drawn == list(range(6))
+
+
+def test_fit_takes_images_of_another_size_later():
+    """From a Sequence, whose images have no size that Keras knows."""
+
+    class Larger(Images):
+        def __getitem__(self, index):
+            return np.pad(super().__getitem__(index), [(0, 0), (2, 2), (2, 2), (0, 0)])
+
+    model = model_of(augment.RandomCropResize(8))
+    model.fit(Images(), verbose=0)
+    assert np.isfinite(model.fit(Larger(), verbose=0).history["loss"]).all()
+
+
+class Scale(keras.layers.Layer):
+    """NT-Xent times a weight that is trained."""
+
+    def build(self, shape):
+        self.scale = self.add_weight("scale", [], initializer="ones")
+
+    def call(self, z):
+        return simclr_tf.nt_xent(z, temperature=0.2) * self.scale
+
+
+def test_an_objective_may_have_weights():
+    """At once and in micro-batches alike."""
+
+    def scale_after_fit(micro_batch_size):
+        layer = Scale()
+        layer(tf.ones([2, 4, 4]))
+
+        def objective(z, batch):
+            return layer(z), {}
+
+        model = model_of(augment.RandomFlip(), micro_batch_size, objective=objective)
+        model.scale_layer = layer
+        model.fit(batches(), verbose=0)
+        return float(layer.scale)
+
+    scales = [scale_after_fit(micro_batch_size) for micro_batch_size in (None, 4)]
+    assert scales[0] != 1.0 and scales[1] == pytest.approx(scales[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("argument", ["sample_weight", "class_weight"])
+def test_weights_of_labels_are_refused(argument):
+    """NT-Xent has no use for them."""
+    value = np.ones(16) if argument == "sample_weight" else {0: 1.0}
+    with pytest.raises(ValueError, match=argument):
+        model_of(augment.RandomFlip()).fit(IMAGES, batch_size=8, **{argument: value})
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("images", [9, 15])
+def test_replicas_with_unequal_rows(images, run_eagerly):
+    """The last batch leaves one replica with one row less, or with none."""
+    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:2]
+    strategy = tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+    with strategy.scope():
+        model = model_of(augment.RandomFlip())
+        model.compile(optimizer=keras.optimizers.SGD(0.05), run_eagerly=run_eagerly)
+    history = model.fit(IMAGES[:images], batch_size=8, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert all(np.isfinite(w).all() for w in model.get_weights())
