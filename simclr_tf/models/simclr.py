@@ -305,7 +305,7 @@ class SimCLR(keras.Model):
         """
         loss, logs = self._loss(z, batch)
         _, fraction = replica_offset_and_fraction(z[0])
-        if z.shape[1] is None and must_unroll():  # a replica may have no rows, and a loss of nan
+        if z.shape[1] in (None, 0) and must_unroll():  # no rows: the mean of them is nan
             loss = tf.where(tf.shape(z)[1] > 0, loss, 0.0)
         return loss * fraction, loss, logs
 
