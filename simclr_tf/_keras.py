@@ -143,6 +143,16 @@ def sublayers(layer):
     return all_layers(layer)[1:]
 
 
+def set_save_spec(model, shape):
+    """Tells a subclassed model the input that it is saved with, as its first call would.
+
+    Keras 2 needs it for a SavedModel (`model.save("directory")`, `ModelCheckpoint`), and training
+    does not call the model itself. Keras 3 has no such method.
+    """
+    if getattr(model, "_saved_model_inputs_spec", 0) is None:
+        model._set_save_spec(tf.TensorSpec(shape, tf.float32))
+
+
 def overestimates_variance(layer):
     """Whether a built batch normalisation moves `moving_variance` by variance * n / (n - 1).
 
@@ -302,6 +312,21 @@ def parse_object_graph(serialized):
 
 
 # ---- training
+
+
+def is_validation_of_fit(arguments):
+    """Whether the arguments of `evaluate` say that `fit` calls it on its validation data.
+
+    Keras 2 then ignores the data, and reads the dataset that it made of it before.
+    """
+    return bool(arguments.get("_use_cached_eval_dataset", False))
+
+
+def forget_traced_steps(model):
+    """Has Keras trace the steps of a model again at its next `fit` and `evaluate`."""
+    for name in ("train_function", "test_function", "train_tf_function"):
+        if hasattr(model, name):
+            setattr(model, name, None)
 
 
 class StepCallback(keras.callbacks.Callback):

@@ -124,7 +124,7 @@ def _define_data(define):
     define.float(
         "max_corrupt_share",
         0.01,
-        "Fraction of unreadable images at which a run stops.",
+        "Fraction of unreadable images above which a run stops.",
         0.0,
         1.0,
     )

@@ -157,12 +157,17 @@ def replica_offset_and_fraction(x):
     if context is None or context.num_replicas_in_sync == 1:
         return 0, 1.0
     replica, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
-    if x.shape[0] is not None:
+    if _is_static(x):
         return replica * x.shape[0], 1.0 / replicas
     sizes = context.all_gather(tf.shape(x)[:1], axis=0)  # [R]
     return tf.reduce_sum(sizes[:replica]), tf.cast(
         tf.shape(x)[0] / tf.reduce_sum(sizes), tf.float32
     )
+
+
+def _is_static(x):
+    """Whether all replicas have as many rows: those of a graph do where the number is static."""
+    return x.shape[0] is not None and not tf.executing_eagerly()
 
 
 def gather_rows(x):
@@ -185,7 +190,7 @@ def gather_rows(x):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return x, 0
-    rows = None if x.shape[0] is None else context.num_replicas_in_sync * x.shape[0]
+    rows = context.num_replicas_in_sync * x.shape[0] if _is_static(x) else None
     # Between processes, `all_gather` loses the static shape.
     gathered = tf.ensure_shape(context.all_gather(x, axis=0), [rows, *x.shape[1:]])
     return gathered, replica_offset_and_fraction(x)[0]

@@ -124,6 +124,7 @@ class ContrastiveAccuracy(keras.metrics.Mean):
         super().update_state(tf.cast(correct, tf.float32))
 
 
+@keras.saving.register_keras_serializable(package="simclr_tf")
 class _UnsavedMean(keras.metrics.Mean):
     """A running mean whose state is not written to, nor read from, a `.keras` file."""
 

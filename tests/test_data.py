@@ -336,7 +336,7 @@ class TestFoldersOfUsers:
         source = data.load(name)
         assert source.class_names == ["cat", "dog"] and source.num_examples == 2
         assert source.arrays()[1].tolist() == [0, 1]
-        assert source.description.endswith("'train': 2 classes")
+        assert source.description.endswith("split train: 2 classes")
 
     def test_split_names_ignore_case(self, tmp_path):
         name = self.make(tmp_path, "Train/a/1.png", "Train/b/2.png", "TEST/a/3.png", "Val/b/4.png")
@@ -346,7 +346,7 @@ class TestFoldersOfUsers:
             assert source.class_names == ["a", "b"]
         source = data.load(name, "train")
         assert source.description.endswith(
-            "'train': folder 'Train'; other splits: validation, test; 2 classes"
+            "split train: folder 'Train'; other splits: validation, test; 2 classes"
         )
 
     @pytest.mark.parametrize("folder", ["unlabeled", "Unlabelled"])

@@ -94,6 +94,21 @@ def test_sigterm_saves_after_the_step_under_way(whole, tmp_path):
     assert_same_run(run(tmp_path), whole[0], tmp_path, whole[1])
 
 
+def test_sigterm_in_the_last_step_of_an_epoch(whole, tmp_path):
+    """The epoch ends first: its metrics are written, and the next start begins with the next."""
+    model = classifier()
+
+    def after_step(batch, logs):
+        if int(model.optimizer.iterations.numpy()) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    each = keras.callbacks.LambdaCallback(on_train_batch_end=after_step)
+    with pytest.raises(errors.PreemptedError):
+        run(tmp_path, model=model, callbacks=[each])
+    assert checkpoints.latest_position(tmp_path / "checkpoints") == (2, 0)
+    assert_same_run(run(tmp_path), whole[0], tmp_path, whole[1])
+
+
 def test_a_finished_run_is_not_trained_again(whole, tmp_path):
     """It logs so and returns the weights of its end."""
     lines = []

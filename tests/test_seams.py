@@ -45,8 +45,9 @@ def supervised_positives(z, batch, temperature=0.2):
 
 def supervised_model():
     head = ProjectionHead(output_dim=8, batch_norm=False)
-    family = augment.RandomView(32, 0.5, jit_compile=False)
-    return SimCLR(encoder_of(), head, family, seed=1, objective=supervised_positives)
+    return SimCLR(
+        encoder_of(), head, augment.RandomCropResize(32), seed=1, objective=supervised_positives
+    )
 
 
 # ---- sketch 2: two views of 32 pixels and one of 16
@@ -54,8 +55,8 @@ def supervised_model():
 
 def multi_crop_model():
     head = ProjectionHead(output_dim=8, batch_norm=False)
-    large = augment.RandomView(32, 0.5, jit_compile=False)
-    small = augment.RandomView(16, 0.5, area=(0.08, 0.35), jit_compile=False)
+    large = augment.RandomCropResize(32)
+    small = augment.RandomCropResize(16, area=(0.08, 0.35))
     return SimCLR(encoder_of(), head, [large, large, small], temperature=0.2, seed=1)
 
 

@@ -32,10 +32,19 @@ def model_of(augmentation, micro_batch_size=None, encoder=None, **kwargs):
     return model
 
 
+class Centre(augment.Operator):
+    """The centre of 6 pixels: a small view that is quickly traced."""
+
+    def draw(self, draw):
+        return {}
+
+    def apply(self, images, parameters):
+        return images[:, 1:7, 1:7]
+
+
 def multi_crop():
-    """Two views of 8 pixels and one of 6."""
-    large, small = augment.RandomCropResize(8), augment.RandomCropResize(6)
-    return [large, small, large]
+    """Two views of 8 pixels and one of 6 between them."""
+    return [augment.RandomFlip(), Centre(), augment.RandomFlip()]
 
 
 def batches(batch_size=8):
@@ -62,7 +71,7 @@ def test_a_step_of_three_views_is_their_nt_xent():
 
 def test_the_seed_of_a_view_is_that_of_its_step_and_its_number():
     """fold_in(fold_in(seed, step), view)."""
-    family = augment.RandomCropResize(8)
+    family = augment.RandomFlip()
     model = model_of([family] * 3)
     views = model.views(IMAGES, model._step_seed(5))
     step = augment.random.fold_in(augment.as_seed(3), 5)
@@ -171,7 +180,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_fit_takes_what_keras_takes(form, micro_batch_size):
     """One and the same two steps, whatever is known of the shapes."""
-    family = augment.RandomCropResize(8)
+    family = augment.RandomFlip()
     expected = model_of(family).fit(batches(), verbose=0).history["loss"]
     model = model_of(family, micro_batch_size)
     history = model.fit(
@@ -222,3 +231,93 @@ def test_a_saved_model_loads_within_the_scope_of_a_strategy(tmp_path):
     with strategy.scope():
         loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded(IMAGES), model(IMAGES), atol=1e-6)
+
+
+def test_a_model_checkpoint_needs_no_prediction_before(tmp_path):
+    """`ModelCheckpoint` in the SavedModel format, in the first `fit` of a model."""
+    model = model_of(augment.RandomFlip())
+    checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "e{epoch}"), verbose=0)
+    model.fit(batches(), callbacks=[checkpoint], verbose=0)
+    saved = tf.saved_model.load(str(tmp_path / "e1"))
+    h = saved(tf.constant(IMAGES / np.float32(255)), training=False)
+    np.testing.assert_allclose(h, model(IMAGES), atol=1e-6)
+
+
+def test_a_generator_for_validation_is_read_as_keras_reads_it():
+    """As many validations from six batches as in plain Keras; no batch is lost between them."""
+
+    def validations(model):
+        images = (IMAGES[start : start + 8] for start in range(6))
+        pairs = images if isinstance(model, SimCLR) else ((x, np.zeros(8)) for x in images)
+        data = batches() if isinstance(model, SimCLR) else batches().map(lambda x: (x, tf.zeros(8)))
+        arguments = {"validation_data": pairs, "validation_steps": 2, "verbose": 0}
+        return len(model.fit(data, epochs=3, **arguments).history["val_loss"])
+
+    plain = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(1)])
+    plain.compile("sgd", "mse")
+    assert validations(model_of(augment.RandomFlip())) == validations(plain) > 1
+
+
+def test_fit_takes_images_of_another_size_later():
+    """From a Sequence, whose images have no size that Keras knows."""
+
+    class Larger(Images):
+        def __getitem__(self, index):
+            return np.pad(super().__getitem__(index), [(0, 0), (2, 2), (2, 2), (0, 0)])
+
+    model = model_of(augment.RandomCropResize(8))
+    model.fit(Images(), verbose=0)
+    assert np.isfinite(model.fit(Larger(), verbose=0).history["loss"]).all()
+
+
+class Scale(keras.layers.Layer):
+    """NT-Xent times a weight that is trained."""
+
+    def build(self, shape):
+        self.scale = self.add_weight("scale", [], initializer="ones")
+
+    def call(self, z):
+        return simclr_tf.nt_xent(z, temperature=0.2) * self.scale
+
+
+def test_an_objective_may_have_weights():
+    """At once and in micro-batches alike."""
+
+    def scale_after_fit(micro_batch_size):
+        layer = Scale()
+        layer(tf.ones([2, 4, 4]))
+
+        def objective(z, batch):
+            return layer(z), {}
+
+        model = model_of(augment.RandomFlip(), micro_batch_size, objective=objective)
+        model.scale_layer = layer
+        model.fit(batches(), verbose=0)
+        return float(layer.scale)
+
+    scales = [scale_after_fit(micro_batch_size) for micro_batch_size in (None, 4)]
+    assert scales[0] != 1.0 and scales[1] == pytest.approx(scales[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("argument", ["sample_weight", "class_weight"])
+def test_weights_of_labels_are_refused(argument):
+    """NT-Xent has no use for them."""
+    value = np.ones(16) if argument == "sample_weight" else {0: 1.0}
+    with pytest.raises(ValueError, match=argument):
+        model_of(augment.RandomFlip()).fit(IMAGES, batch_size=8, **{argument: value})
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("images", [9, 15])
+def test_replicas_with_unequal_rows(images, run_eagerly):
+    """The last batch leaves one replica with one row less, or with none."""
+    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:2]
+    strategy = tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+    with strategy.scope():
+        model = model_of(augment.RandomFlip())
+        model.compile(optimizer=keras.optimizers.SGD(0.05), run_eagerly=run_eagerly)
+    history = model.fit(IMAGES[:images], batch_size=8, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert all(np.isfinite(w).all() for w in model.get_weights())

@@ -87,6 +87,7 @@ def _train(options, directory, strategy, model, train, test, steps):
         metadata={"image_size": train.image_size},
         checkpoint_every_steps=options.checkpoint_every_steps,
         chance_loss=math.log(2 * options.batch_size - 1),
+        warm_up_epochs=max(1, math.ceil(warmup_steps(options, steps) / steps.per_epoch)),
         log=log,
     )
     with report_unreadable(train, test, directory=directory if loop.chief else None):

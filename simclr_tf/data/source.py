@@ -80,7 +80,7 @@ class Source:
             )
         self.name, self.split = name, split
         self.class_names, self.labelled = examples.class_names, examples.labelled
-        self.description = f"{name!r}, {split!r}: {examples.description}"
+        self.description = f"{name}, split {split}: {examples.description}"
         self.skipped_suffixes = examples.skipped_suffixes
         self.digest = _digest(examples)
         common_size = _common_size(examples)

@@ -54,7 +54,9 @@ def cached_gradients(embed, micro_batches, loss_of, variables, statistics, penal
     with tf.GradientTape() as tape:
         tape.watch(z)
         objective, rest = loss_of(z)
-    dz_of = micro_batches.slices(tf.transpose(tape.gradient(objective, z), [1, 0, 2]))
+    # The objective may have variables of its own.
+    dz, direct = tape.gradient(objective, [z, variables], unconnected_gradients="zero")
+    dz_of = micro_batches.slices(tf.transpose(dz, [1, 0, 2]))
 
     def propagate_back(k, *sums):
         with tf.GradientTape() as tape:
@@ -65,7 +67,7 @@ def cached_gradients(embed, micro_batches, loss_of, variables, statistics, penal
         gradients = tape.gradient(total, variables, unconnected_gradients="zero")
         return [one + g for one, g in zip(sums, gradients)]
 
-    gradients = micro_batches.loop(propagate_back, [tf.zeros_like(v) for v in variables])
+    gradients = micro_batches.loop(propagate_back, direct)
     return gradients, rest
 
 

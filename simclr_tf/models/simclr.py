@@ -33,6 +33,7 @@ from simclr_tf.models.views import (
     check_augment,
     draw,
     given,
+    given_images,
     labels_of_given,
     number_of_views,
     seeds_of_views,
@@ -134,6 +135,7 @@ class SimCLR(keras.Model):
             self.projection_head(tf.zeros([1, dimension]))
         self._image_shape = image_shape
         self.built = True
+        _keras.set_save_spec(self, (None, *image_shape))
 
     def call(self, images, training=False):
         """Returns h, [B, D] float32, of images [B, H, W, 3], uint8 or float in [0, 1]."""
@@ -303,6 +305,8 @@ class SimCLR(keras.Model):
         """
         loss, logs = self._loss(z, batch)
         _, fraction = replica_offset_and_fraction(z[0])
+        if z.shape[1] in (None, 0) and must_unroll():  # no rows: the mean of them is nan
+            loss = tf.where(tf.shape(z)[1] > 0, loss, 0.0)
         return loss * fraction, loss, logs
 
     def _penalty(self):
@@ -340,13 +344,13 @@ class SimCLR(keras.Model):
 
     def _range_check(self, data):
         """A context in which everything waits for float images to have been found in [0, 1]."""
-        images = data if self.augment is False else unpack(data).images
+        images = given_images(data) if self.augment is False else unpack(data).images
         checks = [range_assertion(x) for x in tf.nest.flatten(images) if x.shape.rank in (4, None)]
         return tf.control_dependencies([check for check in checks if check is not None])
 
     def _build_for(self, views):
         if not self.built:
-            self.build(max((view.shape for view in views), key=lambda shape: shape[1]))
+            self.build(max((view.shape for view in views), key=lambda shape: shape[1] or 0))
 
     def _log(self, loss, logs, data):
         """Updates the running means, that of the loss weighted by the number of images."""
@@ -371,6 +375,12 @@ class SimCLR(keras.Model):
                 "SimCLR brings its own loss; call compile(optimizer=...) without one, and pass "
                 "another loss as `objective`."
             )
+        for name in ("metrics", "weighted_metrics", "loss_weights"):
+            if kwargs.get(name):
+                raise ArgumentError(
+                    f"SimCLR logs what its objective returns; got {name}={kwargs[name]!r}. Return "
+                    "other values to log from an `objective`."
+                )
         super().compile(optimizer=optimizer, **kwargs)
 
     def compile_from_config(self, config):
@@ -382,10 +392,17 @@ class SimCLR(keras.Model):
     def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
         """`keras.Model.fit`; labels, if present, reach the objective alone."""
         inputs.check_batch_size(batch_size)
+        for name in ("sample_weight", "class_weight"):
+            if kwargs.get(name) is not None:
+                raise ArgumentError(
+                    f"NT-Xent has no {name}; got one. Leave it out, or weight in an `objective`."
+                )
         if kwargs.get("validation_data") is not None:
             validation = inputs.validation_input(kwargs["validation_data"])
-            inputs.check(validation[0] if isinstance(validation, tuple) else validation)
-            kwargs["validation_data"] = validation
+            images, *labels = validation if isinstance(validation, tuple) else (validation,)
+            images = self._prepare(images)
+            is_tuple = isinstance(validation, tuple)
+            kwargs["validation_data"] = (images, *labels) if is_tuple else images
         x = self._prepare(x)
         if y is not None and self.objective is None:
             y = None  # Keras would check its length and pass it on for nothing
@@ -394,6 +411,8 @@ class SimCLR(keras.Model):
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.evaluate`: the loss and what the objective logs."""
         y = None if self.objective is None else y
+        if _keras.is_validation_of_fit(kwargs):  # `fit` has prepared it
+            return _errors_in_one_line(super().evaluate, x, y, *args, **kwargs)
         return _errors_in_one_line(super().evaluate, self._prepare(x), y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
@@ -413,7 +432,10 @@ class SimCLR(keras.Model):
             return x
         images = tf.nest.flatten(unpack(batch).images)[0]
         inputs.check(images)
-        self._input_size = tuple(images.shape[1:3])
+        size = tuple(images.shape[1:3])
+        if self._input_size not in (None, size):
+            _keras.forget_traced_steps(self)  # the size is part of what was traced
+        self._input_size = size
         if custom and not self.built:  # what a function of the user returns, only a call can tell
             with self.distribute_strategy.scope():
                 self._build_for(self.views(tf.nest.map_structure(tf.convert_to_tensor, batch)))

@@ -71,12 +71,17 @@ def given(data):
     Raises:
       ArgumentError: fewer than two views.
     """
+    return [as_float(view) for view in given_images(data)]
+
+
+def given_images(data):
+    """Returns the views of `given` as the dataset yields them."""
     views = unpack(data).images
     if not isinstance(views, (tuple, list)):
         views = data
     if not isinstance(views, (tuple, list)) or len(views) < 2:
         raise ArgumentError("augment=False needs a dataset of tuples of views (view_a, view_b).")
-    return [as_float(view) for view in views]
+    return views
 
 
 def labels_of_given(data):

@@ -39,7 +39,7 @@ def draw_curve(rows, path, title=""):
     left.set(ylabel="loss")
     for key, (label, color) in _ACCURACIES.items():
         _plot(right, rows, key, scale=100, color=color, label=label)
-    right.set(ylabel="accuracy, %", ylim=(0, 100))
+    right.set(ylabel="accuracy, %", ylim=(-2, 102))
     if right.lines:
         right.legend(frameon=False)
     for panel in (left, right):

@@ -98,6 +98,7 @@ class ResumableLoop:
       metadata: dict of name -> number that the checkpoints hold besides, see `Checkpoints`.
       checkpoint_every_steps: steps between checkpoints within an epoch; None: none there.
       chance_loss: the loss of a model that has learnt nothing, see `Alarms`.
+      warm_up_epochs: epochs without a warning about that loss.
       log: called with a line of text.
       verbose: as in `fit`; None: a progress bar on a terminal, else a line per epoch.
 
@@ -134,6 +135,7 @@ class ResumableLoop:
         metadata=None,
         checkpoint_every_steps=None,
         chance_loss=None,
+        warm_up_epochs=1,
         log=print,
         verbose=None,
     ):
@@ -160,7 +162,7 @@ class ResumableLoop:
         watching = [
             Throughput(batch_size),
             StopAtStep(steps.total),
-            Alarms(chance_loss, self.log),
+            Alarms(chance_loss, self.log, warm_up_epochs=warm_up_epochs),
         ]
         self._callbacks = [*watching, *callbacks, *self._writers(), self._checkpoints, self._stop]
 
@@ -181,6 +183,8 @@ class ResumableLoop:
             )
             return
         epoch, step = self.position
+        if step >= self.steps.per_epoch:  # saved after the last step of an epoch
+            epoch, step = epoch + 1, 0
         if self.position > (0, 0):
             within = f" and {step} steps" if step else ""
             self.log(f"resuming after epoch {epoch}{within}.")

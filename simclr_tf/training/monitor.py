@@ -60,10 +60,11 @@ class Alarms(StepCallback):
 
     Args:
       chance_loss: the loss of a model that has learnt nothing, such as ln(2N - 1) for NT-Xent with
-        a batch of N images, or ln(C) for C classes. A warning is logged when an epoch after the
-        first ends at that loss. None: no warning.
+        a batch of N images, or ln(C) for C classes. A warning is logged, once, when an epoch ends
+        at that loss. None: no warning.
       log: called with a line of text.
       every_steps: steps between two readings of the running mean of the loss.
+      warm_up_epochs: epochs without that warning.
 
     Raises:
       errors.TrainingError: from `fit`, at a loss that is not finite.
@@ -75,9 +76,10 @@ class Alarms(StepCallback):
     warning: after epoch 2 the loss is 1.390, no better than chance (1.386). Lower ...
     """
 
-    def __init__(self, chance_loss=None, log=print, every_steps=20):
+    def __init__(self, chance_loss=None, log=print, every_steps=20, warm_up_epochs=1):
         super().__init__(every_steps)
         self.chance_loss, self.log = chance_loss, log
+        self.warm_up_epochs, self._warned = warm_up_epochs, False
 
     def on_steps_end(self, steps, logs):
         """Checks the running mean of the loss."""
@@ -87,7 +89,10 @@ class Alarms(StepCallback):
         """Checks the mean loss of the epoch."""
         loss = float(logs["loss"])
         self._check(loss)
-        if self.chance_loss is not None and epoch > 0 and loss > self.chance_loss - 0.05:
+        if self.chance_loss is None or self._warned or epoch < self.warm_up_epochs:
+            return
+        if loss > self.chance_loss - 0.05:
+            self._warned = True
             self.log(
                 f"warning: after epoch {epoch + 1} the loss is {loss:.3f}, no better than chance "
                 f"({self.chance_loss:.3f}). Lower the learning rate, lengthen the warm-up, or look "

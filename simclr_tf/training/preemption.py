@@ -52,7 +52,15 @@ class StopOnSignal(StepCallback):
         self._received = True
 
     def on_steps_end(self, steps, logs):
-        """Saves and raises if a signal came."""
+        """Saves and raises if a signal came; after the last step, the end of the epoch does."""
+        if steps != (self.params or {}).get("steps"):
+            self._stop_if_asked()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves and raises if a signal came; the epoch's metrics have been written."""
+        self._stop_if_asked()
+
+    def _stop_if_asked(self):
         if self.agree(self._received) if self.agree else self._received:
             self.save()
             raise PreemptedError("stopped by SIGTERM; the state is saved.")

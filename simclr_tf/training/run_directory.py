@@ -90,10 +90,15 @@ class RunDirectory:
         if self.data.exists() and list(self.checkpoints.glob("ckpt-*.index")):
             before = json.loads(self.data.read_text())
             if before != now:
+                same = before["examples"] == examples
+                found = (
+                    f"others of the same number, {examples:,}"
+                    if same
+                    else f"{before['examples']:,} examples then, {examples:,} now"
+                )
                 raise UsageError(
-                    f"{self.path} holds a run on other training data: {before['examples']:,} "
-                    f"examples then, {examples:,} now, or others of the same number. Restore the "
-                    "data set to resume the run, or pass another run_dir."
+                    f"{self.path} holds a run on other training data: {found}. Restore the data "
+                    "set to resume the run, or pass another run_dir."
                 )
         write_atomically(self.data, json.dumps(now) + "\n")
 
