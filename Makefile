@@ -1,4 +1,4 @@
-# `make demo` trains on drawn shapes in three minutes; `make test` runs the tests; `make lint` checks style.
+# `make demo` trains on drawn shapes in three to nine minutes; `make test` runs the tests; `make lint` checks style.
 # Every target creates .venv from requirements.txt if it is missing. To use another Python:
 # make test PYTHON=/path/to/python3.10
 

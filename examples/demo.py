@@ -1,4 +1,4 @@
-"""Pretrains on generated shapes in about three minutes, then compares encoders.
+"""Pretrains on generated shapes in three to nine minutes, then compares encoders.
 
     python examples/demo.py [--run_dir=runs/demo]
 
