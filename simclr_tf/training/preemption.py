@@ -53,7 +53,7 @@ class StopOnSignal(StepCallback):
 
     def on_steps_end(self, steps, logs):
         """Saves and raises if a signal came; after the last step, the end of the epoch does."""
-        if steps != (self.params or {}).get("steps"):
+        if steps != (getattr(self, "params", None) or {}).get("steps"):
             self._stop_if_asked()
 
     def on_epoch_end(self, epoch, logs=None):
