@@ -324,6 +324,8 @@ def _loop(count, body, state):
 
 
 def _pair(pairs, k):
+    if isinstance(pairs, np.ndarray) and isinstance(k, int):
+        return int(pairs[k, 0]), int(pairs[k, 1])
     row = tf.gather(pairs, k)
     return row[0], row[1]
 
