@@ -41,27 +41,30 @@ def _even_tile_size(count):
 # ---- one replica: all views against all views
 
 
-def symmetric_log_sum_exp(x, tile_size):
+def symmetric_log_sum_exp(x, tile_size, with_positive=False):
     """Returns log-sum-exp and maximum over the negatives of each view.
 
     Args:
       x: [V, N, d] float32, V views of N images; squared norms of at most `MAX_PRODUCT`. The logits
         are the products of its rows.
       tile_size: rows and columns of a tile; None chooses.
+      with_positive: whether the sum, but not the maximum, includes the other view of the image; for
+        V = 2 alone. It saves the masks of the backward pass.
 
     Returns:
-      log_sum: [V, N], over the V (N - 1) views of other images; -inf for N = 1.
+      log_sum: [V, N], over the V (N - 1) views of other images, -inf for N = 1; or over these and
+        the other view of the image.
       hardest_negative: [V, N], the largest of these logits; it has no gradient.
     """
 
     @tf.custom_gradient
     def sums(x):
         tiles = _SymmetricTiles(x, tile_size)
-        total, hardest = tiles.join(*_symmetric_sums(tiles))
+        total, hardest = tiles.join(*_symmetric_sums(tiles, with_positive))
 
         def gradient(upstream, _):
             weights = tiles.split(tf.math.divide_no_nan(upstream, total))
-            return tiles.join(_symmetric_gradient(tiles, weights))[0]
+            return tiles.join(_symmetric_gradient(tiles, weights, with_positive))[0]
 
         return (tf.math.log(total), hardest), gradient
 
@@ -123,7 +126,7 @@ class _SymmetricTiles:
         return (tf.cast(tf.where(above & choice), tf.int32) for choice in (same, ~same))
 
 
-def _symmetric_sums(tiles):
+def _symmetric_sums(tiles, with_positive):
     """Sums of exp and largest logits over the negatives, [V H, b] each."""
     diagonal = tf.fill([tiles.tile_size], -np.inf)
 
@@ -132,23 +135,25 @@ def _symmetric_sums(tiles):
         total = _add(total, k, tf.reduce_sum(tf.exp(s), axis=1))
         return total, _maximum(hardest, k, tf.reduce_max(s, axis=1))
 
-    def take_both_sides(i, j, s, total, hardest):
+    def take_both_sides(i, j, s, negatives, total, hardest):
         e = tf.exp(s)
         total = _add(total, i, tf.reduce_sum(e, axis=1))
         total = _add(total, j, tf.reduce_sum(e, axis=0))
-        hardest = _maximum(hardest, i, tf.reduce_max(s, axis=1))
-        return total, _maximum(hardest, j, tf.reduce_max(s, axis=0))
+        hardest = _maximum(hardest, i, tf.reduce_max(negatives, axis=1))
+        return total, _maximum(hardest, j, tf.reduce_max(negatives, axis=0))
 
     same_images, other_images = tiles.above_diagonal()
 
     def take_same_images(k, total, hardest):
         i, j = _pair(same_images, k)
-        s = tf.linalg.set_diag(tiles.logits(i, j), diagonal)
-        return take_both_sides(i, j, s, total, hardest)
+        s = tiles.logits(i, j)
+        negatives = tf.linalg.set_diag(s, diagonal)
+        return take_both_sides(i, j, s if with_positive else negatives, negatives, total, hardest)
 
     def take_other_images(k, total, hardest):
         i, j = _pair(other_images, k)
-        return take_both_sides(i, j, tiles.logits(i, j), total, hardest)
+        s = tiles.logits(i, j)
+        return take_both_sides(i, j, s, s, total, hardest)
 
     total = tf.zeros([tiles.count, tiles.tile_size])
     state = total, tf.fill(tf.shape(total), -np.inf)
@@ -157,7 +162,7 @@ def _symmetric_sums(tiles):
     return _loop(_length(other_images), take_other_images, state)
 
 
-def _symmetric_gradient(tiles, weights):
+def _symmetric_gradient(tiles, weights, with_positive):
     """dL/dx [V H, b, d], where weights [V H, b] are dL/dlog_sum / sum.
 
     Logit s_ij counts in row i and in row j: dL/ds_ij = exp(s_ij) (weight_i + weight_j).
@@ -177,7 +182,9 @@ def _symmetric_gradient(tiles, weights):
 
     def add_same_images(k, rows):
         i, j = _pair(same_images, k)
-        return add_both_sides(i, j, tf.linalg.set_diag(tiles.logits(i, j), masked), rows)
+        s = tiles.logits(i, j)
+        s = s if with_positive else tf.linalg.set_diag(s, masked)
+        return add_both_sides(i, j, s, rows)
 
     def add_other_images(k, rows):
         i, j = _pair(other_images, k)

@@ -128,23 +128,43 @@ def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None):
     if tile_size is not None and tile_size < 1:
         raise ArgumentError(f"tile_size must be 1 or more; got {tile_size}. None chooses it.")
     z = normalised(z_a, z_b)  # [V, N, d]
-    negatives, hardest_negative = _over_negatives(z, temperature, tile_size)  # [V, N] each
     pairs = list(itertools.permutations(range(z.shape[0]), 2))
-    similarity = {(a, b): tf.reduce_sum(z[a] * z[b], axis=1) for a, b in pairs if a < b}
-    positive_logits = tf.stack([similarity[min(p), max(p)] for p in pairs]) / temperature
-    first = [a for a, _ in pairs]
-    # -log( exp(p) / (exp(p) + exp(n)) ) = softplus(n - p)
-    losses = tf.nn.softplus(tf.gather(negatives, first) - positive_logits)  # [V (V - 1), N]
-    correct = positive_logits > tf.gather(hardest_negative, first) + 1e-6 / temperature
+    each = tf.unstack(z)  # one operation backwards, where z[a] would be one for every pair
+    similarity = {(a, b): tf.reduce_sum(each[a] * each[b], axis=1) for a, b in pairs if a < b}
+    positive = tf.stack([similarity[min(p), max(p)] for p in pairs]) / temperature
+    losses, hardest_negative = _losses(z, positive, temperature, tile_size)
+    correct = positive > hardest_negative + 1e-6 / temperature
     return tf.reduce_mean(losses), tf.reshape(correct, [-1])
 
 
-def _over_negatives(z, temperature, tile_size):
-    """Log-sum-exp and maximum of each view's logits with its negatives, [V, N] each."""
+def _losses(z, positive, temperature, tile_size):
+    """The loss of every ordered pair, and the largest logit of its first view's negatives.
+
+    Args:
+      z: [V, N, d], unit vectors.
+      positive: [V (V - 1), N], the logits of the pairs.
+
+    Returns:
+      [V (V - 1), N] each.
+    """
     rows_of_all, offset = gather_rows(tf.transpose(z, [1, 0, 2]))  # [M, V, d]
     one_replica = isinstance(offset, int) and offset == 0 and rows_of_all.shape[0] == z.shape[1]
     if one_replica and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
-        return log_sum_exp.symmetric_log_sum_exp(z / temperature**0.5, tile_size)
+        # For a single image only the sum over negatives has a gradient of exactly 0.
+        with_positive = z.shape[0] == 2 and (z.shape[1] or 1) > 1
+        x = z / temperature**0.5
+        log_sum, hardest = log_sum_exp.symmetric_log_sum_exp(x, tile_size, with_positive)
+        if with_positive:
+            return log_sum - positive, hardest
+    else:
+        log_sum, hardest = _over_columns(z, rows_of_all, offset, temperature, tile_size)
+    negatives, hardest = (tf.repeat(x, z.shape[0] - 1, axis=0) for x in (log_sum, hardest))
+    # -log( exp(p) / (exp(p) + exp(n)) ) = softplus(n - p)
+    return tf.nn.softplus(negatives - positive), hardest
+
+
+def _over_columns(z, rows_of_all, offset, temperature, tile_size):
+    """Log-sum-exp and maximum of each view's logits with its negatives, [V, N] each."""
     views, images, all_images = z.shape[0], tf.shape(z)[1], tf.shape(rows_of_all)[0]
     arguments = (
         tf.reshape(z, [-1, z.shape[2]]) / temperature,  # [V N, d]
