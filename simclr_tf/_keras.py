@@ -9,6 +9,7 @@ One thing that Keras does not document is left where it is used, since it needs 
 
 from __future__ import annotations
 
+import importlib
 import numbers
 from typing import Any, NamedTuple
 
@@ -160,6 +161,24 @@ def overestimates_variance(layer):
     documented. Keras 3 does not use that kernel in training.
     """
     return bool(getattr(layer, "fused", False))
+
+
+def register_layers_of_applications():
+    """Lets `.keras` files with ConvNeXt or InceptionResNetV2 load in Keras 2.
+
+    Both have a layer that is defined in `keras.applications` and has no public name; Keras 2 writes
+    it to a file, and does not find it again unless it is registered. Keras 3 does.
+    """
+    if not IS_KERAS_2:
+        return
+    applications = keras.applications
+    for function, layer in (
+        (applications.ConvNeXtTiny, "LayerScale"),
+        (applications.InceptionResNetV2, "CustomScaleLayer"),
+    ):
+        cls = getattr(importlib.import_module(function.__module__), layer, None)
+        if cls is not None and keras.saving.get_registered_name(cls) == layer:  # not registered
+            keras.saving.register_keras_serializable("keras_applications")(cls)
 
 
 # ---- functional models

@@ -132,7 +132,12 @@ def _define_data(define):
 
 
 def _define_model(define):
-    define.string("encoder", "resnet", "resnet (see --resnet_depth), or keras_cv/NAME.")
+    define.string(
+        "encoder",
+        "resnet",
+        "resnet (see --resnet_depth), keras_cv/NAME or keras_applications/NAME, such as "
+        "keras_applications/efficientnetv2_b0; simclr_tf.encoders.names() lists all.",
+    )
     define.enum(
         "resnet_depth", "18", ["18", "34", "50", "101", "152", "200"], "Layers of the ResNet."
     )

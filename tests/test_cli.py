@@ -318,6 +318,7 @@ MISTAKES = [
     (["pretrain", "--run_dir=x", "--batch_size=100000"], 1, "--batch_size is 100000"),
     (["pretrain", "--run_dir=x", "--warmup_epochs=3", "--epochs=3"], 2, "--warmup_epochs"),
     (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet19"], 1, "resnet18"),
+    (["pretrain", "--run_dir=x", "--encoder=keras_applications/xception"], 1, "at least 71"),
     (["evaluate", "--run_dir=nowhere"], 2, "no flags.cfg"),
     (["evaluate"], 2, "exactly one of --run_dir, --saved_model, --official_weights; got none"),
     (["evaluate", "--run_dir=x", "--saved_model=y"], 2, "got --run_dir and --saved_model"),

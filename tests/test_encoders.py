@@ -1,11 +1,15 @@
-"""Encoders by name: ResNets and KerasCV's backbones; and the check that a model is an encoder."""
+"""Encoders by name: ResNets, KerasCV's and keras.applications'; and the check of a user's model."""
+
+import importlib
+import inspect
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import encoders
+from simclr_tf import _keras, encoders, export
+from simclr_tf.encoders import keras_applications
 from simclr_tf.encoders.resnet import ResNet
 
 
@@ -87,6 +91,9 @@ def test_names_lists_every_encoder():
         ("resnet18_v2", "keras_cv/resnet18_v2"),
         ("keras_cv/mobilenet_v3", "keras_cv/mobilenet_v3_small"),
         ("keras_cv/efficientnet_v2_s", "keras_cv/efficientnetv2_s"),
+        ("efficientnet_b0", "keras_applications/efficientnet_b0"),
+        ("mobilenet_v3_small", "keras_applications/mobilenet_v3_small"),
+        ("keras_applications/efficientnet_v2_s", "keras_applications/efficientnetv2_s"),
         ("?", "encoders.names"),
     ],
 )
@@ -96,16 +103,184 @@ def test_an_unknown_name_is_answered_with_similar_ones(name, near):
     assert repr(name) in str(error.value) and near in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["keras_cv/resnet18", "keras_applications/resnet50"])
 @pytest.mark.parametrize("option", [{"width": 2}, {"sk_ratio": 0.1}, {"stem": "cifar"}])
-def test_keras_cv_backbones_refuse_the_options_of_resnets(option):
+def test_encoders_of_other_libraries_refuse_the_options_of_resnets(name, option):
     with pytest.raises(ValueError, match="options of resnet18 to resnet200"):
-        encoders.by_name("keras_cv/resnet18", **option)
+        encoders.by_name(name, **option)
 
 
 def test_a_mix_transformer_needs_a_size_that_is_a_multiple_of_32():
     for image_size in (None, 32, 72):
         with pytest.raises(ValueError, match="multiple of 32"):
             encoders.by_name("keras_cv/mit_b0", image_size=image_size)
+
+
+# ---- keras.applications -------------------------------------------------------------------------
+
+# The smallest network of each family, and the length of h.
+FAMILIES = {
+    "convnext_tiny": 768,
+    "densenet121": 1024,
+    "efficientnet_b0": 1280,
+    "efficientnetv2_b0": 1280,
+    "inception_resnet_v2": 1536,
+    "inception_v3": 2048,
+    "mobilenet": 1024,
+    "mobilenet_v2": 1280,
+    "mobilenet_v3_small": 576,
+    "nasnet_mobile": 1056,
+    "regnetx002": 368,
+    "regnety002": 368,
+    "resnet50": 2048,
+    "resnet50_v2": 2048,
+    "resnetrs50": 2048,
+    "vgg16": 512,
+    "xception": 2048,
+}
+# Keras takes seconds to connect their layers.
+MANY_LAYERS = ("densenet121", "inception_resnet_v2", "inception_v3", "nasnet_mobile", "resnetrs50")
+
+
+def of_applications(names):
+    """The names that the installed Keras has, as parameters of a test."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in MANY_LAYERS else ())
+        for name in names
+        if name in keras_applications.names()
+    ]
+
+
+def unit_images(*shape):
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def input_of_first_weights(encoder, images):
+    """What the first layer with weights takes; the normalisation by 0 and 1 is none."""
+    with_weights = [
+        call
+        for call in _keras.layer_calls(encoder)
+        if call.layer.weights and not isinstance(call.layer, keras.layers.Normalization)
+    ]
+    order = {layer.name: index for index, layer in enumerate(encoder.layers)}
+    first = min(with_weights, key=lambda call: order[call.layer.name])
+    return keras.Model(encoder.inputs, [first.arguments[0]])(images)
+
+
+@pytest.mark.parametrize("name", of_applications(FAMILIES))
+def test_a_network_of_each_family_embeds_images_in_unit_range(name):
+    side = keras_applications.NETWORKS[name].min_size
+    encoder = encoders.by_name(f"keras_applications/{name}", side)
+    width = side if name.startswith("nasnet") else side + 8
+    images = unit_images(2, side, width, 3)
+    h = np.asarray(encoder(images))
+    assert h.shape == (2, FAMILIES[name]) and h.dtype == np.float32
+    assert np.isfinite(h).all() and np.any(h[0] != h[1])
+    pixels = np.ravel(input_of_first_weights(encoder, images))
+    pixels = np.sort(pixels[pixels != 0])  # without padding
+    np.testing.assert_allclose(pixels, np.sort(images[images != 0]), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", keras_applications.names())
+def test_every_network_is_an_encoder(name):
+    keras.backend.clear_session()
+    side = keras_applications.NETWORKS[name].min_size
+    encoder = encoders.by_name(f"keras_applications/{name}", side)
+    assert encoders.validate(encoder, side) == encoder.output_shape[-1]
+
+
+def test_every_network_of_keras_has_a_name():
+    functions = [name for name, _ in inspect.getmembers(keras.applications, inspect.isfunction)]
+    named = [keras_applications.NETWORKS[name].function for name in keras_applications.names()]
+    assert sorted(named) == sorted(functions)
+    assert {f"keras_applications/{name}" for name in keras_applications.names()} < set(
+        encoders.names()
+    )
+
+
+@pytest.mark.parametrize(
+    "name, arguments, max_value",
+    [
+        ("efficientnet_b0", {}, 255),  # its documentation: takes pixels in [0, 255]
+        ("convnext_tiny", {"include_preprocessing": False}, 1),
+        ("mobilenet_v3_small", {"include_preprocessing": False}, 1),
+        ("vgg16", {}, 1),
+    ],
+)
+def test_h_is_what_keras_computes_with_the_same_weights(name, arguments, max_value):
+    encoder = encoders.by_name(f"keras_applications/{name}", 32)
+    function = getattr(keras.applications, keras_applications.NETWORKS[name].function)
+    network = function(include_top=False, weights=None, pooling="avg", **arguments)
+    pairs = zip(encoder.get_weights(), network.get_weights())
+    network.set_weights([ours.reshape(theirs.shape) for ours, theirs in pairs])
+    images = unit_images(2, 32, 32, 3)
+    h = np.asarray(network(max_value * images))
+    np.testing.assert_allclose(encoder(images), h, atol=1e-5 * np.abs(h).max())
+
+
+def test_a_network_of_keras_is_folded_saved_and_loaded(tmp_path):
+    encoder = encoders.by_name("keras_applications/mobilenet_v3_small", 32)
+    images = unit_images(2, 32, 32, 3)
+    h = np.asarray(encoder(images))
+    folded = export.folded(export.functional_copy(encoder, (32, 32, 3)))
+    norms = [x for x in folded.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert not norms
+    np.testing.assert_allclose(folded(images), h, atol=1e-4 * np.abs(h).max())
+    encoder.save(tmp_path / "encoder.keras")
+    loaded = keras.models.load_model(tmp_path / "encoder.keras")
+    np.testing.assert_allclose(loaded(images), h, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function, name, arguments",
+    [("ConvNeXtTiny", "LayerScale", (0.5, 3)), ("InceptionResNetV2", "CustomScaleLayer", (0.5,))],
+)
+def test_layers_that_only_keras_applications_has_are_loaded(function, name, arguments, tmp_path):
+    module = importlib.import_module(getattr(keras.applications, function).__module__)
+    images = keras.Input((4, 4, 3))
+    layer = getattr(module, name)(*arguments)
+    output = layer(images) if name == "LayerScale" else layer([images, images])
+    keras.Model(images, output).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    expected = 0.5 if name == "LayerScale" else 1.5  # x + 0.5 x
+    np.testing.assert_allclose(loaded(np.ones([1, 4, 4, 3], np.float32)), expected)
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v3_small"])
+def test_a_network_of_keras_returns_float32_under_mixed_precision(name):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    encoder = encoders.by_name(f"keras_applications/{name}")
+    h = np.asarray(encoder(unit_images(2, 32, 32, 3)))
+    assert h.dtype == np.float32
+    assert np.any(h != np.asarray(tf.cast(tf.cast(h, tf.bfloat16), tf.float32)))  # not rounded
+
+
+@pytest.mark.parametrize(
+    "name, image_size, message",
+    [
+        ("vgg16", 31, "image_size must be at least 32 for keras_applications/vgg16; got 31"),
+        ("inception_v3", 64, "at least 75"),
+        ("xception", 64, "at least 71"),
+        ("nasnet_mobile", 16, "at least 32"),
+        ("nasnet_mobile", None, "needs image_size, 32 or more; got None"),
+    ],
+)
+def test_a_network_of_keras_refuses_images_below_its_minimum(name, image_size, message):
+    with pytest.raises(ValueError, match=message):
+        encoders.by_name(f"keras_applications/{name}", image_size)
+
+
+def test_arguments_that_an_encoder_by_name_sets_itself_are_refused():
+    with pytest.raises(ValueError, match="pooling, weights must be left out"):
+        encoders.by_name("keras_applications/vgg16", weights="imagenet", pooling="avg")
+
+
+def test_a_network_that_only_the_other_keras_has_is_named(monkeypatch):
+    monkeypatch.delattr(keras.applications, "RegNetX002", raising=False)
+    assert "keras_applications/regnetx002" not in encoders.names()
+    with pytest.raises(ValueError, match=r"installed Keras has no keras\.applications\.RegNetX002"):
+        encoders.by_name("keras_applications/regnetx002")
 
 
 # ---- validate -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Encoders: models from images to h. ResNets, KerasCV backbones by name, or any Keras model."""
+"""Encoders: models from images to h: ResNets, networks of Keras and KerasCV, or your own."""
 
 from simclr_tf.encoders.by_name import by_name, names, validate
 from simclr_tf.encoders.resnet import ResNet

@@ -1,40 +1,44 @@
 """Encoders by name, and the check that a model is an encoder.
 
-The ResNets are in `resnet`, KerasCV's backbones in `keras_cv`. Any other `keras.Model` that passes
-`validate` is an encoder too.
+The ResNets are in `resnet`, KerasCV's backbones in `keras_cv`, the networks of `keras.applications`
+in `keras_applications`. Any other `keras.Model` that passes `validate` is an encoder too.
 """
 
 import difflib
 
 from tensorflow import keras
 
-from simclr_tf.encoders import keras_cv, resnet
+from simclr_tf.encoders import keras_applications, keras_cv, resnet
 from simclr_tf.errors import ArgumentError
 
-_PREFIX = "keras_cv/"
+_LIBRARIES = {"keras_cv": keras_cv, "keras_applications": keras_applications}
 
 
 def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs):
     """Creates an encoder with random weights.
 
     Args:
-        name: one of `names()`: "resnet18" to "resnet200", or "keras_cv/NAME" for a KerasCV
-            backbone with global average pooling.
+        name: one of `names()`: "resnet18" to "resnet200", "keras_cv/NAME" for a KerasCV backbone or
+            "keras_applications/NAME" for a network of `keras.applications`, both with global
+            average pooling.
         image_size: int, side of the images in pixels. With None, a ResNet is built on its first
-            call. "keras_cv/mit_..." requires it.
-        width: see `ResNet`; must be 1 for KerasCV backbones.
-        sk_ratio: see `ResNet`; must be 0 for KerasCV backbones.
-        stem: see `ResNet`; must be "auto" for KerasCV backbones, which have stems of their own.
-        **kwargs: further arguments of `ResNet` or of the KerasCV backbone's class. Batch
-            normalisation of KerasCV backbones is not synchronised between replicas.
+            call. "keras_cv/mit_..." and "keras_applications/nasnet_..." require it, and accept
+            images of this size alone.
+        width: see `ResNet`; must be 1 for other encoders.
+        sk_ratio: see `ResNet`; must be 0 for other encoders.
+        stem: see `ResNet`; must be "auto" for other encoders, which have stems of their own.
+        **kwargs: further arguments of `ResNet`, of the KerasCV backbone's class or of the function
+            of `keras.applications`. Batch normalisation of the latter two is not synchronised
+            between replicas.
 
     Returns:
         A `keras.Model` from images, float [batch, height, width, 3] in [0, 1], to h, float32
-        [batch, D].
+        [batch, D]. All weights are random.
 
     Raises:
         ValueError: for an unknown name (the message lists similar ones), for an option that the
-            encoder does not have, or for an image_size that "keras_cv/mit_..." cannot take.
+            encoder does not have, or for an image_size that the encoder cannot take, such as one
+            below the minimum of a network of `keras.applications` (32 for most).
 
     Example:
 
@@ -44,13 +48,14 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
     """
     if name not in names():
         raise ArgumentError(_unknown(name))
-    if name.startswith(_PREFIX):
+    if "/" in name:
         if width != 1 or sk_ratio != 0 or stem != "auto":
             raise ArgumentError(
                 f"width, sk_ratio and stem are options of resnet18 to resnet200; got {name} with "
                 f"width={width}, sk_ratio={sk_ratio}, stem={stem!r}. Leave them out."
             )
-        return keras_cv.build(name[len(_PREFIX) :], image_size, **kwargs)
+        library, network = name.split("/")
+        return _LIBRARIES[library].build(network, image_size, **kwargs)
     depth = int(name[len("resnet") :])
     encoder = resnet.ResNet(depth, width=width, sk_ratio=sk_ratio, stem=stem, **kwargs)
     if image_size is not None:
@@ -61,13 +66,17 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
 def names():
     """Lists every name that `by_name` accepts.
 
+    RegNet and ResNet-RS of `keras.applications` are listed on Keras 2 only, which has them.
+
     Example:
 
     >>> simclr_tf.encoders.names()[:3]
     ['resnet18', 'resnet34', 'resnet50']
     """
     resnets = [f"resnet{depth}" for depth in resnet.DEPTHS]
-    return resnets + [_PREFIX + name for name in keras_cv.BACKBONES]
+    return resnets + [
+        f"{library}/{name}" for library, module in _LIBRARIES.items() for name in module.names()
+    ]
 
 
 def validate(encoder, image_size):
@@ -110,9 +119,16 @@ def _describe(output):
 
 
 def _unknown(name):
+    library, _, network = str(name).rpartition("/")
     similar = difflib.get_close_matches(str(name), names(), n=4, cutoff=0.5)
-    similar += [full for full in names() if full == f"{_PREFIX}{name}" and full not in similar]
+    similar += [full for full in names() if full.endswith(f"/{network}") and full not in similar]
     hint = "simclr_tf.encoders.names() lists all."
-    if similar:
+    if library == "keras_applications" and network in keras_applications.NETWORKS:
+        function = keras_applications.NETWORKS[network].function
+        hint = f"The installed Keras has no keras.applications.{function}."
+    elif similar:
         hint = f"Near matches: {', '.join(similar)}."
-    return f"encoder must be one of resnet18 to resnet200 or keras_cv/NAME; got {name!r}. {hint}"
+    return (
+        "encoder must be one of resnet18 to resnet200, keras_cv/NAME or keras_applications/NAME; "
+        f"got {name!r}. {hint}"
+    )

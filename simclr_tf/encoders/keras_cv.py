@@ -41,6 +41,11 @@ def build(name, image_size=None, **kwargs):
     return keras.Model(images, pool(backbone(images)), name=name)
 
 
+def names():
+    """Lists the backbones."""
+    return list(BACKBONES)
+
+
 def _mix_transformer_shape(name, image_size):
     if image_size is None or image_size < 64 or image_size % 32:
         raise ArgumentError(
