@@ -10,6 +10,7 @@ import itertools
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.losses import normalised, nt_xent_with_top1
 
 
@@ -103,7 +104,7 @@ def effective_rank(h):
     return tf.exp(-tf.reduce_sum(tf.math.xlogy(fraction, fraction)))
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class ContrastiveAccuracy(keras.metrics.Mean):
     """Running mean of `contrastive_accuracy`, weighted by the number of images.
 
@@ -124,7 +125,7 @@ class ContrastiveAccuracy(keras.metrics.Mean):
         super().update_state(tf.cast(correct, tf.float32))
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class _UnsavedMean(keras.metrics.Mean):
     """A running mean whose state is not written to, nor read from, a `.keras` file."""
 

@@ -8,7 +8,6 @@ views is in `views.py`, gradient caching in `micro_batches.py`, the checks of wh
 from __future__ import annotations
 
 import tensorflow as tf
-from tensorflow import keras
 
 from simclr_tf import _keras
 from simclr_tf import augment as augmentations
@@ -43,8 +42,8 @@ from simclr_tf.models.views import (
 _EVALUATION_STEP = -1  # of which `evaluate` has the seed; training counts from 0
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
-class SimCLR(keras.Model):
+@_keras.saving.register_keras_serializable(package="simclr_tf")
+class SimCLR(_keras.Model):
     """SimCLR (Chen et al., arXiv:2002.05709), used as `model.fit(dataset)`.
 
     A batch is `images`, [B, H, W, 3] in uint8 or float in [0, 1]; or a tuple whose first item is
@@ -385,7 +384,7 @@ class SimCLR(keras.Model):
 
     def compile_from_config(self, config):
         """Compiles as the saved model was; needed, as Keras does so for its own `compile` alone."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.compile(**_keras.saving.deserialize_keras_object(config))
         if self.built:  # so that there are variables to load the optimizer's state into
             self.optimizer.build(self.trainable_variables)
 
@@ -463,7 +462,7 @@ class SimCLR(keras.Model):
 
     def get_config(self):
         """Returns the constructor's arguments, layers and functions serialised."""
-        serialise = keras.saving.serialize_keras_object
+        serialise = _keras.saving.serialize_keras_object
         augment = self.augment
         if isinstance(augment, (tuple, list)):
             augment = [serialise(family) for family in augment]
@@ -478,13 +477,15 @@ class SimCLR(keras.Model):
             "seed": self.seed,
             "objective": self.objective and serialise(self.objective),
             "name": self.name,
+            **({} if _keras.IS_KERAS_2 else {"keras": 3}),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Returns the model of a config, without its weights."""
-        restore = keras.saving.deserialize_keras_object
+        restore = _keras.saving.deserialize_keras_object
         config = dict(config)
+        _check_keras(config.pop("keras", 2))
         for part in ("encoder", "projection_head"):
             config[part] = restore(config[part], custom_objects=custom_objects)
         augment = config["augment"]
@@ -504,6 +505,16 @@ class SimCLR(keras.Model):
         """Builds from `get_build_config`."""
         if config:
             self.build(config["input_shape"])
+
+
+def _check_keras(version):
+    """Raises `ArgumentError` for the config of a file that the other Keras wrote."""
+    this = 2 if _keras.IS_KERAS_2 else 3
+    if version != this:
+        raise ArgumentError(
+            f"a .keras file loads in the Keras that wrote it; got one of Keras {version} in Keras "
+            f"{this}. A SavedModel (`export`) works with both."
+        )
 
 
 def _check_micro_batch_size(size, views):
