@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import tempfile
@@ -29,7 +30,7 @@ def atomic_path(path, parents=True):
     above = next(folder for folder in path.parents if folder.exists())
     if not above.is_dir():
         raise NotADirectoryError(
-            f"{path} cannot be written: {above} is a file. Choose another path."
+            errno.ENOTDIR, f"{path} cannot be written: {above} is a file. Choose another path."
         )
     made = [folder for folder in path.parents if not folder.exists()] if parents else []
     if parents:

@@ -1,8 +1,9 @@
 """The command line: `simclr-tf COMMAND --flags`. The only module that reads a flag.
 
 TensorFlow is imported only when a command runs, so help and mistakes are answered at once.
-Exit codes: 0 done, 1 the command failed, 2 its flags are wrong, 75 the machine stopped it and the
-same command resumes (SIGTERM, a worker that is gone), 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 a flag is wrong, or what it names (`_exit_code`); 75 the machine stopped the
+command, which can be started again (SIGTERM, a worker that is gone); 130 stopped by Ctrl-C; 1 any
+other failure.
 """
 
 from __future__ import annotations
@@ -561,8 +562,15 @@ def main(argv=None):
 
 
 def _exit_code(error):
-    codes = ((errors.UsageError, 2), (errors.TryAgainError, os.EX_TEMPFAIL))
-    return next((code for kind, code in codes if isinstance(error, kind)), 1)
+    """2 where the cause is a flag, or what it names (a path, a data set); else 75 or 1.
+
+    Every argument that the commands pass to the library comes from a flag.
+    """
+    if isinstance(error, errors.TryAgainError):
+        return os.EX_TEMPFAIL
+    if isinstance(error, errors.StorageError):
+        return 2 if error.wrong_path else 1
+    return 2 if isinstance(error, errors.ArgumentError) else 1
 
 
 def _print_error(error, command):

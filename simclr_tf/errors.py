@@ -6,6 +6,13 @@ other exception is a bug and shows its traceback.
 """
 
 import contextlib
+import errno
+
+# Of the operating system, where a path is wrong: not those of a disk that is full or fails.
+_PATH_ERRNOS = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL),
+}
 
 
 class Error(Exception):
@@ -32,7 +39,7 @@ class ArgumentError(Error, ValueError):
 
 
 class UsageError(ArgumentError):
-    """A command whose flags are wrong; its exit code is 2.
+    """A command whose flags are wrong, or do not fit each other.
 
     Example:
 
@@ -100,6 +107,11 @@ class StorageError(Error, OSError):
     True
     """
 
+    @property
+    def wrong_path(self):
+        """Whether the path is the cause, rather than the disk: missing, a file, not accessible."""
+        return self.errno in _PATH_ERRNOS
+
 
 @contextlib.contextmanager
 def storage_errors(path, action="written"):
@@ -126,8 +138,15 @@ def storage_errors(path, action="written"):
     except OSError as error:
         reason = error.strerror or str(error)
         path = error.filename or path if action == "read" else path
-        hint = "Make it accessible" if action == "read" else "Free some space"
-        message = f"{path} cannot be {action}: {reason}. {hint}, or choose another path."
+        message = f"{path} cannot be {action}: {reason}. {_way_out(error.errno, action)}"
         storage_error = StorageError(reason if str(path) in reason else message)
         storage_error.errno = error.errno
         raise storage_error from error
+
+
+def _way_out(number, action):
+    if action == "read":
+        return "Make it accessible, or choose another path."
+    if number in _PATH_ERRNOS:
+        return "Choose another path."
+    return "Free some space, or choose another path."
