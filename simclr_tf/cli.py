@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Callable
 
-from absl import flags as absl_flags
-
-from simclr_tf import errors
+from simclr_tf import _flags, errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Command:
       help: one line.
       run: "module:function", imported when the command runs, so that help needs no TensorFlow.
         The function is called with `Options` and an `Invocation`.
-      groups: functions that define flags, called with a `_Define`.
+      groups: functions that define flags, called with a `_flags.Define`.
       required: flags without which the command is refused.
       exactly_one: flags of which exactly one must be given; none: no such rule.
       required_without_run: flags that are required where --run_dir is not given.
@@ -98,6 +94,9 @@ class Invocation:
     trained: Options | None
 
 
+_SIDE = (1, 8192)  # of images; beyond that, a batch of them exceeds any memory
+
+
 def _define_common(define):
     define.string("run_dir", None, "Directory of the run.")
     define.boolean("debug", False, "Show the traceback of every error.")
@@ -113,14 +112,17 @@ def _define_data(define):
     define.string("train_split", "train", "Split to train on, slices as in TFDS: train[:90%].")
     define.string("test_split", "test", "Labelled split for the kNN probe and `evaluate`.")
     define.integer(
-        "image_size", None, "Side of the images in pixels; by default that of the data, or 224.", 1
+        "image_size",
+        None,
+        "Side of the images in pixels; by default that of the data, or 224.",
+        *_SIDE,
     )
     define.integer(
         "source_size",
         None,
         "Longer side at which photographs are kept to crop views from; by default 1.5 x the image "
         "size. Larger: sharper small crops, more memory.",
-        1,
+        *_SIDE,
     )
     define.float(
         "max_corrupt_share",
@@ -129,7 +131,7 @@ def _define_data(define):
         0.0,
         1.0,
     )
-    define.float("cache_gigabytes", 2.0, "A data set up to this size is kept in memory.", 0.0)
+    define.float("cache_gigabytes", 2.0, "A data set up to this size is kept in memory.", 0.0, 1e6)
 
 
 def _define_model(define):
@@ -228,7 +230,9 @@ def _define_encoder(define):
     )
     define.string("dataset", None, "As for pretrain; by default the run's.")
     define.string("data_dir", None, "By default the run's.")
-    define.integer("image_size", None, "Side of the images in pixels; by default the encoder's.", 1)
+    define.integer(
+        "image_size", None, "Side of the images in pixels; by default the encoder's.", *_SIDE
+    )
     define.float(
         "max_corrupt_share",
         None,
@@ -345,45 +349,16 @@ COMMANDS = {
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights")
 
 
-class _Define:
-    """Defines absl flags in one `FlagValues`."""
-
-    def __init__(self, values):
-        self._values = values
-
-    def string(self, name, default, text):
-        absl_flags.DEFINE_string(name, default, text, flag_values=self._values)
-
-    def boolean(self, name, default, text):
-        absl_flags.DEFINE_boolean(name, default, text, flag_values=self._values)
-
-    def enum(self, name, default, choices, text):
-        absl_flags.DEFINE_enum(name, default, choices, text, flag_values=self._values)
-
-    def integer(self, name, default, text, low=None, high=None):
-        absl_flags.DEFINE_integer(name, default, text, low, high, flag_values=self._values)
-
-    def float(self, name, default, text, low=None, high=None):
-        absl_flags.DEFINE_float(name, default, text, low, high, flag_values=self._values)
-        absl_flags.register_validator(  # bounds let nan pass, and an infinity where one is open
-            name,
-            lambda value: value is None or math.isfinite(value),
-            "must be a finite number",
-            flag_values=self._values,
-        )
-
-
 def _flag_values(command):
     """The flags of a `Command`, unparsed."""
-    values = absl_flags.FlagValues()
-    define = _Define(values)
+    define = _flags.Define()
     for group in command.groups:
         group(define)
-    # `--flagfile` is expanded by absl itself; declared so that --help lists it.
+    # Expanded before the others are parsed; declared so that --help lists it.
     define.string(
-        "flagfile", "", "Read flags from this file, one a line; a recipe or RUN_DIR/flags.cfg."
+        "flagfile", None, "Read flags from this file, one a line; a recipe or RUN_DIR/flags.cfg."
     )
-    return values
+    return define.values
 
 
 def parse(argv):
@@ -407,12 +382,9 @@ def parse(argv):
     command = COMMANDS[argv[0]]
     values = _flag_values(command)
     try:
-        rest = values([command.name, *argv[1:]])[1:]
-    except absl_flags.Error as error:
-        reason = " ".join(str(error).split())
-        raise errors.UsageError(f"{reason}. See `simclr-tf {command.name} --help`.") from None
-    if rest:
-        raise errors.UsageError(f"{command.name} takes flags only; got {rest[0]!r}.")
+        _flags.parse(values, command.name, argv[1:])
+    except _flags.FlagError as error:
+        raise errors.UsageError(str(error)) from None
     _check_given(command, values)
     return command.name, values
 
@@ -493,13 +465,19 @@ def options_of_run(run_dir):
     >>> simclr_tf.cli.options_of_run(".").epochs
     7
     """
-    path = pathlib.Path(run_dir) / "flags.cfg"
-    if not path.exists():
+    path = os.path.join(run_dir, "flags.cfg")
+    if not os.path.isfile(path):
         raise errors.UsageError(
             f"--run_dir must be the directory of a run; {run_dir} has no flags.cfg. "
             "Make one with `simclr-tf pretrain`."
         )
-    _, values = parse(["pretrain", f"--flagfile={path}"])
+    try:
+        _, values = parse(["pretrain", f"--flagfile={path}"])
+    except errors.UsageError as error:
+        raise errors.UsageError(
+            f"--run_dir must be the directory of a run; {path} does not hold the flags of one: "
+            f"{error}"
+        ) from error
     return options_of(values).replace(run_dir=run_dir)  # the directory may have been moved
 
 
@@ -525,7 +503,7 @@ def _help(argv):
     name = next((word for word in argv if word in COMMANDS), None)
     if name:
         print(f"simclr-tf {name}: {COMMANDS[name].help}\n")
-        print(_flag_values(COMMANDS[name]).get_help())
+        print(_flags.help_of(_flag_values(COMMANDS[name])))
         return
     print("Learn an image encoder without labels (SimCLR).\n\nusage: simclr-tf COMMAND --flags\n")
     for command in COMMANDS.values():
@@ -544,6 +522,16 @@ def main(argv=None):
     2
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of stdout is gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(argv):
     if not argv or {"-h", "--help", "-help", "help"} & set(argv):
         _help(argv)
         return 0 if argv else 2

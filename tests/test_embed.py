@@ -185,7 +185,7 @@ MISTAKES = [
     (["--output=h", "--run_dir=x"], "must end in"),
     (["--output=.npz", "--run_dir=x"], "must end in"),
     (["--output=a.npz", "--run_dir=x"], "a.npz is a directory"),
-    (["--output=h.npz", "--run_dir=x", "--max_corrupt_share=2"], "--max_corrupt_share=2"),
+    (["--output=h.npz", "--run_dir=x", "--max_corrupt_share=2"], "in [0, 1]; got '2'"),
 ]
 
 

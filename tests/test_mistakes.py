@@ -6,6 +6,9 @@ The rule for the exit code is in docs/reliability.md, and in the code in `cli._e
 import errno
 import inspect
 import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -147,13 +150,9 @@ def test_a_wrong_value_of_a_flag_is_exit_code_2(
 MISTAKES = [
     (["train"], "COMMAND must be one of pretrain"),
     (["pretrain"], "needs --run_dir"),
-    (["pretrain", "--run_dir=x", "--epochs=0"], "--epochs=0"),
-    (["pretrain", "--run_dir=x", "--epoch=3"], "epoch"),
     (["pretrain", "--run_dir=x", "--view_sizes=big"], "16:0.5,24:0.8,32:1"),
-    (["pretrain", "--run_dir=x", "more"], "takes flags only"),
     (["pretrain", "--run_dir=x", "--view_sizes=8:0.5"], "ends rising to 1"),
     (["pretrain", "--run_dir=x", "--micro_batch_size=300"], "--micro_batch_size must be even"),
-    (["pretrain", "--run_dir=x", "--image_size=0"], "--image_size=0"),
     (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"], "--width=2"),
     (["pretrain", "--run_dir=x", "--batch_size=100000"], "--batch_size is 100000"),
     (["pretrain", "--run_dir=x", "--warmup_epochs=3", "--epochs=3"], "--warmup_epochs"),
@@ -174,6 +173,165 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     assert message in stderr_of(arguments, 2, capsys)
     assert not list(tmp_path.iterdir())
+
+
+# -- what a flag says --------------------------------------------------------------------------
+
+_FLAG_FILE = (
+    "--flagfile must be a text file that can be read; got {} ({}). "
+    "Pass a recipe, or RUN_DIR/flags.cfg."
+)
+# The words after `pretrain --run_dir=x`, and all of the line that they lead to.
+WRONG_FLAGS = [
+    ("--epochs=0", "--epochs must be a whole number in [1, 2**31 - 1]; got '0'. {} 100."),
+    ("--epochs=3.5", "--epochs must be a whole number in [1, 2**31 - 1]; got '3.5'. {} 100."),
+    ("--epochs=", "--epochs must be a whole number in [1, 2**31 - 1]; got ''. {} 100."),
+    (
+        "--epochs=9999999999",
+        "--epochs must be a whole number in [1, 2**31 - 1]; got '9999999999'. {} 100.",
+    ),
+    ("--batch_size=1", "--batch_size must be a whole number in [2, 2**31 - 1]; got '1'. {} 512."),
+    (
+        "--projection_layers=4",
+        "--projection_layers must be a whole number in [2, 3]; got '4'. {} 2.",
+    ),
+    (
+        "--image_size=0",
+        "--image_size must be a whole number in [1, 8192]; got '0'. {} the default.",
+    ),
+    (
+        "--image_size=9000",
+        "--image_size must be a whole number in [1, 8192]; got '9000'. {} the default.",
+    ),
+    ("--seed=-1", "--seed must be a whole number in [0, 2**31 - 1]; got '-1'. {} 0."),
+    (
+        "--temperature=0",
+        "--temperature must be a finite number of at least 1e-06; got '0'. {} 0.1.",
+    ),
+    (
+        "--temperature=nan",
+        "--temperature must be a finite number of at least 1e-06; got 'nan'. {} 0.1.",
+    ),
+    (
+        "--temperature=1e999",
+        "--temperature must be a finite number of at least 1e-06; got '1e999'. {} 0.1.",
+    ),
+    (
+        "--temperature=warm",
+        "--temperature must be a finite number of at least 1e-06; got 'warm'. {} 0.1.",
+    ),
+    ("--momentum=1", "--momentum must be a finite number in [0, 0.9999]; got '1'. {} 0.9."),
+    ("--blur=maybe", "--blur must be one of auto, yes, no; got 'maybe'. {} auto."),
+    ("--blur=", "--blur must be one of auto, yes, no; got ''. {} auto."),
+    ("--debug=maybe", "--debug must be true or false; got 'maybe'. Write --debug or --nodebug."),
+    ("--nodebug=1", "--nodebug takes no value; got one. Write --nodebug alone."),
+    ("--batchsize=8", "pretrain has no flag --batchsize. Near matches: --batch_size."),
+    ("--output=8", "pretrain has no flag --output. `simclr-tf pretrain --help` lists its flags."),
+    ("---epochs=8", "pretrain has no flag ---epochs. Near matches: --epochs."),
+    ("--data_dir", "--data_dir must be followed by its value; got none."),
+    ("--data_dir=", "--data_dir must be followed by its value; got ''. Write --data_dir=VALUE."),
+    (
+        "--data_dir --seed=1",
+        "--data_dir must be followed by its value; got '--seed=1'. Write --data_dir=VALUE.",
+    ),
+    (
+        "--train_split=",
+        "--train_split must be followed by its value; got ''. Write --train_split=VALUE.",
+    ),
+    (
+        "--data_dir=caf\udce9",
+        r"--data_dir must be one line of UTF-8 text; got 'caf\udce9'. Rename what it stands for.",
+    ),
+    (
+        "--data_dir=a\x85b",
+        r"--data_dir must be one line of UTF-8 text; got 'a\x85b'. Rename what it stands for.",
+    ),
+    ("more", "pretrain takes flags only; got 'more'. Write --flag=value."),
+    (
+        "--flagfile",  # the last word
+        _FLAG_FILE.format("''", "No such file or directory"),
+    ),
+    (
+        "--flagfile=no.cfg",
+        _FLAG_FILE.format("'no.cfg'", "No such file or directory"),
+    ),
+    (
+        "--flagfile=~/no.cfg",
+        _FLAG_FILE.format("'/home/a/no.cfg'", "No such file or directory"),
+    ),
+    (
+        "--flagfile=.",
+        _FLAG_FILE.format("'.'", "Is a directory"),
+    ),
+    (
+        "--flagfile=binary.cfg",
+        _FLAG_FILE.format("'binary.cfg'", "not UTF-8"),
+    ),
+    (
+        "--flagfile=outer.cfg",
+        "a flag file must not include itself; outer.cfg does. Remove that line.",
+    ),
+    ("--flagfile=words.cfg", "pretrain takes flags only; got 'epochs=3'. Write --flag=value."),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), WRONG_FLAGS, ids=lambda text: ascii(text)[:30])
+def test_a_wrong_flag_is_one_line(words, line, tmp_path, monkeypatch, capsys):
+    """With the rule, the value and the way out, and nothing of absl's own texts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/a")
+    monkeypatch.setattr(cli, "_execute", lambda *_: pytest.fail("the flags were accepted"))
+    (tmp_path / "binary.cfg").write_bytes(b"\xff\xfe--epochs=3")
+    (tmp_path / "outer.cfg").write_text("--epochs=3\n--flagfile=inner.cfg\n")
+    (tmp_path / "inner.cfg").write_text("--flagfile=outer.cfg\n")
+    (tmp_path / "words.cfg").write_text("epochs=3\n")
+    found = stderr_of(["pretrain", "--run_dir=x", *words.split(" ")], 2, capsys)
+    assert found == f"simclr-tf: {line.format('Leave it out to use')}\n"
+
+
+def test_a_flag_file_is_read_where_it_stands(tmp_path):
+    """Comments and blank lines are skipped; later flags win; one file may include another."""
+    inner, outer = tmp_path / "inner.cfg", tmp_path / "outer.cfg"
+    inner.write_text("--epochs=3\n--seed=3\n")
+    outer.write_text(f"# a comment\n\n// another\n--seed=4\n  --flagfile={inner}  \n--epochs=5\n")
+    for flag_file in ([f"--flagfile={outer}"], ["--flagfile", str(outer)], [f"-flagfile={outer}"]):
+        words = ["pretrain", "--run_dir=x", "--temperature=0.5", *flag_file, "--temperature=0.7"]
+        _, values = cli.parse(words)
+        assert (values.seed, values.epochs, values.temperature) == (3, 5, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "--flagfile must be a text file"),
+        (b"", "pretrain needs --run_dir"),
+        (b"--run_dir=x\n--no_such_flag=3", "pretrain has no flag --no_such_flag"),
+        (b"--run_dir=x\n--epochs=many", "--epochs must be"),
+    ],
+)
+@pytest.mark.parametrize("command", RUN)
+def test_damaged_flags_of_a_run_name_their_file(content, message, command, tmp_path, capsys):
+    """The line says which file is wrong, since the wrong flag is none of the command line."""
+    (tmp_path / "flags.cfg").write_bytes(content)
+    line = stderr_of([*command.split(), f"--run_dir={tmp_path}"], 2, capsys)
+    assert f"{tmp_path}/flags.cfg does not hold the flags of one: {message}" in line
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_help_lists_every_flag_once(command, capsys):
+    """And no module's name."""
+    assert cli.main([command, "--help"]) == 0
+    help_text = capsys.readouterr().out
+    listed = re.findall(r"^  --(?:\[no\])?(\w+):", help_text, re.MULTILINE)
+    assert sorted(listed) == sorted(cli._flag_values(cli.COMMANDS[command]))
+    assert "absl" not in help_text and "_flags" not in help_text
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """`simclr-tf pretrain --help | head -1`."""
+    command = f"{sys.executable} -m simclr_tf pretrain --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("simclr-tf pretrain") and not done.stderr
 
 
 def test_no_command_prints_the_help(capsys):
