@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-import re
 import sys
 from collections.abc import Callable
 
@@ -248,7 +247,9 @@ def _define_evaluate(define):
     define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
     define.string("train_split", None, "By default the run's, or train.")
     define.string("test_split", None, "By default the run's, or test.")
-    define.integer("knn_k", 200, "Neighbours of the weighted kNN.", 1)
+    define.integer(
+        "knn_k", 200, "Neighbours of the weighted kNN; all images where there are fewer.", 1
+    )
     define.float("knn_temperature", 0.1, "Temperature of its weights.", 1e-6)
 
 
@@ -421,10 +422,15 @@ def options_of(values):
     options = values.flag_values_dict()
     for name in _PATHS:
         if options.get(name):
-            options[name] = os.path.expanduser(options[name])
+            options[name] = _path(options[name])
     if options.get("view_sizes"):
         options["view_sizes"] = _view_sizes(options["view_sizes"])
     return Options(**options)
+
+
+def _path(text):
+    """A path with "~" expanded and without slashes at its end."""
+    return os.path.expanduser(text).rstrip("/") or "/"
 
 
 def _view_sizes(text):
@@ -568,20 +574,8 @@ def _print_error(error, command):
     print(f"simclr-tf: {line}", file=sys.stderr)
 
 
-# Quoted text, which stays as it is; or a word, which may name a flag.
-_QUOTED_OR_WORD = re.compile(
-    r"""(?<!\w)'[^']*'(?!\w) | "[^"]*" | `[^`]*`
-    | (?<!\S) (?P<open>[(\[]*) (?P<name>[a-z]\w*)
-      (?= (?P<value>=) | [,.;:)\]]*(?:\s|$) | 's\b )""",
-    re.VERBOSE,
-)
-
-
 def name_flags(message, flags):
     """Writes `--` before the arguments in a message of the library that are flags of a command.
-
-    A name with an underscore counts everywhere; a single word, such as precision, only before "="
-    or " must". Quoted text and paths stay as they are.
 
     Args:
       message: one line.
@@ -592,12 +586,4 @@ def name_flags(message, flags):
     >>> simclr_tf.cli.name_flags("batch_size must be even; got 3.", {"batch_size"})
     '--batch_size must be even; got 3.'
     """
-
-    def dashed(match):
-        name = match["name"]
-        sure = name and ("_" in name or match["value"] or message.startswith(" must", match.end()))
-        if name not in flags or not sure:
-            return match[0]
-        return f"{match['open']}--{name}"
-
-    return _QUOTED_OR_WORD.sub(dashed, message)
+    return errors.rename_arguments(message, {name: f"--{name}" for name in flags})

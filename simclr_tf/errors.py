@@ -7,6 +7,7 @@ other exception is a bug and shows its traceback.
 
 import contextlib
 import errno
+import re
 
 # Of the operating system, where a path is wrong: not those of a disk that is full or fails.
 _PATH_ERRNOS = {
@@ -150,3 +151,61 @@ def _way_out(number, action):
     if number in _PATH_ERRNOS:
         return "Choose another path."
     return "Free some space, or choose another path."
+
+
+# Quoted text, which stays as it is; or a word, which may name a flag.
+_QUOTED_OR_WORD = re.compile(
+    r"""(?<!\w)'[^']*'(?!\w) | "[^"]*" | `[^`]*`
+    | (?<!\S) (?P<open>[(\[]*) (?P<name>[a-z]\w*)
+      (?= (?P<value>=) | [,.;:)\]]*(?:\s|$) | 's\b )""",
+    re.VERBOSE,
+)
+
+
+def rename_arguments(message, names):
+    """Replaces the names of arguments in a message.
+
+    A name with an underscore counts everywhere; a single word, such as precision, only before "="
+    or " must". Quoted text and paths stay as they are.
+
+    Args:
+      message: one line.
+      names: dict of argument to its other name.
+
+    Example:
+
+    >>> simclr_tf.errors.rename_arguments("split must be train; got 'split'.", {"split": "part"})
+    "part must be train; got 'split'."
+    """
+
+    def renamed(match):
+        name = match["name"]
+        sure = name and ("_" in name or match["value"] or message.startswith(" must", match.end()))
+        if name not in names or not sure:
+            return match[0]
+        return match["open"] + names[name]
+
+    return _QUOTED_OR_WORD.sub(renamed, message)
+
+
+@contextlib.contextmanager
+def renamed_arguments(**names):
+    """Renames arguments in the message of an `ArgumentError` that the block raises.
+
+    For a caller whose own arguments have other names than those that it passes them to.
+
+    Args:
+      **names: argument to its other name.
+
+    Example:
+
+    >>> with simclr_tf.errors.renamed_arguments(path="--output"):
+    ...     raise simclr_tf.errors.ArgumentError("path must end in .npz.")
+    Traceback (most recent call last):
+    simclr_tf.errors.ArgumentError: --output must end in .npz.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        error.args = (rename_arguments(str(error), names),)
+        raise

@@ -18,6 +18,7 @@ from test_pretrained import Official
 
 from simclr_tf import cli, data, embeddings
 from simclr_tf.commands import build
+from simclr_tf.commands import pretrain as pretrain_command
 from simclr_tf.training import callbacks, run_directory
 
 SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
@@ -207,6 +208,9 @@ def test_evaluate_ends_with_one_json_line(finished, capsys):
     assert cli.main(["evaluate", f"--run_dir={finished}"]) == 0
     again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert again["protocol"] == "knn" and again["accuracy"] == result["knn"]
+    assert again["k"] == result["k"] == 64, "fewer training images than --knn_k, which is 200"
+    assert cli.main(["evaluate", f"--run_dir={finished}", "--knn_k=7"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["k"] == 7
 
 
 def test_embed_writes_embeddings_labels_and_ids(finished, tmp_path):
@@ -252,7 +256,7 @@ def test_smaller_views_first(images, tmp_path):
 
 
 @pytest.mark.usefixtures("one_layer")
-def test_train_steps_override_epochs(images, tmp_path, monkeypatch):
+def test_train_steps_override_epochs(images, tmp_path, monkeypatch, capsys):
     """Six steps are one epoch and a half; with LAMB, whose rate is a schedule object.
 
     With `--steps_per_execution=2` there are two steps between callbacks; test_whole_step.py tests
@@ -267,6 +271,7 @@ def test_train_steps_override_epochs(images, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks.StopAtStep, "on_steps_end", check_and_note)
     flags = ["--train_steps=6", "--optimizer=lamb", "--steps_per_execution=2"]
     assert pretrain(images, tmp_path / "steps", *flags) == 0
+    assert "; 2 epochs of 4 steps of 16 images." in capsys.readouterr().err
     rows = metrics_of(tmp_path / "steps")
     assert [row["step"] for row in rows] == [4, 6]
     assert called_at == [2, 4, 2]
@@ -280,6 +285,10 @@ def test_a_test_split_without_labels_means_no_probe(images, tmp_path, capsys):
     np.savez(tmp_path / "half.npz", **parts)
     assert pretrain(tmp_path / "half.npz", tmp_path / "run", "--train_steps=1") == 0
     assert "no labels" in capsys.readouterr().err
+    options = cli.options_of_run(tmp_path / "run").replace(dataset=f"npz:{images}", test_split="no")
+    assert pretrain_command.load_sources(options)[1] is None
+    error = capsys.readouterr().err
+    assert "no kNN probe during training" in error and "--test_split must be one of train" in error
     assert "knn_accuracy" not in metrics_of(tmp_path / "run")[0]
 
 
@@ -297,6 +306,7 @@ def test_unlabelled_images_train_and_cannot_be_evaluated(tmp_path, capsys):
     flags = ["--image_size=8", "--max_corrupt_share=0.1", "--epochs=1", *SMALL]
     command = ["pretrain", f"--dataset=folder:{folder}", f"--run_dir={tmp_path / 'run'}", *flags]
     assert cli.main(command) == 0
+    assert "; 1 epoch of 1 step of 16 images." in capsys.readouterr().err
     assert (tmp_path / "run" / "corrupt.txt").read_text().startswith("broken.jpg\t")
     assert cli.main(["evaluate", f"--run_dir={tmp_path / 'run'}"]) == 2
     assert "needs labels" in capsys.readouterr().err

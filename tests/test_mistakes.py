@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from runs import untrained_run
 
 from simclr_tf import cli, errors
@@ -90,6 +91,14 @@ def place(tmp_path_factory, quick_runs):
     untrained_run(place / "run", place / "set.npz", SIZE)
     (place / "empty").mkdir()
     (place / "file").write_text("no archive")
+    (place / "damaged.npz").write_bytes(
+        (place / "set.npz").read_bytes().replace(b"NUMPY", b"numpi")
+    )
+    np.savez(place / "objects.npz", x_train=np.array([{}, {}]))
+    np.savez(place / "other.npz", z=pixels)
+    for folder in ("images/train", "images/test", "plain"):
+        (place / folder).mkdir(parents=True)
+        Image.fromarray(pixels[0]).save(place / folder / "0.png")
     return place
 
 
@@ -99,26 +108,68 @@ ENCODER = ["evaluate --dataset=npz:set.npz", "embed --dataset=npz:set.npz --outp
 
 # (commands, flag, message)
 WRONG_VALUES = [
-    (DATA, "--dataset=folder:nowhere", "nowhere"),
-    (DATA, "--dataset=folder:file", "file"),
-    (DATA, "--dataset=folder:empty", "at least one image"),
-    (DATA, "--dataset=npz:nowhere", "existing file"),
-    (DATA, "--dataset=npz:file", "numpy.savez"),
-    (DATA, "--dataset=npz:empty", "existing file"),
-    (DATA, "--dataset=tfrecord:nowhere*", "nowhere*"),
-    (DATA, "--dataset=tfrecord:file", "file"),
-    (DATA, "--dataset=mnist", "tfds build mnist"),
-    (DATA, "--dataset=no_such_set", "no_such_set"),
-    (DATA[:2], "--dataset=npz:set.npz --train_split=no", "'no'"),
-    (DATA[1:2], "--test_split=no", "'no'"),
-    (DATA[2:], "--split=no", "'no'"),
+    (DATA, "--dataset=folder:nowhere", "got 'nowhere' ('{}/nowhere'). Correct the path."),
+    (DATA, "--dataset=folder:~/no", "got '{}/home/no'. Correct the path."),
+    (DATA, "--dataset=folder:file", "got 'file' ('{}/file'). Pass the folder that it is in."),
+    (DATA, "--dataset=folder:empty/", "none under 'empty' ('{}/empty'). Convert other files, or"),
+    (DATA, "--dataset=folder:", "--dataset must have a path after the colon; got 'folder:'. Write"),
+    (
+        DATA,
+        "--dataset=npz:nowhere",
+        "needs an existing file; got 'nowhere' ('{}/nowhere'). Correct",
+    ),
+    (DATA, "--dataset=npz:file", "'file' ('{}/file') is not one. Pass another file."),
+    (DATA, "--dataset=npz:empty", "needs an existing file; got 'empty' ('{}/empty'). Correct"),
+    (DATA, "--dataset=npz:damaged.npz", "needs an undamaged file of arrays"),
+    (DATA, "--dataset=npz:objects.npz", "Object arrays cannot be loaded"),
+    (DATA, "--dataset=npz:other.npz", "x_test or images; 'other.npz' has z. Write it with these"),
+    (DATA, "--dataset=tfrecord:nowhere*", "none does for 'nowhere*' ('{}/nowhere*'). Correct the"),
+    (DATA, "--dataset=tfrecord:file", "'file' does not start as one. Decompress it, or leave it"),
+    (DATA, "--dataset=mnist", "'mnist' must be prepared on disk first"),
+    (
+        DATA,
+        "--dataset=mnist --data_dir=file",
+        "it is not under 'file'. Prepare it with `tfds build",
+    ),
+    (
+        DATA,
+        "--dataset=no_such_set",
+        "--dataset must be shapes, folder:PATH, npz:PATH, tfrecord:GLOB",
+    ),
+    (DATA, "--dataset=empty", "For the image files in that folder, write folder:empty."),
+    (DATA, "--dataset=set.npz", "For that file, write npz:set.npz or tfrecord:set.npz."),
+    (DATA[:2], "--dataset=npz:set.npz --train_split=no", "--train_split must be one of train in"),
+    (DATA[:2], "--dataset=npz:set.npz --train_split=test", "got 'test', which needs x_test or"),
+    (DATA[:2], "--dataset=shapes --train_split=no", "--train_split must be one of train, test of"),
+    (
+        DATA[:2],
+        "--dataset=folder:images --train_split=no",
+        "--train_split must be one of train, test",
+    ),
+    (
+        DATA[:2],
+        "--dataset=folder:plain --train_split=no",
+        "--train_split must be train or all, since",
+    ),
+    (
+        DATA[:2],
+        "--dataset=npz:set.npz --train_split=train[",
+        "--train_split must be a name, with a",
+    ),
+    (DATA[:2], "--dataset=npz:set.npz --train_split=train+test", "--train_split must consist of"),
+    (DATA[1:2], "--test_split=no", "--test_split must be one of train"),
+    (DATA[2:], "--split=no", "--split must be one of train"),
     (RUN, "--run_dir=nowhere", "has no flags.cfg"),
     (RUN, "--run_dir=file", "has no flags.cfg"),
     (RUN, "--run_dir=empty", "has no flags.cfg"),
-    (ENCODER, "--saved_model=nowhere", "saved_model.pb"),
-    (ENCODER, "--saved_model=run", "saved_model.pb"),
-    (ENCODER, "--official_weights=nowhere", "which has none"),
-    (ENCODER, "--official_weights=run/checkpoints", "no resnet_model"),
+    (RUN, "--run_dir=run/checkpoints/", "run/checkpoints has no flags.cfg"),
+    (ENCODER, "--saved_model=nowhere", "--saved_model must be an exported SavedModel"),
+    (ENCODER, "--saved_model=run/", "got run, which has no saved_model.pb"),
+    (ENCODER, "--saved_model=~/no", "got {}/home/no, which has no saved_model.pb"),
+    (ENCODER, "--saved_model=file", "got file, which has no saved_model.pb"),
+    (ENCODER, "--official_weights=nowhere", "--official_weights must be a SavedModel's directory"),
+    (ENCODER, "--official_weights=file", "got file, which has none"),
+    (ENCODER, "--official_weights=run/checkpoints", "--official_weights must be a model that the"),
     (["export --run_dir=run --output=new"], "--layer=no", "layer must be"),
     (["export --run_dir=run --output=new"], "--layer=head9", "head1 to head2, or z"),
     (["export --run_dir=run"], "--output=file/new", "is a file"),
@@ -142,8 +193,10 @@ def test_a_wrong_value_of_a_flag_is_exit_code_2(
 ):
     """For every command that has the flag, and every kind of wrong value."""
     monkeypatch.chdir(place)
+    monkeypatch.setenv("HOME", f"{place}/home")
     before = sorted(place.rglob("*"))
-    assert message in stderr_of([*command.split(), *flags.split()], 2, capsys)
+    line = stderr_of([*command.split(), *flags.split()], 2, capsys)
+    assert message.format(place) in line
     assert sorted(place.rglob("*")) == before
 
 

@@ -63,7 +63,7 @@ def _encoder_and_head(options, image_size):
 def _examples(options, trained, image_size):
     """Training images to measure the ranges of int8 on, uint8 [options.examples, H, W, 3]."""
     images = DataOptions.of(options, trained)
-    source = load(images, images.train_split, image_size, cache_bytes=0)
+    source = load(images, images.train_split, "the run's --train_split", image_size, cache_bytes=0)
     with report_unreadable(source):
         batches = source.batches(64, limit=options.examples)
         return np.concatenate([batch["image"].numpy() for batch in batches])
