@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import pathlib
 import sys
 from collections.abc import Callable
 
-from simclr_tf import _flags, errors
+from simclr_tf import _atomic, _flags, errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +255,7 @@ def _define_evaluate(define):
 
 
 def _define_embed(define):
-    define.string("output", None, "File to write: .npz, .parquet or .tfrecord.")
+    define.string("output", None, "File to write: .npz, .parquet or .tfrecord; it must not exist.")
     define.string("split", None, "By default the run's --train_split, or train.")
 
 
@@ -286,10 +287,65 @@ def _define_export(define):
     define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
-def _check_output(options):
+def _check_run_dir(options):
+    """Raises unless a new or an existing directory can be at --run_dir."""
+    path = pathlib.Path(options.run_dir)
+    with errors.storage_errors(path):  # a name that is too long, and the like
+        there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise errors.UsageError(
+            f"--run_dir must be a directory that can be written; {there} is a file. Pass another "
+            "path."
+        )
+
+
+def _check_embed(options):
     from simclr_tf import embeddings  # imports NumPy, and TensorFlow only when it writes
 
-    embeddings.check_path(options.output)
+    with errors.renamed_arguments(path="--output"):
+        embeddings.check_path(options.output)
+    _check_new(options.output)
+
+
+# Of models in one file, and of archives.
+_FILE_SUFFIXES = (
+    *(".tflite", ".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".onnx", ".ckpt", ".npz", ".pt"),
+    *(".pth", ".safetensors", ".zip", ".tar", ".gz", ".tgz"),
+)
+
+
+def _check_export(options):
+    if options.precision == "int8" and options.format != "tflite":
+        raise errors.UsageError(
+            f"--precision=int8 is for --format=tflite; got --format={options.format}. Pass "
+            "--format=tflite, or another precision."
+        )
+    name, suffix = os.path.splitext(options.output)
+    suffix = suffix.lower()
+    if options.format == "tflite" and suffix != ".tflite":
+        raise errors.UsageError(
+            f"--output must end in .tflite with --format=tflite; got {options.output!r}. Pass "
+            f"--output={name}.tflite."
+        )
+    if options.format == "saved_model" and suffix in _FILE_SUFFIXES:
+        way_out = "Drop the suffix"
+        if suffix == ".tflite":
+            way_out += ", or pass --format=tflite"
+        raise errors.UsageError(
+            f"--output must be a directory with --format=saved_model; got {options.output!r}, the "
+            f"name of a file. {way_out}."
+        )
+    _check_new(options.output)
+
+
+def _check_new(path):
+    """Raises unless nothing is at a path yet, and something can be written there."""
+    if os.path.lexists(path):
+        raise errors.UsageError(
+            f"--output must not exist; {path} does. Remove it, or choose another path."
+        )
+    with errors.storage_errors(path):
+        _atomic.check_path(path)
 
 
 _ENCODER_SOURCES = ("run_dir", "saved_model", "official_weights")
@@ -304,6 +360,7 @@ COMMANDS = {
             groups=(_define_common, _define_data, _define_model, _define_views, _define_training),
             required=("run_dir",),
             reads_run=False,
+            check=_check_run_dir,
             resumable=(
                 "run_dir",
                 "data_dir",
@@ -333,7 +390,7 @@ COMMANDS = {
             required=("output",),
             exactly_one=_ENCODER_SOURCES,
             required_without_run=("dataset",),
-            check=_check_output,
+            check=_check_embed,
         ),
         Command(
             name="export",
@@ -341,6 +398,7 @@ COMMANDS = {
             run="simclr_tf.commands.export:export",
             groups=(_define_common, _define_export),
             required=("run_dir", "output"),
+            check=_check_export,
         ),
     )
 }

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from runs import untrained_run
 
-from simclr_tf import cli, errors
+from simclr_tf import _quiet, cli, errors
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -89,7 +89,11 @@ def place(tmp_path_factory, quick_runs):
     pixels = np.random.default_rng(0).integers(0, 256, [20, SIZE, SIZE, 3], np.uint8)
     np.savez(place / "set.npz", x_train=pixels, y_train=np.arange(20) % 2)
     untrained_run(place / "run", place / "set.npz", SIZE)
-    (place / "empty").mkdir()
+    for folder in ("empty", "home", "folder.npz"):
+        (place / folder).mkdir()
+    for name in ("there.tflite", "there.npz", "there.parquet", "there.tfrecord"):
+        (place / name).touch()
+    (place / "link").symlink_to("nowhere")
     (place / "file").write_text("no archive")
     (place / "damaged.npz").write_bytes(
         (place / "set.npz").read_bytes().replace(b"NUMPY", b"numpi")
@@ -104,6 +108,9 @@ def place(tmp_path_factory, quick_runs):
 
 DATA = ["pretrain --run_dir=new", "evaluate --run_dir=run", "embed --run_dir=run --output=h.npz"]
 RUN = ["evaluate", "embed --output=h.npz", "export --output=new"]
+EXPORT, TFLITE = ["export --run_dir=run"], ["export --run_dir=run --format=tflite"]
+EMBED = ["embed --run_dir=run"]
+LONG = "n" * 300
 ENCODER = ["evaluate --dataset=npz:set.npz", "embed --dataset=npz:set.npz --output=h.npz"]
 
 # (commands, flag, message)
@@ -172,11 +179,49 @@ WRONG_VALUES = [
     (ENCODER, "--official_weights=run/checkpoints", "--official_weights must be a model that the"),
     (["export --run_dir=run --output=new"], "--layer=no", "layer must be"),
     (["export --run_dir=run --output=new"], "--layer=head9", "head1 to head2, or z"),
-    (["export --run_dir=run"], "--output=file/new", "is a file"),
-    (["export --run_dir=run"], "--output=file", "must not exist"),
-    (["embed --run_dir=run"], "--output=file/h.npz", "is a file"),
-    (["pretrain"], "--run_dir=file", "--run_dir must be a directory"),
-    (["pretrain"], "--run_dir=file/new", "--run_dir must be a directory"),
+    (
+        ["pretrain"],
+        "--run_dir=file",
+        "--run_dir must be a directory that can be written; file is a",
+    ),
+    (["pretrain"], "--run_dir=file/new", "can be written; file is a file. Pass another path."),
+    (["pretrain"], f"--run_dir={LONG}", f"{LONG} cannot be written: File name too long. Choose"),
+    (RUN, f"--run_dir={LONG}", "has no flags.cfg. Make one with"),
+    (EXPORT, "--output=file", "--output must not exist; file does. Remove it, or choose another"),
+    (EXPORT, "--output=empty/", "--output must not exist; empty does."),
+    (EXPORT, "--output=~", "--output must not exist; {}/home does."),
+    (EXPORT, "--output=link", "--output must not exist; link does."),
+    (
+        EXPORT,
+        "--output=file/new",
+        "file/new cannot be written: file is a file. Choose another path.",
+    ),
+    (EXPORT, "--output=link/new", "link/new cannot be written: File exists. Choose another path."),
+    (EXPORT, f"--output={LONG}", f"{LONG} cannot be written: File name too long. Choose another"),
+    (
+        EXPORT,
+        "--output=new.tflite",
+        "got 'new.tflite', the name of a file. Drop the suffix, or pass",
+    ),
+    *[(EXPORT, f"--output=new{end}", "file. Drop the suffix.") for end in (".keras", ".H5", ".pb")],
+    (
+        TFLITE,
+        "--output=new",
+        "must end in .tflite with --format=tflite; got 'new'. Pass --output=new.",
+    ),
+    (TFLITE, "--output=new.keras", "got 'new.keras'. Pass --output=new.tflite."),
+    (TFLITE, "--output=new/1", "got 'new/1'. Pass --output=new/1.tflite."),
+    (TFLITE, "--output=there.tflite", "--output must not exist; there.tflite does."),
+    (TFLITE, "--output=file/new.tflite", "cannot be written: file is a file."),
+    (EMBED, "--output=there.npz", "--output must not exist; there.npz does. Remove it, or choose"),
+    (EMBED, "--output=there.parquet", "--output must not exist; there.parquet does."),
+    (EMBED, "--output=there.tfrecord/", "--output must not exist; there.tfrecord does."),
+    (EMBED, "--output=folder.npz", "--output must be that of a file; folder.npz is a directory."),
+    (EMBED, "--output=file/h.npz", "file/h.npz cannot be written: file is a file. Choose another"),
+    (EMBED, f"--output={LONG}.npz", f"{LONG}.npz cannot be written: File name too long. Choose"),
+    (EMBED, "--output=new", "must end in .npz, .parquet, .tfrecord; got 'new'"),
+    (EMBED, "--output=new.tflite", "must end in .npz, .parquet, .tfrecord; got 'new.tflite'"),
+    (EMBED, "--output=new/", "must end in .npz, .parquet, .tfrecord; got 'new'"),
 ]
 
 
@@ -198,6 +243,28 @@ def test_a_wrong_value_of_a_flag_is_exit_code_2(
     line = stderr_of([*command.split(), *flags.split()], 2, capsys)
     assert message.format(place) in line
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain --run_dir=file/new",
+        f"pretrain --run_dir={LONG}",
+        "export --run_dir=run --output=new.tflite",
+        "export --run_dir=run --output=file/new",
+        "export --run_dir=run --output=link",
+        "export --run_dir=run --output=new --precision=int8",
+        "export --run_dir=nowhere --output=new",
+        "embed --run_dir=run --output=there.npz",
+        "embed --run_dir=run --output=file/h.npz",
+        "evaluate --run_dir=nowhere",
+    ],
+)
+def test_a_wrong_path_is_reported_before_tensorflow_is_imported(words, place, monkeypatch, capsys):
+    """That takes seconds, and reading a data set or converting a model minutes."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(_quiet, "import_tensorflow", lambda: pytest.fail("it is imported"))
+    stderr_of(words.split(), 2, capsys)
 
 
 MISTAKES = [

@@ -241,8 +241,7 @@ def _exported(options):
     encoder = load_exported(options.saved_model)
     if not (options.image_size or encoder.image_size):
         raise errors.UsageError(
-            "image_size is needed where the SavedModel does not state that of its images; got "
-            f"none for {options.saved_model}. Pass the side in pixels."
+            f"{options.saved_model} does not state the size of its images. Pass --image_size."
         )
     return encoder, encoder.image_size, "saved_model", options.saved_model
 

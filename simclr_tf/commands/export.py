@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 
-from simclr_tf import _quiet, errors
+from simclr_tf import _quiet
 from simclr_tf.commands.build import (
     DataOptions,
     build_encoder,
@@ -30,12 +28,6 @@ def export(options, invocation):
       invocation: `trained`, the options of the run's `pretrain`.
     """
     trained = invocation.trained
-    if options.precision == "int8" and options.format != "tflite":
-        raise errors.UsageError("precision=int8 is for format=tflite; got format=saved_model.")
-    if pathlib.Path(options.output).exists():
-        raise errors.UsageError(
-            f"output must not exist; {options.output} does. Choose another path."
-        )
     prepare_process(trained, strategy="one")
     submodels, image_size = submodels_of_run(trained, lambda side: _encoder_and_head(trained, side))
     arguments = {
