@@ -153,6 +153,37 @@ def _way_out(number, action):
     return "Free some space, or choose another path."
 
 
+@contextlib.contextmanager
+def needs_package(package, purpose):
+    """Raises an `ImportError` of the block as an `ArgumentError` with the command that installs it.
+
+    Args:
+      package: the name under which pip installs what the block imports.
+      purpose: what needs it, such as the argument that asked for it.
+
+    Raises:
+      ArgumentError: the package, or one that it needs, cannot be imported.
+
+    Example:
+
+    >>> with simclr_tf.errors.needs_package("no-such-package", "encoder='other'"):
+    ...     import no_such_package
+    Traceback (most recent call last):
+    simclr_tf.errors.ArgumentError: encoder='other' needs the package no-such-package, ...
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = package
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            missing = error.name.partition(".")[0].replace("_", "-")
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ArgumentError(
+            f"{purpose} needs the package {package}, which cannot be imported ({reason}). "
+            f"Run `pip install {missing}`."
+        ) from error
+
+
 # Quoted text, which stays as it is; or a word, which may name a flag.
 _QUOTED_OR_WORD = re.compile(
     r"""(?<!\w)'[^']*'(?!\w) | "[^"]*" | `[^`]*`

@@ -454,6 +454,43 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert done.stdout.startswith("simclr-tf pretrain") and not done.stderr
 
 
+# -- packages that are not installed -----------------------------------------------------------
+
+# The module that cannot be imported, what needs it, the command.
+PACKAGES = [
+    ("tensorflow_datasets", "--dataset='cifar10'", "pretrain --run_dir=new --dataset=cifar10"),
+    ("tensorflow_datasets", "--dataset='cifar10'", "evaluate --run_dir=run --dataset=cifar10"),
+    ("pyarrow", "--output='h.parquet'", "embed --run_dir=run --output=h.parquet"),
+    (
+        "keras_cv",
+        "--encoder='keras_cv/resnet18'",
+        "pretrain --run_dir=new --encoder=keras_cv/resnet18 --image_size=8 --probe_every_epochs=-1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "needs", "words"), PACKAGES)
+def test_a_missing_package_is_one_line_with_the_command_that_installs_it(
+    module, needs, words, place, monkeypatch, capsys
+):
+    """Exit code 2, since the flag asks for it."""
+    monkeypatch.chdir(place)
+    monkeypatch.setitem(sys.modules, module, None)
+    line, package = stderr_of(words.split(), 2, capsys), module.replace("_", "-")
+    assert f"{needs} needs the package {package}, which cannot be imported" in line
+    assert line.endswith(f". Run `pip install {package}`.\n")
+
+
+def test_what_is_missing_may_be_a_package_that_the_other_needs():
+    """TensorFlow Datasets imports tensorflow-metadata, which pip may not have installed."""
+    with pytest.raises(errors.ArgumentError, match=r"needs the package a-b, .*`pip install c-d`"):
+        with errors.needs_package("a-b", "name='x'"):
+            raise ModuleNotFoundError("No module named 'c_d.e'", name="c_d.e")
+    with pytest.raises(errors.ArgumentError, match=r"\(broken\)\. Run `pip install a-b`"):
+        with errors.needs_package("a-b", "name='x'"):
+            raise ImportError("broken")
+
+
 def test_no_command_prints_the_help(capsys):
     """On stdout, with exit code 2."""
     assert cli.main([]) == 2

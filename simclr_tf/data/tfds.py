@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from simclr_tf.data.tfrecord import Fields, Records, Shard
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, needs_package
 
 _ID_KEYS = ("id", "file_name")
 
@@ -25,9 +25,11 @@ def read_tfds(name: str, split: str, data_dir: str | None) -> Records:
       The examples.
 
     Raises:
-      ArgumentError: unknown name or split, not prepared, not stored as TFRecord, or without images.
+      ArgumentError: unknown name or split, not prepared, not stored as TFRecord, or without images;
+        TensorFlow Datasets cannot be imported.
     """
-    builder = _builder(name, data_dir)
+    with needs_package("tensorflow-datasets", f"name={name!r}"):
+        builder = _builder(name, data_dir)
     instructions = _file_instructions(builder, name, split)
     shards = [
         Shard(
@@ -46,12 +48,7 @@ def _builder(name: str, data_dir: str | None):
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
 
-    wrong_name = (
-        tfds.core.registered.DatasetNotFoundError,
-        ValueError,
-        AssertionError,
-        ImportError,
-    )
+    wrong_name = (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError)
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except (*wrong_name, ParseError) as error:  # the last for damaged files
