@@ -411,6 +411,40 @@ def unscale_gradients(optimizer, gradients):
     return gradients
 
 
+def scales_dynamically(optimizer):
+    """Whether an optimizer adapts its loss scale (float16), and so may skip steps.
+
+    Keras 2 has optimizers of a fixed scale too (`dynamic`), which skip none; Keras 3 has not.
+    """
+    scales = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
+    return scales and getattr(optimizer, "dynamic", True)
+
+
+def loss_scale(optimizer):
+    """Returns the loss scale of an optimizer that `scales_dynamically`, float32 scalar."""
+    if hasattr(optimizer, "loss_scale"):
+        return tf.convert_to_tensor(optimizer.loss_scale)
+    scale = optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale  # Keras 3
+    return tf.convert_to_tensor(scale)
+
+
+def was_skipped(optimizer, scale_before):
+    """Returns whether the loss scale skipped the step that was just taken, bool scalar.
+
+    `iterations` does not tell: in Keras 2 it counts skipped steps, in Keras 3 it does not. In both,
+    the steps since the last change of the scale begin at 0 again after a skipped step, and also
+    after a step that doubles the scale.
+
+    Args:
+      optimizer: one that `scales_dynamically`, after `apply_gradients`.
+      scale_before: its `loss_scale` before.
+    """
+    names = ("dynamic_counter", "step_counter")  # in Keras 2, in Keras 3
+    counter = next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
+    grown = loss_scale(optimizer) > scale_before
+    return (tf.convert_to_tensor(counter) == 0) & ~grown
+
+
 # ---- files
 
 

@@ -25,8 +25,9 @@ from simclr_tf.images import (
     unpack,
 )
 from simclr_tf.losses import check_temperature, nt_xent_with_top1
-from simclr_tf.metrics import RunningMeans
+from simclr_tf.metrics import RunningMeans, SkippedSteps
 from simclr_tf.models import inputs
+from simclr_tf.models.loss_scale import with_loss_scale
 from simclr_tf.models.micro_batches import MicroBatches, cached_gradients, must_unroll
 from simclr_tf.models.views import (
     check_augment,
@@ -252,7 +253,8 @@ class SimCLR(_keras.Model):
                     self._build_for(views_of(0))
             batch = self._batch(data, seed)
             loss, logs = self._step_in_micro_batches(views_of, micro_batches, batch)
-        return self._log(loss, logs, data)
+        results, skipped = self._log(loss, logs, data), self._running_means.skipped_steps
+        return results if skipped is None else {**results, skipped.name: skipped.result()}
 
     def test_step(self, data):
         """Loss and logs of views that are the same at each call; inference mode."""
@@ -337,9 +339,13 @@ class SimCLR(_keras.Model):
         return shown
 
     def _descend(self, gradients):
-        """Updates the variables."""
+        """Updates the variables, unless the loss scale skips the step."""
         gradients = _keras.unscale_gradients(self.optimizer, gradients)
+        skipped = self._running_means.skipped_steps
+        scale = None if skipped is None else _keras.loss_scale(self.optimizer)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+        if skipped is not None:
+            skipped.update_state(_keras.was_skipped(self.optimizer, scale))
 
     def _range_check(self, data):
         """A context in which everything waits for float images to have been found in [0, 1]."""
@@ -362,7 +368,7 @@ class SimCLR(_keras.Model):
 
     @property
     def metrics(self):
-        """Running means of the loss and of what the objective logs."""
+        """Running means of the loss and of what the objective logs; in float16, skipped steps."""
         return self._running_means.metrics
 
     # -- Keras's methods ---------------------------------------------------------------------
@@ -381,6 +387,9 @@ class SimCLR(_keras.Model):
                     "other values to log from an `objective`."
                 )
         super().compile(optimizer=optimizer, **kwargs)
+        with self.distribute_strategy.scope():
+            scales = _keras.scales_dynamically(self.optimizer)
+            self._running_means.skipped_steps = SkippedSteps() if scales else None
 
     def compile_from_config(self, config):
         """Compiles as the saved model was; needed, as Keras does so for its own `compile` alone."""
@@ -388,8 +397,21 @@ class SimCLR(_keras.Model):
         if self.built:  # so that there are variables to load the optimizer's state into
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
-        """`keras.Model.fit`; labels, if present, reach the objective alone."""
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        **kwargs,
+    ):
+        """`keras.Model.fit`; labels, if present, reach the objective alone.
+
+        In float16 the logs have `loss_scale` and `skipped_steps`, see `models.LossScale`.
+        """
         inputs.check_batch_size(batch_size)
         for name in ("sample_weight", "class_weight"):
             if kwargs.get(name) is not None:
@@ -405,7 +427,9 @@ class SimCLR(_keras.Model):
         x = self._prepare(x)
         if y is not None and self.objective is None:
             y = None  # Keras would check its length and pass it on for nothing
-        return _errors_in_one_line(super().fit, x, y, batch_size, *args, **kwargs)
+        callbacks = with_loss_scale(callbacks)
+        arguments = (x, y, batch_size, epochs, verbose, callbacks, *args)
+        return _errors_in_one_line(super().fit, *arguments, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.evaluate`: the loss and what the objective logs."""
