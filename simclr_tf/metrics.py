@@ -137,7 +137,7 @@ class _UnsavedMean(keras.metrics.Mean):
         pass
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class SkippedSteps(_UnsavedMean):
     """Number of steps whose update the loss scale of float16 has skipped, float32 scalar.
 
