@@ -1,10 +1,12 @@
-"""Writes requirements.txt: the ranges of setup.cfg, resolved by pip once per supported Python.
+"""Prints a lock: the ranges of setup.cfg, resolved by pip once per Python.
 
-`python .ci/lock.py python3.9 python3.10 python3.11 > requirements.txt`, or `make lock`.
+`make lock` writes both locks with it. By hand, for one stack and its Pythons, oldest first:
+`python .ci/lock.py --extra=keras2 python3.9 python3.10 python3.11 > requirements.txt`.
 Nothing is installed: pip only reports what it would install. A pin that does not hold for every
 Python carries an environment marker. The lock is for Linux, where the tests run.
 """
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -13,7 +15,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEADER = """\
-# The locked stack, for Linux and Python {pythons}: what the tests ran with.
+# A stack of exact versions, for Linux and Python {pythons}: what the tests ran with.
 # Written by `make lock` from the ranges in setup.cfg; not edited by hand.
 """
 DEV_HEADER = """
@@ -21,15 +23,16 @@ DEV_HEADER = """
 """
 
 
-def resolve(python, extra=""):
-    """Returns (minor version of `python`, {project: version}) for this package with `extra`."""
+def resolve(python, extras):
+    """Returns (minor version of `python`, {project: version}) for this package with `extras`."""
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run([python, "-m", "venv", f"{scratch}/venv"], check=True)
         report = pathlib.Path(scratch, "report.json")
         pip = [f"{scratch}/venv/bin/python", "-m", "pip", "install", "--quiet"]
         # The pip that comes with Python 3.9 searches for many minutes.
         subprocess.run([*pip, "--upgrade", "pip"], check=True, stdout=sys.stderr)
-        pip += ["--dry-run", "--ignore-installed", f"--report={report}", f"{ROOT}{extra}"]
+        package = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
+        pip += ["--dry-run", "--ignore-installed", f"--report={report}", package]
         subprocess.run(pip, check=True, stdout=sys.stderr)
         found = json.loads(report.read_text(encoding="utf-8"))
     minor = int(found["environment"]["python_version"].split(".")[1])
@@ -67,10 +70,14 @@ def merge(by_minor, names):
             yield f"{name}=={version}{marker(minors, supported)}"
 
 
-def main(pythons):
-    """Prints the lock for `pythons`, the interpreters' names, oldest first."""
-    runtime = dict(resolve(python) for python in pythons)
-    everything = dict(resolve(python, "[dev]") for python in pythons)
+def main():
+    """Prints the lock for the interpreters that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--extra", action="append", default=[], help="of setup.cfg")
+    parser.add_argument("pythons", nargs="+", help="interpreters, oldest first")
+    options = parser.parse_args()
+    runtime = dict(resolve(python, options.extra) for python in options.pythons)
+    everything = dict(resolve(python, [*options.extra, "dev"]) for python in options.pythons)
     needed = {name for pins in runtime.values() for name in pins}
     for_dev = {name for pins in everything.values() for name in pins} - needed
     print(HEADER.format(pythons=", ".join(f"3.{minor}" for minor in sorted(everything))))
@@ -80,4 +87,4 @@ def main(pythons):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

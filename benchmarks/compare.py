@@ -1,6 +1,7 @@
-"""Compares two checkouts of this package: the same workloads in fresh processes that alternate.
+"""Compares two checkouts, or two stacks: the same workloads in fresh processes that alternate.
 
     python benchmarks/compare.py --before=DIR [--after=DIR] [--only=loss,views] [--turns=5]
+    python benchmarks/compare.py --before_python=ENV2/bin/python --after_python=ENV3/bin/python
 
 Each turn runs every workload once with each checkout on the path and takes the median of its calls.
 The table shows the median over the turns, and the median of the ratios of the turns: the speed of a
@@ -60,8 +61,9 @@ measure(lambda: draw(tf.constant([next(seeds), 0])).numpy(), {calls})
 """
 
 STEP = """
+tf.keras.mixed_precision.set_global_policy("{precision}")
 model = simclr_tf.SimCLR(
-    simclr_tf.ResNet(18, width=0.25), temperature=0.2, seed=0, micro_batch_size={micro}
+    simclr_tf.ResNet(18, width={width}), temperature=0.2, seed=0, micro_batch_size={micro}
 )
 model.compile(optimizer=simclr_tf.LARS(0.1))
 images = rng.integers(0, 256, [{batch}, 32, 32, 3], np.uint8)
@@ -70,20 +72,26 @@ model.fit(data, steps_per_epoch=2, verbose=0)
 measure(lambda: model.fit(data, steps_per_epoch=4, verbose=0), {calls}, 1)
 """
 
+QUARTER, HALF = {"width": 0.25, "precision": "float32"}, {"width": 0.5}
 WORKLOADS = {
     "loss, 512 images": LOSS.format(images=512, calls=60),
     "loss, 4,096 images": LOSS.format(images=4096, calls=4),
     "views, 256 of 32 px": VIEWS.format(batch=256, side=32, size=32, calls=40),
     "views, 32 of 224 px": VIEWS.format(batch=32, side=336, size=224, calls=6),
-    "step, 128 images": STEP.format(batch=128, micro=None, calls=4),
-    "step in micro-batches": STEP.format(batch=128, micro=64, calls=3),
+    "step, 128 images": STEP.format(batch=128, micro=None, calls=4, **QUARTER),
+    "step in micro-batches": STEP.format(batch=128, micro=64, calls=3, **QUARTER),
+    "half-width, float32": STEP.format(batch=64, micro=None, calls=3, **HALF, precision="float32"),
+    "half-width, bfloat16": STEP.format(
+        batch=64, micro=None, calls=3, **HALF, precision="mixed_bfloat16"
+    ),
 }
 
 
-def run(code, checkout):
-    """Returns {"seconds", "peak_mb"} of a workload with a checkout on the path."""
+def run(code, side):
+    """Returns {"seconds", "peak_mb"} of a workload; side: (interpreter, checkout on the path)."""
+    python, checkout = side
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    command = [sys.executable, "-c", COMMON + code]
+    command = [python, "-c", COMMON + code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/")
     if done.returncode:
         sys.exit(f"{checkout}: {done.stderr[-1000:]}")
@@ -93,8 +101,10 @@ def run(code, checkout):
 def main():
     """Prints a row per workload."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--before", required=True, help="the checkout to compare with")
+    parser.add_argument("--before", default=str(HERE), help="the checkout to compare with")
     parser.add_argument("--after", default=str(HERE), help="by default the one of this file")
+    parser.add_argument("--before_python", default=sys.executable, help="an interpreter")
+    parser.add_argument("--after_python", default=sys.executable, help="an interpreter")
     parser.add_argument("--only", default="", help="beginnings of names of workloads")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
@@ -109,8 +119,11 @@ def main():
     for name, code in chosen.items():
         turns = []
         for turn in range(options.turns):
-            pair = [options.before, options.after]
-            first, second = (run(code, path) for path in (pair if turn % 2 == 0 else pair[::-1]))
+            pair = [
+                (os.path.abspath(options.before_python), options.before),
+                (os.path.abspath(options.after_python), options.after),
+            ]
+            first, second = (run(code, side) for side in (pair if turn % 2 == 0 else pair[::-1]))
             turns.append((first, second) if turn % 2 == 0 else (second, first))
         seconds = [statistics.median(t[i]["seconds"] for t in turns) for i in (0, 1)]
         peaks = [statistics.median(t[i]["peak_mb"] for t in turns) for i in (0, 1)]

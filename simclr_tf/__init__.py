@@ -5,9 +5,8 @@ its first use, so that `import simclr_tf` and `simclr-tf --help` answer without 
 """
 
 import importlib
-import importlib.abc
-import importlib.util
-import sys
+
+from simclr_tf import _loading
 
 __version__ = "0.1.0"
 
@@ -26,6 +25,7 @@ _PUBLIC = {
 
 # From the bottom up: each may import only those before it.
 _MODULES = (
+    "_loading",
     "_quiet",
     "_keras",
     "_atomic",
@@ -64,6 +64,7 @@ def __getattr__(name):
     else:
         raise AttributeError(f"module 'simclr_tf' has no attribute {name!r}")
     globals()[name] = value
+    _loading.register()
     return value
 
 
@@ -72,29 +73,4 @@ def __dir__():
     return sorted({*globals(), *_PUBLIC, *_MODULES})
 
 
-# `.keras` files name the module of each class. Those of version 0.1.0 have the names on the left.
-_FORMER_MODULES = {
-    "simclr_tf.model": "simclr_tf.models",
-    "simclr_tf.resnet": "simclr_tf.encoders",
-    "simclr_tf.projection": "simclr_tf.heads",
-    "simclr_tf.augment.operators": "simclr_tf.augment",
-    "simclr_tf.augment.views": "simclr_tf.augment",
-}
-
-
-class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports a module by the name that it had in an earlier version."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname in _FORMER_MODULES:
-            return importlib.util.spec_from_loader(fullname, self)
-        return None
-
-    def create_module(self, spec):
-        return importlib.import_module(_FORMER_MODULES[spec.name])
-
-    def exec_module(self, module):
-        pass  # it has been loaded under its own name
-
-
-sys.meta_path.append(_FormerModules())
+_loading.install()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import tempfile
@@ -26,21 +27,31 @@ def atomic_path(path, parents=True):
       OSError: the disk is full, the directory is not writable, and the like.
     """
     path = pathlib.Path(path)
+    with _scratch_path(path, parents) as scratch_path:
+        yield scratch_path
+        os.replace(scratch_path, path)
+
+
+def check_path(path):
+    """Raises the OSError that `atomic_path` would raise for a path; leaves nothing there."""
+    with _scratch_path(pathlib.Path(path), parents=True):
+        pass
+
+
+@contextlib.contextmanager
+def _scratch_path(path, parents):
     above = next(folder for folder in path.parents if folder.exists())
     if not above.is_dir():
         raise NotADirectoryError(
-            f"{path} cannot be written: {above} is a file. Choose another path."
+            errno.ENOTDIR, f"{path} cannot be written: {above} is a file. Choose another path."
         )
     made = [folder for folder in path.parents if not folder.exists()] if parents else []
-    if parents:
-        path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-            scratch_path = pathlib.Path(scratch) / path.name
-            yield scratch_path
-            os.replace(scratch_path, path)
-        made = []
+            yield pathlib.Path(scratch) / path.name
     finally:
         for folder in made:
-            with contextlib.suppress(OSError):  # it is not empty: another process wrote there
+            with contextlib.suppress(OSError):  # it is not empty, or was not made
                 folder.rmdir()

@@ -26,6 +26,9 @@ except ImportError:  # it may move in any release
 # Keras 2.15 has no `version`, and tf_keras reports 2.
 IS_KERAS_2 = getattr(keras, "version", lambda: "2")().startswith("2")
 
+# `tf.keras` has no `saving` in Keras 3, though `keras` has; both are the same package there.
+saving = keras.saving if hasattr(keras, "saving") else importlib.import_module("keras").saving
+
 # Raised where an operation is missing, takes other arguments or has no kernel.
 _BUILD_ERRORS = (
     AttributeError,
@@ -131,6 +134,25 @@ def variable_name(variable):
     return getattr(variable, "path", variable.name).split(":")[0]
 
 
+def tf_variables(variables):
+    """The `tf.Variable` of each variable, a list: Keras 3 has one in every `keras.Variable`.
+
+    `tf.saved_model.save` and `tf.distribute` know no others.
+    """
+    return [v if isinstance(v, tf.Variable) else v.value for v in variables]
+
+
+def input_shape(model):
+    """The shape that a functional or sequential model takes, (None, H, W, 3); None for others.
+
+    Of a subclassed model Keras 2 knows it after the first call, and Keras 3 raises.
+    """
+    try:
+        return model.input_shape
+    except (AttributeError, RuntimeError):
+        return None
+
+
 def all_layers(layer):
     """Returns a layer and all layers within it, at any depth; each before those within it.
 
@@ -150,7 +172,7 @@ def set_save_spec(model, shape):
     Keras 2 needs it for a SavedModel (`model.save("directory")`, `ModelCheckpoint`), and training
     does not call the model itself. Keras 3 has no such method.
     """
-    if getattr(model, "_saved_model_inputs_spec", 0) is None:
+    if IS_KERAS_2 and getattr(model, "_saved_model_inputs_spec", 0) is None:
         model._set_save_spec(tf.TensorSpec(shape, tf.float32))
 
 
@@ -177,8 +199,18 @@ def register_layers_of_applications():
         (applications.InceptionResNetV2, "CustomScaleLayer"),
     ):
         cls = getattr(importlib.import_module(function.__module__), layer, None)
-        if cls is not None and keras.saving.get_registered_name(cls) == layer:  # not registered
-            keras.saving.register_keras_serializable("keras_applications")(cls)
+        if cls is not None and saving.get_registered_name(cls) == layer:  # not registered
+            saving.register_keras_serializable("keras_applications")(cls)
+
+
+def leaves_fused_kernel(layer):
+    """Whether a batch normalisation of images has no fused kernel in training: that of Keras 3.
+
+    `tests/test_batch_norm.py` checks whether this is still so.
+    """
+    return (
+        not IS_KERAS_2 and isinstance(layer, keras.layers.BatchNormalization) and layer.axis == -1
+    )
 
 
 # ---- functional models
@@ -251,6 +283,15 @@ class Optimizer(keras.optimizers.Optimizer):
         super().build(var_list)
         self._built = True  # Keras 2 expects this of subclasses; Keras 3 has set `built`
 
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Creates the optimizer; a file of Keras 2 has two arguments that Keras 3 lacks."""
+        if not IS_KERAS_2:
+            config = {**config}
+            for name in ("jit_compile", "is_legacy_optimizer"):
+                config.pop(name, None)
+        return super().from_config(config, custom_objects)
+
     def get_config(self):
         """The arguments of `keras.optimizers.Optimizer`, and the learning rate."""
         config = super().get_config()
@@ -260,6 +301,78 @@ class Optimizer(keras.optimizers.Optimizer):
             serialize = keras.optimizers.schedules.serialize
             config["learning_rate"] = serialize(rate) if is_schedule else float(rate.numpy())
         return config
+
+
+if not IS_KERAS_2:
+
+    @saving.register_keras_serializable(package="simclr_tf")
+    class LAMB(keras.optimizers.Lamb):
+        """Keras's LAMB with the weight decay of the paper (arXiv:1904.00962, algorithm 2).
+
+        The decay is part of the update whose norm the trust ratio is taken of. That of Keras's LAMB
+        is applied before, outside of it. Variables of rank 1 or less (biases, the gamma and beta of
+        normalisation layers) have neither weight decay nor trust ratio.
+
+        Args:
+            learning_rate: float, or a `keras.optimizers.schedules.LearningRateSchedule`.
+            lamb_weight_decay: float, 0 or more.
+            epsilon: float, added to the root of the second moment.
+            name: name of the optimizer.
+            **kwargs: other arguments of `keras.optimizers.Lamb`.
+        """
+
+        def __init__(
+            self, learning_rate, lamb_weight_decay=0.0, epsilon=1e-6, name="LAMB", **kwargs
+        ):
+            super().__init__(learning_rate, epsilon=epsilon, name=name, **kwargs)
+            self.lamb_weight_decay = lamb_weight_decay
+
+        def update_step(self, gradient, variable, learning_rate):
+            """Updates one variable."""
+            index = self._get_variable_index(variable)
+            m, v = self._momentums[index], self._velocities[index]
+            step = tf.cast(self.iterations + 1, variable.dtype)
+            m.assign(self.beta_1 * m + (1.0 - self.beta_1) * gradient)
+            v.assign(self.beta_2 * v + (1.0 - self.beta_2) * tf.square(gradient))
+            m_hat = m / (1.0 - tf.pow(tf.cast(self.beta_1, step.dtype), step))
+            v_hat = v / (1.0 - tf.pow(tf.cast(self.beta_2, step.dtype), step))
+            update, ratio = m_hat / (tf.sqrt(v_hat) + self.epsilon), 1.0
+            if len(variable.shape) > 1:
+                update += self.lamb_weight_decay * variable
+                w_norm, norm = tf.norm(variable), tf.norm(update)
+                ratio = tf.where((w_norm > 0) & (norm > 0), w_norm / norm, 1.0)
+            self.assign_sub(variable, ratio * tf.cast(learning_rate, variable.dtype) * update)
+
+        def get_config(self):
+            """The arguments of the constructor."""
+            config = super().get_config()
+            del config["weight_decay"]
+            return {**config, "lamb_weight_decay": self.lamb_weight_decay}
+
+
+def lamb(learning_rate, weight_decay, excluded, **kwargs):
+    """Returns LAMB: that of TensorFlow Addons with Keras 2, where Keras has none, else `LAMB`.
+
+    Args:
+        learning_rate: float or schedule.
+        weight_decay: float, 0 or more.
+        excluded: regular expressions for the names of biases and normalisation parameters.
+        **kwargs: further arguments of the optimizer.
+
+    Raises:
+        ImportError: with Keras 2, where TensorFlow Addons is not installed.
+    """
+    if not IS_KERAS_2:
+        return LAMB(learning_rate, weight_decay, **kwargs)
+    from tensorflow_addons import optimizers  # the import warns that Addons has ended
+
+    return optimizers.LAMB(
+        learning_rate,
+        weight_decay=weight_decay,
+        exclude_from_weight_decay=excluded,
+        exclude_from_layer_adaptation=excluded,
+        **kwargs,
+    )
 
 
 def is_built(optimizer):
@@ -280,7 +393,7 @@ class VariableIndex:
     """
 
     def __init__(self, variables):
-        self._variables = [v if isinstance(v, tf.Variable) else v.value for v in variables]
+        self._variables = tf_variables(variables)
         self._index = {variable.ref(): i for i, variable in enumerate(self._variables)}
 
     def __getitem__(self, variable):
@@ -316,7 +429,73 @@ def unscale_gradients(optimizer, gradients):
     return gradients
 
 
+def scales_dynamically(optimizer):
+    """Whether an optimizer adapts its loss scale (float16), and so may skip steps.
+
+    Keras 2 has optimizers of a fixed scale too (`dynamic`), which skip none; Keras 3 has not.
+    """
+    scales = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
+    return scales and getattr(optimizer, "dynamic", True)
+
+
+def loss_scale(optimizer):
+    """Returns the loss scale of an optimizer that `scales_dynamically`, float32 scalar."""
+    if hasattr(optimizer, "loss_scale"):
+        return tf.convert_to_tensor(optimizer.loss_scale)
+    scale = optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale  # Keras 3
+    return tf.convert_to_tensor(scale)
+
+
+def was_skipped(optimizer, scale_before):
+    """Returns whether the loss scale skipped the step that was just taken, bool scalar.
+
+    `iterations` does not tell: in Keras 2 it counts skipped steps, in Keras 3 it does not. In both,
+    the steps since the last change of the scale begin at 0 again after a skipped step, and also
+    after a step that doubles the scale.
+
+    Args:
+      optimizer: one that `scales_dynamically`, after `apply_gradients`.
+      scale_before: its `loss_scale` before.
+    """
+    names = ("dynamic_counter", "step_counter")  # in Keras 2, in Keras 3
+    counter = next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
+    grown = loss_scale(optimizer) > scale_before
+    return (tf.convert_to_tensor(counter) == 0) & ~grown
+
+
 # ---- files
+
+
+class _State(tf.Module):
+    """Variables in their order, for `tf.train.Checkpoint`."""
+
+    def __init__(self, variables):
+        super().__init__()
+        self.values = tf_variables(variables)
+
+
+def trackable(thing):
+    """What `tf.train.Checkpoint` saves of a layer, an optimizer or a metric that has variables.
+
+    With Keras 2 that is the object itself. TensorFlow does not reach all variables of Keras 3: not
+    those of metrics, and not those of layers in a list.
+    """
+    return thing if IS_KERAS_2 else _State(thing.variables)
+
+
+def trackable_model(model):
+    """What `tf.train.Checkpoint` saves of a model whose layers are read by themselves as well.
+
+    With Keras 3, a layer that is an attribute of the model is `trackable` under that name.
+    """
+    if IS_KERAS_2:
+        return model
+    layers = {k: v for k, v in vars(model).items() if isinstance(v, keras.layers.Layer)}
+    held = {id(variable) for layer in layers.values() for variable in layer.variables}
+    state = _State([v for v in model.variables if id(v) not in held])
+    for name, layer in layers.items():
+        setattr(state, name, trackable(layer))
+    return state
 
 
 def parse_object_graph(serialized):
@@ -339,6 +518,20 @@ def is_validation_of_fit(arguments):
     Keras 2 then ignores the data, and reads the dataset that it made of it before.
     """
     return bool(arguments.get("_use_cached_eval_dataset", False))
+
+
+class Model(keras.Model):
+    """`keras.Model` that `fit` builds without averaging a batch over replicas.
+
+    Keras 3 does so before the first step, which fails where replicas have unequal numbers of rows.
+    """
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        if not self.built:
+            super()._maybe_symbolic_build(*args, **kwargs)
+        elif self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
 
 
 def forget_traced_steps(model):

@@ -1,7 +1,7 @@
 """Hides TensorFlow's start-up messages; errors are still shown.
 
-TensorFlow 2.15 writes to file descriptor 2 from C++ while it is imported: lines about CUDA
-factories, drivers and CPU features that look like errors and are none. This module holds the list
+TensorFlow writes to file descriptor 2 from C++ while it is imported: lines about CUDA factories,
+drivers and CPU features that look like errors and are none. This module holds the list
 of those lines and the filter. The command line uses the filter; library code only sets the log
 level and imports TensorFlow.
 """
@@ -25,9 +25,12 @@ _NOISE = re.compile(
     rb"|To enable the following instructions: .* rebuild TensorFlow"
     rb"|oneDNN custom operations are on"
     rb"|All log messages before absl::InitializeLog\(\) is called are written to STDERR"
+    # TensorFlow 2.21 without a GPU.
+    rb"|failed call to cuInit"
     # The first compilation under XLA.
     rb"|device_compiler\.h.*Compiled cluster using XLA!"
     rb"|SetPriority unimplemented for this stream"
+    rb"|XLA service 0x|StreamExecutor \[0\]: Host|disabling MLIR crash reproducer"
 )
 
 # What the TensorFlow Lite converter writes about every model.

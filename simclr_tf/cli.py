@@ -1,24 +1,21 @@
 """The command line: `simclr-tf COMMAND --flags`. The only module that reads a flag.
 
 TensorFlow is imported only when a command runs, so help and mistakes are answered at once.
-Exit codes: 0 done, 1 the command failed, 2 its flags are wrong, 75 the machine stopped it and the
-same command resumes (SIGTERM, a worker that is gone), 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 a flag is wrong, or what it names (`_exit_code`); 75 the machine stopped the
+command, which can be started again (SIGTERM, a worker that is gone); 130 stopped by Ctrl-C; 1 any
+other failure.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable
 
-from absl import flags as absl_flags
-
-from simclr_tf import errors
+from simclr_tf import _atomic, _flags, errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Command:
       help: one line.
       run: "module:function", imported when the command runs, so that help needs no TensorFlow.
         The function is called with `Options` and an `Invocation`.
-      groups: functions that define flags, called with a `_Define`.
+      groups: functions that define flags, called with a `_flags.Define`.
       required: flags without which the command is refused.
       exactly_one: flags of which exactly one must be given; none: no such rule.
       required_without_run: flags that are required where --run_dir is not given.
@@ -97,6 +94,9 @@ class Invocation:
     trained: Options | None
 
 
+_SIDE = (1, 8192)  # of images; beyond that, a batch of them exceeds any memory
+
+
 def _define_common(define):
     define.string("run_dir", None, "Directory of the run.")
     define.boolean("debug", False, "Show the traceback of every error.")
@@ -112,14 +112,17 @@ def _define_data(define):
     define.string("train_split", "train", "Split to train on, slices as in TFDS: train[:90%].")
     define.string("test_split", "test", "Labelled split for the kNN probe and `evaluate`.")
     define.integer(
-        "image_size", None, "Side of the images in pixels; by default that of the data, or 224.", 1
+        "image_size",
+        None,
+        "Side of the images in pixels; by default that of the data, or 224.",
+        *_SIDE,
     )
     define.integer(
         "source_size",
         None,
         "Longer side at which photographs are kept to crop views from; by default 1.5 x the image "
         "size. Larger: sharper small crops, more memory.",
-        1,
+        *_SIDE,
     )
     define.float(
         "max_corrupt_share",
@@ -128,7 +131,7 @@ def _define_data(define):
         0.0,
         1.0,
     )
-    define.float("cache_gigabytes", 2.0, "A data set up to this size is kept in memory.", 0.0)
+    define.float("cache_gigabytes", 2.0, "A data set up to this size is kept in memory.", 0.0, 1e6)
 
 
 def _define_model(define):
@@ -232,7 +235,9 @@ def _define_encoder(define):
     )
     define.string("dataset", None, "As for pretrain; by default the run's.")
     define.string("data_dir", None, "By default the run's.")
-    define.integer("image_size", None, "Side of the images in pixels; by default the encoder's.", 1)
+    define.integer(
+        "image_size", None, "Side of the images in pixels; by default the encoder's.", *_SIDE
+    )
     define.float(
         "max_corrupt_share",
         None,
@@ -248,12 +253,14 @@ def _define_evaluate(define):
     define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
     define.string("train_split", None, "By default the run's, or train.")
     define.string("test_split", None, "By default the run's, or test.")
-    define.integer("knn_k", 200, "Neighbours of the weighted kNN.", 1)
+    define.integer(
+        "knn_k", 200, "Neighbours of the weighted kNN; all images where there are fewer.", 1
+    )
     define.float("knn_temperature", 0.1, "Temperature of its weights.", 1e-6)
 
 
 def _define_embed(define):
-    define.string("output", None, "File to write: .npz, .parquet or .tfrecord.")
+    define.string("output", None, "File to write: .npz, .parquet or .tfrecord; it must not exist.")
     define.string("split", None, "By default the run's --train_split, or train.")
 
 
@@ -285,10 +292,65 @@ def _define_export(define):
     define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
-def _check_output(options):
+def _check_run_dir(options):
+    """Raises unless a new or an existing directory can be at --run_dir."""
+    path = pathlib.Path(options.run_dir)
+    with errors.storage_errors(path):  # a name that is too long, and the like
+        there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise errors.UsageError(
+            f"--run_dir must be a directory that can be written; {there} is a file. Pass another "
+            "path."
+        )
+
+
+def _check_embed(options):
     from simclr_tf import embeddings  # imports NumPy, and TensorFlow only when it writes
 
-    embeddings.check_path(options.output)
+    with errors.renamed_arguments(path="--output"):
+        embeddings.check_path(options.output)
+    _check_new(options.output)
+
+
+# Of models in one file, and of archives.
+_FILE_SUFFIXES = (
+    *(".tflite", ".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".onnx", ".ckpt", ".npz", ".pt"),
+    *(".pth", ".safetensors", ".zip", ".tar", ".gz", ".tgz"),
+)
+
+
+def _check_export(options):
+    if options.precision == "int8" and options.format != "tflite":
+        raise errors.UsageError(
+            f"--precision=int8 is for --format=tflite; got --format={options.format}. Pass "
+            "--format=tflite, or another precision."
+        )
+    name, suffix = os.path.splitext(options.output)
+    suffix = suffix.lower()
+    if options.format == "tflite" and suffix != ".tflite":
+        raise errors.UsageError(
+            f"--output must end in .tflite with --format=tflite; got {options.output!r}. Pass "
+            f"--output={name}.tflite."
+        )
+    if options.format == "saved_model" and suffix in _FILE_SUFFIXES:
+        way_out = "Drop the suffix"
+        if suffix == ".tflite":
+            way_out += ", or pass --format=tflite"
+        raise errors.UsageError(
+            f"--output must be a directory with --format=saved_model; got {options.output!r}, the "
+            f"name of a file. {way_out}."
+        )
+    _check_new(options.output)
+
+
+def _check_new(path):
+    """Raises unless nothing is at a path yet, and something can be written there."""
+    if os.path.lexists(path):
+        raise errors.UsageError(
+            f"--output must not exist; {path} does. Remove it, or choose another path."
+        )
+    with errors.storage_errors(path):
+        _atomic.check_path(path)
 
 
 _ENCODER_SOURCES = ("run_dir", "saved_model", "official_weights")
@@ -303,6 +365,7 @@ COMMANDS = {
             groups=(_define_common, _define_data, _define_model, _define_views, _define_training),
             required=("run_dir",),
             reads_run=False,
+            check=_check_run_dir,
             resumable=(
                 "run_dir",
                 "data_dir",
@@ -332,7 +395,7 @@ COMMANDS = {
             required=("output",),
             exactly_one=_ENCODER_SOURCES,
             required_without_run=("dataset",),
-            check=_check_output,
+            check=_check_embed,
         ),
         Command(
             name="export",
@@ -340,6 +403,7 @@ COMMANDS = {
             run="simclr_tf.commands.export:export",
             groups=(_define_common, _define_export),
             required=("run_dir", "output"),
+            check=_check_export,
         ),
     )
 }
@@ -349,45 +413,16 @@ COMMANDS = {
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights")
 
 
-class _Define:
-    """Defines absl flags in one `FlagValues`."""
-
-    def __init__(self, values):
-        self._values = values
-
-    def string(self, name, default, text):
-        absl_flags.DEFINE_string(name, default, text, flag_values=self._values)
-
-    def boolean(self, name, default, text):
-        absl_flags.DEFINE_boolean(name, default, text, flag_values=self._values)
-
-    def enum(self, name, default, choices, text):
-        absl_flags.DEFINE_enum(name, default, choices, text, flag_values=self._values)
-
-    def integer(self, name, default, text, low=None, high=None):
-        absl_flags.DEFINE_integer(name, default, text, low, high, flag_values=self._values)
-
-    def float(self, name, default, text, low=None, high=None):
-        absl_flags.DEFINE_float(name, default, text, low, high, flag_values=self._values)
-        absl_flags.register_validator(  # bounds let nan pass, and an infinity where one is open
-            name,
-            lambda value: value is None or math.isfinite(value),
-            "must be a finite number",
-            flag_values=self._values,
-        )
-
-
 def _flag_values(command):
     """The flags of a `Command`, unparsed."""
-    values = absl_flags.FlagValues()
-    define = _Define(values)
+    define = _flags.Define()
     for group in command.groups:
         group(define)
-    # `--flagfile` is expanded by absl itself; declared so that --help lists it.
+    # Expanded before the others are parsed; declared so that --help lists it.
     define.string(
-        "flagfile", "", "Read flags from this file, one a line; a recipe or RUN_DIR/flags.cfg."
+        "flagfile", None, "Read flags from this file, one a line; a recipe or RUN_DIR/flags.cfg."
     )
-    return values
+    return define.values
 
 
 def parse(argv):
@@ -411,12 +446,9 @@ def parse(argv):
     command = COMMANDS[argv[0]]
     values = _flag_values(command)
     try:
-        rest = values([command.name, *argv[1:]])[1:]
-    except absl_flags.Error as error:
-        reason = " ".join(str(error).split())
-        raise errors.UsageError(f"{reason}. See `simclr-tf {command.name} --help`.") from None
-    if rest:
-        raise errors.UsageError(f"{command.name} takes flags only; got {rest[0]!r}.")
+        _flags.parse(values, command.name, argv[1:])
+    except _flags.FlagError as error:
+        raise errors.UsageError(str(error)) from None
     _check_given(command, values)
     return command.name, values
 
@@ -453,10 +485,15 @@ def options_of(values):
     options = values.flag_values_dict()
     for name in _PATHS:
         if options.get(name):
-            options[name] = os.path.expanduser(options[name])
+            options[name] = _path(options[name])
     if options.get("view_sizes"):
         options["view_sizes"] = _view_sizes(options["view_sizes"])
     return Options(**options)
+
+
+def _path(text):
+    """A path with "~" expanded and without slashes at its end."""
+    return os.path.expanduser(text).rstrip("/") or "/"
 
 
 def _view_sizes(text):
@@ -497,13 +534,19 @@ def options_of_run(run_dir):
     >>> simclr_tf.cli.options_of_run(".").epochs
     7
     """
-    path = pathlib.Path(run_dir) / "flags.cfg"
-    if not path.exists():
+    path = os.path.join(run_dir, "flags.cfg")
+    if not os.path.isfile(path):
         raise errors.UsageError(
             f"--run_dir must be the directory of a run; {run_dir} has no flags.cfg. "
             "Make one with `simclr-tf pretrain`."
         )
-    _, values = parse(["pretrain", f"--flagfile={path}"])
+    try:
+        _, values = parse(["pretrain", f"--flagfile={path}"])
+    except errors.UsageError as error:
+        raise errors.UsageError(
+            f"--run_dir must be the directory of a run; {path} does not hold the flags of one: "
+            f"{error}"
+        ) from error
     return options_of(values).replace(run_dir=run_dir)  # the directory may have been moved
 
 
@@ -529,7 +572,7 @@ def _help(argv):
     name = next((word for word in argv if word in COMMANDS), None)
     if name:
         print(f"simclr-tf {name}: {COMMANDS[name].help}\n")
-        print(_flag_values(COMMANDS[name]).get_help())
+        print(_flags.help_of(_flag_values(COMMANDS[name])))
         return
     print("Learn an image encoder without labels (SimCLR).\n\nusage: simclr-tf COMMAND --flags\n")
     for command in COMMANDS.values():
@@ -548,6 +591,16 @@ def main(argv=None):
     2
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of stdout is gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(argv):
     if not argv or {"-h", "--help", "-help", "help"} & set(argv):
         _help(argv)
         return 0 if argv else 2
@@ -566,8 +619,15 @@ def main(argv=None):
 
 
 def _exit_code(error):
-    codes = ((errors.UsageError, 2), (errors.TryAgainError, os.EX_TEMPFAIL))
-    return next((code for kind, code in codes if isinstance(error, kind)), 1)
+    """2 where the cause is a flag, or what it names (a path, a data set); else 75 or 1.
+
+    Every argument that the commands pass to the library comes from a flag.
+    """
+    if isinstance(error, errors.TryAgainError):
+        return os.EX_TEMPFAIL
+    if isinstance(error, errors.StorageError):
+        return 2 if error.wrong_path else 1
+    return 2 if isinstance(error, errors.ArgumentError) else 1
 
 
 def _print_error(error, command):
@@ -577,20 +637,8 @@ def _print_error(error, command):
     print(f"simclr-tf: {line}", file=sys.stderr)
 
 
-# Quoted text, which stays as it is; or a word, which may name a flag.
-_QUOTED_OR_WORD = re.compile(
-    r"""(?<!\w)'[^']*'(?!\w) | "[^"]*" | `[^`]*`
-    | (?<!\S) (?P<open>[(\[]*) (?P<name>[a-z]\w*)
-      (?= (?P<value>=) | [,.;:)\]]*(?:\s|$) | 's\b )""",
-    re.VERBOSE,
-)
-
-
 def name_flags(message, flags):
     """Writes `--` before the arguments in a message of the library that are flags of a command.
-
-    A name with an underscore counts everywhere; a single word, such as precision, only before "="
-    or " must". Quoted text and paths stay as they are.
 
     Args:
       message: one line.
@@ -601,12 +649,4 @@ def name_flags(message, flags):
     >>> simclr_tf.cli.name_flags("batch_size must be even; got 3.", {"batch_size"})
     '--batch_size must be even; got 3.'
     """
-
-    def dashed(match):
-        name = match["name"]
-        sure = name and ("_" in name or match["value"] or message.startswith(" must", match.end()))
-        if name not in flags or not sure:
-            return match[0]
-        return f"{match['open']}--{name}"
-
-    return _QUOTED_OR_WORD.sub(dashed, message)
+    return errors.rename_arguments(message, {name: f"--{name}" for name in flags})

@@ -116,6 +116,7 @@ def check_path(path):
 
     Raises:
       UsageError: the suffix is not .npz, .parquet or .tfrecord, or the path is a directory.
+      ArgumentError: the suffix is .parquet, and pyarrow cannot be imported.
 
     Example:
 
@@ -175,6 +176,9 @@ def _format(path):
         raise errors.UsageError(
             f"a file of embeddings must end in {', '.join(_FORMATS)}; got {str(path)!r}."
         )
+    if suffix == ".parquet":
+        with errors.needs_package("pyarrow", f"path={str(path)!r}"):
+            import pyarrow.parquet  # noqa: F401  only tried, before there is anything to write
     return _FORMATS[suffix]
 
 

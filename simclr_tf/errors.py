@@ -6,6 +6,14 @@ other exception is a bug and shows its traceback.
 """
 
 import contextlib
+import errno
+import re
+
+# Of the operating system, where a path is wrong: not those of a disk that is full or fails.
+_PATH_ERRNOS = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL),
+}
 
 
 class Error(Exception):
@@ -32,7 +40,7 @@ class ArgumentError(Error, ValueError):
 
 
 class UsageError(ArgumentError):
-    """A command whose flags are wrong; its exit code is 2.
+    """A command whose flags are wrong, or do not fit each other.
 
     Example:
 
@@ -100,6 +108,11 @@ class StorageError(Error, OSError):
     True
     """
 
+    @property
+    def wrong_path(self):
+        """Whether the path is the cause, rather than the disk: missing, a file, not accessible."""
+        return self.errno in _PATH_ERRNOS
+
 
 @contextlib.contextmanager
 def storage_errors(path, action="written"):
@@ -126,8 +139,104 @@ def storage_errors(path, action="written"):
     except OSError as error:
         reason = error.strerror or str(error)
         path = error.filename or path if action == "read" else path
-        hint = "Make it accessible" if action == "read" else "Free some space"
-        message = f"{path} cannot be {action}: {reason}. {hint}, or choose another path."
+        message = f"{path} cannot be {action}: {reason}. {_way_out(error.errno, action)}"
         storage_error = StorageError(reason if str(path) in reason else message)
         storage_error.errno = error.errno
         raise storage_error from error
+
+
+def _way_out(number, action):
+    if action == "read":
+        return "Make it accessible, or choose another path."
+    if number in _PATH_ERRNOS:
+        return "Choose another path."
+    return "Free some space, or choose another path."
+
+
+@contextlib.contextmanager
+def needs_package(package, purpose):
+    """Raises an `ImportError` of the block as an `ArgumentError` with the command that installs it.
+
+    Args:
+      package: the name under which pip installs what the block imports.
+      purpose: what needs it, such as the argument that asked for it.
+
+    Raises:
+      ArgumentError: the package, or one that it needs, cannot be imported.
+
+    Example:
+
+    >>> with simclr_tf.errors.needs_package("no-such-package", "encoder='other'"):
+    ...     import no_such_package
+    Traceback (most recent call last):
+    simclr_tf.errors.ArgumentError: encoder='other' needs the package no-such-package, ...
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = package
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            missing = error.name.partition(".")[0].replace("_", "-")
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ArgumentError(
+            f"{purpose} needs the package {package}, which cannot be imported ({reason}). "
+            f"Run `pip install {missing}`."
+        ) from error
+
+
+# Quoted text, which stays as it is; or a word, which may name a flag.
+_QUOTED_OR_WORD = re.compile(
+    r"""(?<!\w)'[^']*'(?!\w) | "[^"]*" | `[^`]*`
+    | (?<!\S) (?P<open>[(\[]*) (?P<name>[a-z]\w*)
+      (?= (?P<value>=) | [,.;:)\]]*(?:\s|$) | 's\b )""",
+    re.VERBOSE,
+)
+
+
+def rename_arguments(message, names):
+    """Replaces the names of arguments in a message.
+
+    A name with an underscore counts everywhere; a single word, such as precision, only before "="
+    or " must". Quoted text and paths stay as they are.
+
+    Args:
+      message: one line.
+      names: dict of argument to its other name.
+
+    Example:
+
+    >>> simclr_tf.errors.rename_arguments("split must be train; got 'split'.", {"split": "part"})
+    "part must be train; got 'split'."
+    """
+
+    def renamed(match):
+        name = match["name"]
+        sure = name and ("_" in name or match["value"] or message.startswith(" must", match.end()))
+        if name not in names or not sure:
+            return match[0]
+        return match["open"] + names[name]
+
+    return _QUOTED_OR_WORD.sub(renamed, message)
+
+
+@contextlib.contextmanager
+def renamed_arguments(**names):
+    """Renames arguments in the message of an `ArgumentError` that the block raises.
+
+    For a caller whose own arguments have other names than those that it passes them to.
+
+    Args:
+      **names: argument to its other name.
+
+    Example:
+
+    >>> with simclr_tf.errors.renamed_arguments(path="--output"):
+    ...     raise simclr_tf.errors.ArgumentError("path must end in .npz.")
+    Traceback (most recent call last):
+    simclr_tf.errors.ArgumentError: --output must end in .npz.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        error.args = (rename_arguments(str(error), names),)
+        raise

@@ -7,7 +7,7 @@ from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class ProjectionHead(keras.layers.Layer):
     """The projection head g: dense layers with ReLU between them, z = g(h).
 

@@ -1,6 +1,7 @@
 """Metrics of contrastive training: contrastive accuracy, alignment, uniformity, effective rank.
 
 Functions carry the maths; `ContrastiveAccuracy` is the Keras metric that keeps a running mean.
+`SkippedSteps` counts what float16 leaves out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.losses import normalised, nt_xent_with_top1
 
 
@@ -103,7 +105,7 @@ def effective_rank(h):
     return tf.exp(-tf.reduce_sum(tf.math.xlogy(fraction, fraction)))
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class ContrastiveAccuracy(keras.metrics.Mean):
     """Running mean of `contrastive_accuracy`, weighted by the number of images.
 
@@ -124,7 +126,7 @@ class ContrastiveAccuracy(keras.metrics.Mean):
         super().update_state(tf.cast(correct, tf.float32))
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class _UnsavedMean(keras.metrics.Mean):
     """A running mean whose state is not written to, nor read from, a `.keras` file."""
 
@@ -135,11 +137,42 @@ class _UnsavedMean(keras.metrics.Mean):
         pass
 
 
+@_keras.saving.register_keras_serializable(package="simclr_tf")
+class SkippedSteps(_UnsavedMean):
+    """Number of steps whose update the loss scale of float16 has skipped, float32 scalar.
+
+    Its value is kept on the device, so that counting does not wait for a step to end.
+
+    Example:
+
+    >>> metric = simclr_tf.metrics.SkippedSteps()
+    >>> for skipped in (True, True, False):
+    ...     metric.update_state(skipped)
+    >>> float(metric.result())
+    2.0
+    """
+
+    def __init__(self, name="skipped_steps", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+
+    def update_state(self, skipped):
+        """Counts a step; skipped: bool scalar, equal on all replicas."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        super().update_state(tf.cast(skipped, tf.float32), sample_weight=1.0 / replicas)
+
+    def result(self):
+        """Returns the number of skipped steps."""
+        return tf.round(self.total)  # three thirds, one of each of three replicas, are not quite 1
+
+
 class RunningMeans:
     """Running means by name, which are not weights of the model that logs them.
 
     Args:
       names: of the means that are there from the start; others are added when they are updated.
+
+    Attributes:
+      skipped_steps: a `SkippedSteps` that belongs to them, not among the results; None without one.
 
     Example:
 
@@ -151,11 +184,13 @@ class RunningMeans:
 
     def __init__(self, names):
         self._means = {name: _UnsavedMean(name=name) for name in names}
+        self.skipped_steps = None
 
     @property
     def metrics(self):
         """The `keras.metrics.Mean` objects, a list."""
-        return list(self._means.values())
+        counts = [] if self.skipped_steps is None else [self.skipped_steps]
+        return [*self._means.values(), *counts]
 
     def update(self, name, values, weight=None):
         """Adds values, a tensor of any shape and dtype; weight: a scalar for all of them."""

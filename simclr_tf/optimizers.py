@@ -90,7 +90,7 @@ def _trust_ratio(w, g, trust_coefficient):
     return tf.where((w_norm > 0) & (g_norm > 0), ratio, tf.ones_like(ratio))
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class LARS(_keras.Optimizer):
     """LARS, layer-wise adaptive rate scaling with momentum (arXiv:1708.03888).
 
@@ -213,7 +213,7 @@ def _check_lars(momentum, weight_decay, trust_coefficient, exclude):
             ) from error
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class AdamW(keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` without weight decay on biases and normalisation parameters.
 
@@ -237,7 +237,7 @@ class AdamW(keras.optimizers.AdamW):
         super().build(var_list)
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0 to `learning_rate`, then cosine decay to `final_learning_rate`.
 
@@ -370,8 +370,8 @@ def by_name(name, learning_rate, weight_decay=1e-6, momentum=0.9, **kwargs):
     """Creates an optimizer that applies no weight decay to biases and normalisation parameters.
 
     - "lars": `LARS`.
-    - "lamb": LAMB of TensorFlow Addons (arXiv:1904.00962). Biases and normalisation parameters,
-      found by name, are also excluded from layer adaptation.
+    - "lamb": LAMB (arXiv:1904.00962), of TensorFlow Addons with Keras 2 and of Keras itself with
+      Keras 3. Biases and normalisation parameters are also excluded from layer adaptation.
     - "sgd": SGD with momentum and coupled weight decay, which is part of the gradient and so of the
       momentum. (The `weight_decay` of Keras's SGD is decoupled.) It is `LARS` without trust ratio.
     - "adamw": `AdamW`, with decoupled weight decay.
@@ -387,7 +387,7 @@ def by_name(name, learning_rate, weight_decay=1e-6, momentum=0.9, **kwargs):
         An optimizer for `compile`.
 
     Raises:
-        ValueError: for an unknown name, or for "lamb" if TensorFlow Addons cannot be imported.
+        ValueError: for an unknown name, or for "lamb" with Keras 2 if TensorFlow Addons is missing.
 
     Example:
 
@@ -410,17 +410,9 @@ def by_name(name, learning_rate, weight_decay=1e-6, momentum=0.9, **kwargs):
 
 def _lamb(learning_rate, weight_decay, **kwargs):
     try:
-        from tensorflow_addons.optimizers import LAMB  # the import warns, and fails with Keras 3
+        return _keras.lamb(learning_rate, weight_decay, list(_BIAS_OR_NORM_NAMES), **kwargs)
     except ImportError as error:
         raise ArgumentError(
-            "optimizer 'lamb' needs TensorFlow Addons, which works with TensorFlow 2.15 and "
-            f"before; got {error}. Install tensorflow-addons there, or use 'lars' or 'adamw'."
+            "optimizer 'lamb' needs TensorFlow Addons with Keras 2, or Keras 3, which has its own; "
+            f"got {error}. Run pip install 'simclr_tf[keras2]', or use 'lars' or 'adamw'."
         ) from error
-    excluded = list(_BIAS_OR_NORM_NAMES)
-    return LAMB(
-        learning_rate,
-        weight_decay=weight_decay,
-        exclude_from_weight_decay=excluded,
-        exclude_from_layer_adaptation=excluded,
-        **kwargs,
-    )

@@ -344,7 +344,7 @@ class _Source:
                 return number
         raise ArgumentError(
             f"path must be a model that the official TensorFlow 2 code saved; {self.path} has no "
-            "resnet_model."
+            "resnet_model. Google's are at gs://simclr-checkpoints-tf2."
         )
 
     def _node(self, path):

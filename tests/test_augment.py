@@ -8,9 +8,9 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow import keras
 
-from simclr_tf import SimCLR, augment, errors
+from simclr_tf import SimCLR, _keras, augment, errors
 from simclr_tf.augment.color import ORDERS
-from simclr_tf.augment.random import Draw, threefry
+from simclr_tf.augment.random import Draw, fold_in, threefry
 from simclr_tf.augment.transforms import draw_boxes
 
 RNG = np.random.default_rng(7)
@@ -146,6 +146,15 @@ def test_threefry_returns_the_published_answers():
     for key, counter, answer in known:
         words = threefry(tf.constant(key, tf.int64), tf.constant(counter, tf.int64))
         assert tuple(int(word) for word in words) == answer
+
+
+def test_a_draw_adds_few_operations_to_a_graph():
+    """The rounds of Threefry are traced once, whatever the shape and however often it is called."""
+    seed = tf.constant([3, 7], tf.int64)
+    graph = tf.function(lambda count: Draw(fold_in(seed, 1), (count, 8, 8)).uniform(count))
+    for count in (3, 4):
+        assert len(graph.get_concrete_function(count).graph.get_operations()) < 100
+        assert graph(count).shape == [count, count]
 
 
 def test_tensorflows_philox_depends_on_xla():
@@ -470,8 +479,8 @@ def test_by_name_returns_the_same_views_for_a_seed_and_after_a_config_round_trip
     expected = view(IMAGES, seed=4)
     assert expected.shape == [6, 16, 16, 3] and expected.dtype == tf.float32
     assert tf.reduce_min(expected) >= 0.0 and tf.reduce_max(expected) <= 1.0
-    config = keras.saving.serialize_keras_object(view)
-    again = keras.saving.deserialize_keras_object(config)
+    config = _keras.saving.serialize_keras_object(view)
+    again = _keras.saving.deserialize_keras_object(config)
     for same in (view, augment.by_name(NAMES, 16), again):
         np.testing.assert_array_equal(same(IMAGES, seed=4), expected)
     assert np.abs(view(IMAGES, seed=5) - expected).max() > 0.01

@@ -3,9 +3,11 @@
 import io
 import logging
 import os
+import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 
 import numpy as np
@@ -411,7 +413,7 @@ class TestNpz:
         images, labels, ids = self.load(tmp_path, "test", **arrays).arrays()
         np.testing.assert_array_equal(images, x[3:])
         assert labels is None and ids[0] == "test/00000"
-        with pytest.raises(ValueError, match=r"x_val.* has x_train, y_train, x_test"):
+        with pytest.raises(ValueError, match=r"has x_train, y_train, x_test; .* needs x_val"):
             self.load(tmp_path, "validation", **arrays)
 
     @pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y"), ("image", "label")])
@@ -419,7 +421,7 @@ class TestNpz:
         arrays = dict(zip(keys, [np.zeros([3, 4, 4, 3], np.uint8), np.arange(3)]))
         assert self.load(tmp_path, "all", **arrays).labelled
         assert self.load(tmp_path, "train[:2]", **arrays).num_examples == 2
-        with pytest.raises(ValueError, match="split 'test'"):
+        with pytest.raises(ValueError, match="got 'test', which needs x_test"):
             self.load(tmp_path, "test", **arrays)
 
     @pytest.mark.parametrize("shape", [(2, 6, 6), (2, 6, 6, 1)])
@@ -465,6 +467,17 @@ class TestNpz:
         whole = (tmp_path / "a.npz").read_bytes()
         (tmp_path / "a.npz").write_bytes(whole.replace(b"NUMPY", b"numpi"))
         with pytest.raises(ValueError, match="undamaged"):
+            data.load(f"npz:{tmp_path / 'a.npz'}")
+        (tmp_path / "a.npz").write_bytes(whole[20:])  # the directory points before the start
+        with pytest.raises(ValueError, match="undamaged"):
+            data.load(f"npz:{tmp_path / 'a.npz'}")
+        with (
+            zipfile.ZipFile(tmp_path / "a.npz", "w") as archive,
+            archive.open("x.npy", "w") as file,
+        ):
+            header = {"descr": "|u1", "fortran_order": False, "shape": (2**60,)}
+            np.lib.format.write_array_header_1_0(file, header)
+        with pytest.raises(ValueError, match="fit into memory"):
             data.load(f"npz:{tmp_path / 'a.npz'}")
         (tmp_path / "b.npz").write_bytes(b"something else")
         with pytest.raises(ValueError, match=r"numpy\.savez"):
@@ -606,8 +619,6 @@ class TestTFDS:
         assert ids[1] == "grey-train.tfrecord-00000-of-00001__1"
 
     def test_records_that_a_damaged_file_lacks_count_as_corrupt(self, prepared, tmp_path):
-        import shutil
-
         shutil.copytree(prepared, tmp_path / "copy")
         (file,) = (tmp_path / "copy").rglob("tiny-test.tfrecord*")
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -625,6 +636,14 @@ class TestTFDS:
             data.load("no_such_set", data_dir=prepared)
         with pytest.raises(ValueError, match="train, test"):
             data.load("tiny", "validation", data_dir=prepared)
+
+    @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"no": 1}', b"\xff"])
+    def test_damaged_descriptions_are_an_error(self, prepared, tmp_path, file, content):
+        shutil.copytree(prepared, tmp_path / "copy")
+        next((tmp_path / "copy" / "tiny").rglob(file)).write_bytes(content)
+        with pytest.raises(errors.ArgumentError, match="prepare"):
+            data.load("tiny", data_dir=tmp_path / "copy")
 
 
 class TestShapes:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 import simclr_tf
-from simclr_tf import export, pretrained
+from simclr_tf import _keras, export, pretrained
 from simclr_tf.encoders import resnet
 from simclr_tf.heads import ProjectionHead
 
@@ -52,7 +52,7 @@ class Official:
             layer.name: layer
             for model in (encoder, head, linear)
             if model is not None
-            for layer in (model, *model.submodules)
+            for layer in _keras.all_layers(model)
         }
         self.selective = encoder.sk_ratio > 0
         self.basic = encoder.depth in resnet.BASIC_BLOCKS
@@ -72,8 +72,14 @@ class Official:
             self.model.supervised_head = node(linear_layer=node(dense=dense))
 
     def take(self, name):
-        variables = {w.name.split("/")[-1][:-2]: w for w in self.ours[name].weights}
-        return node(**{key: tf.Variable(value, name=key) for key, value in variables.items()})
+        weights = self.ours[name].weights
+        variables = {_keras.variable_name(w).split("/")[-1]: w for w in weights}
+        return node(
+            **{
+                key: tf.Variable(tf.convert_to_tensor(value), name=key)
+                for key, value in variables.items()
+            }
+        )
 
     def conv(self, name):
         return node(conv2d=self.take(f"{name}_conv"))
@@ -128,12 +134,11 @@ class Official:
 
     def save_checkpoint(self, directory):
         """As the official training loop does: with a step's counters and the optimizer's slots."""
-        optimizer = keras.optimizers.legacy.SGD(0.1, momentum=0.9)
+        optimizer = tf.compat.v1.train.MomentumOptimizer(0.1, 0.9)
         kernel = self.model.resnet_model.initial_conv_relu_max_pool[0].conv2d.kernel
         optimizer.apply_gradients([(tf.zeros(kernel.shape), kernel)])
-        checkpoint = tf.train.Checkpoint(
-            model=self.model, global_step=optimizer.iterations, optimizer=optimizer
-        )
+        step = tf.Variable(1, dtype=tf.int64)
+        checkpoint = tf.train.Checkpoint(model=self.model, global_step=step, optimizer=optimizer)
         return tf.train.CheckpointManager(checkpoint, str(directory), max_to_keep=5).save(7)
 
     def save_saved_model(self, directory):
@@ -216,7 +221,7 @@ def test_every_weight_is_loaded(config, size, stem, kind, tmp_path):
     path = getattr(Official(encoder, head, linear), f"save_{kind}")(tmp_path)
     read = pretrained.from_official(path)
     assert read.encoder.get_config().items() >= {**config, "stem": stem}.items()
-    assert read.encoder.input_shape == (None, *((32, 32) if stem == "cifar" else (224, 224)), 3)
+    assert read.encoder.built_shape == (None, *((32, 32) if stem == "cifar" else (224, 224)), 3)
     assert_same_weights(read.encoder, encoder)
     assert_same_weights(read.projection_head, head)
     assert_same_weights(read.linear_head, linear)

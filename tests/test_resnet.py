@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.encoders import resnet
 from simclr_tf.encoders.resnet import ResNet
 
@@ -108,7 +109,7 @@ class ByHand:
     def __init__(self, model):
         # "resnet18/group1_block1_1_conv/kernel:0" -> ("group1_block1_1_conv", "kernel")
         self.weights = {
-            tuple(weight.name.split(":")[0].split("/")[-2:]): weight.numpy().astype(np.float64)
+            tuple(_keras.variable_name(weight).split("/")[-2:]): weight.numpy().astype(np.float64)
             for weight in model.weights
         }
 
@@ -311,7 +312,10 @@ def test_functional_copy_shares_weights_and_has_layers_of_keras_only(config):
     assert {type(layer).__module__.split(".")[0] for layer in functional.layers} == {"keras"}
     assert {id(weight) for weight in functional.weights} == {id(weight) for weight in model.weights}
     for training in (False, True):
-        np.testing.assert_array_equal(functional(images, training), model(images, training))
+        # With Keras 3, the layers of the copy normalise batches by other kernels than the model.
+        tolerance = 1e-3 if training and not _keras.IS_KERAS_2 else 0.0
+        results = [each(images, training=training) for each in (functional, model)]
+        np.testing.assert_allclose(*results, rtol=tolerance)
     keras.Model.from_config(functional.get_config())  # no layer in it needs this package
 
 
@@ -363,7 +367,9 @@ def test_batch_norm_is_synchronised_between_replicas_only():
         [layer for layer in model._flatten_layers() if layer.name.endswith("_bn")]
         for model in (alone, shared)
     ]
-    assert all(layer.fused for layer in norms[0])
+    if _keras.IS_KERAS_2:
+        assert all(layer.fused for layer in norms[0])
+    assert not any(layer.synchronized for layer in norms[0])
     assert all(layer.synchronized for layer in norms[1])
 
 

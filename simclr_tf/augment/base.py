@@ -9,11 +9,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.augment.random import Draw
 from simclr_tf.errors import ArgumentError
 from simclr_tf.images import as_float
 
-register = keras.saving.register_keras_serializable(package="simclr_tf")
+register = _keras.saving.register_keras_serializable(package="simclr_tf")
 
 
 class Operator:

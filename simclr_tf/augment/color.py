@@ -112,10 +112,11 @@ def to_hue(planar):
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
     inverse = 1.0 / tf.where(chroma > 0.0, chroma, 1.0)  # a grey pixel has no hue
+    # Not `value == red`: XLA may compute both anew, with other roundings, and find them unequal.
     sixths = tf.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) * inverse,
-        tf.where(value == green, 2.0 + (blue - red) * inverse, 4.0 + (red - green) * inverse),
+        tf.where(green >= blue, 2.0 + (blue - red) * inverse, 4.0 + (red - green) * inverse),
     )
     return tf.stack([value, chroma, sixths], axis=1)
 

@@ -14,6 +14,7 @@ or the replica that it is in.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import tensorflow as tf
@@ -23,13 +24,8 @@ from simclr_tf.errors import ArgumentError
 _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
-
-
-def _rotate(x, bits):
-    return tf.bitwise.bitwise_or(
-        tf.bitwise.bitwise_and(tf.bitwise.left_shift(x, bits), _MASK),
-        tf.bitwise.right_shift(x, 32 - bits),
-    )
+_SHIFTS = {shift for group in _ROTATIONS for bits in group for shift in (bits, 32 - bits)}
+_SIGNATURE = [tf.TensorSpec([], tf.int64)] * 2 + [tf.TensorSpec(None, tf.int64)] * 2
 
 
 def threefry(key, counter):
@@ -42,17 +38,33 @@ def threefry(key, counter):
     Returns:
       A pair of int64 tensors, uniform in 0 .. 2^32 - 1.
     """
-    key = [tf.cast(word, tf.int64) for word in key]
-    parity = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key[0], key[1]), _PARITY)
-    keys = [*key, parity]
-    x = [tf.bitwise.bitwise_and(word + k, _MASK) for word, k in zip(counter, keys)]
+    key, counter = ([tf.cast(word, tf.int64) for word in pair] for pair in (key, counter))
+    shape = tf.broadcast_static_shape(counter[0].shape, counter[1].shape)
+    return tuple(tf.ensure_shape(word, shape) for word in _traced_threefry(*key, *counter))
+
+
+# Traced once for all shapes, so that a call is one operation: a training step makes seven calls of
+# 166 operations each, which would be most of what is traced.
+@functools.partial(tf.function, autograph=False, input_signature=_SIGNATURE)
+def _traced_threefry(key_0, key_1, counter_0, counter_1):
+    bitwise = tf.bitwise
+    mask = tf.constant(_MASK, tf.int64)
+    bits = {n: tf.constant(n, tf.int64) for n in _SHIFTS}
+    parity = bitwise.bitwise_xor(bitwise.bitwise_xor(key_0, key_1), _PARITY)
+    keys = (key_0, key_1, parity)
+    # Bits above the lower 32 are cleared in b alone, which is shifted to the right; in sums, they
+    # do not affect lower ones.
+    a = counter_0 + key_0
+    b = bitwise.bitwise_and(counter_1 + key_1, mask)
     for group in range(5):
-        for bits in _ROTATIONS[group % 2]:
-            x[0] = tf.bitwise.bitwise_and(x[0] + x[1], _MASK)
-            x[1] = tf.bitwise.bitwise_xor(_rotate(x[1], bits), x[0])
-        x[0] = tf.bitwise.bitwise_and(x[0] + keys[(group + 1) % 3], _MASK)
-        x[1] = tf.bitwise.bitwise_and(x[1] + keys[(group + 2) % 3] + group + 1, _MASK)
-    return x[0], x[1]
+        for rotation in _ROTATIONS[group % 2]:
+            a += b
+            left = bitwise.left_shift(b, bits[rotation])
+            b = bitwise.bitwise_or(left, bitwise.right_shift(b, bits[32 - rotation]))
+            b = bitwise.bitwise_and(bitwise.bitwise_xor(b, a), mask)
+        a += keys[(group + 1) % 3]
+        b = bitwise.bitwise_and(b + (keys[(group + 2) % 3] + (group + 1)), mask)
+    return bitwise.bitwise_and(a, mask), b
 
 
 def as_seed(seed):

@@ -11,8 +11,8 @@ import functools
 import math
 
 import tensorflow as tf
-from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.augment import color, filters, geometry
 from simclr_tf.augment.base import (
     Operator,
@@ -475,9 +475,9 @@ class Compose(Operator):
         return functools.reduce(lambda side, step: step(side), steps, size)
 
     def get_config(self):
-        return {"operators": [keras.saving.serialize_keras_object(op) for op in self.operators]}
+        return {"operators": [_keras.saving.serialize_keras_object(op) for op in self.operators]}
 
     @classmethod
     def from_config(cls, config):
-        restore = keras.saving.deserialize_keras_object
+        restore = _keras.saving.deserialize_keras_object
         return cls([restore(operator) for operator in config["operators"]])

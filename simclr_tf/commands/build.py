@@ -25,6 +25,11 @@ def log(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def counted(number, noun):
+    """A number and its noun: "1 epoch", "2,000 epochs"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 @contextlib.contextmanager
 def report_unreadable(*sources, directory=None):
     """Re-raises data errors without tf.data's wrapping; always records unreadable files.
@@ -100,12 +105,13 @@ class DataOptions:
         return cls(**found)
 
 
-def load(options, split, image_size=None, **arguments):
+def load(options, split, flag, image_size=None, **arguments):
     """A split of the data set that the options name, a `data.Source`.
 
     Args:
       options: those of `simclr-tf pretrain`, or `DataOptions`.
       split: name of the split, which may be sliced as in TFDS.
+      flag: the flag that selects the split, such as "--train_split", for messages.
       image_size: side of the images in pixels; None: the one in the options.
       **arguments: of `data.load`, instead of those that the options hold.
     """
@@ -117,7 +123,10 @@ def load(options, split, image_size=None, **arguments):
         "cache_bytes": round(options.cache_gigabytes * 2**30),
         **arguments,
     }
-    with errors.storage_errors(options.dataset, "read"):
+    with (
+        errors.storage_errors(options.dataset, "read"),
+        errors.renamed_arguments(name="--dataset", split=flag),
+    ):
         return data.load(options.dataset, split, **arguments)
 
 
@@ -221,7 +230,9 @@ def load_encoder(options, trained=None):
     else:
         keras.utils.set_random_seed(0)
         keras.mixed_precision.set_global_policy("float32")
-        found = _exported(options) if options.saved_model else _official(options)
+        source = "saved_model" if options.saved_model else "official_weights"
+        with errors.renamed_arguments(path=f"--{source}"):
+            found = _exported(options) if options.saved_model else _official(options)
     encoder, image_size, source, path = found
     return LoadedEncoder(encoder, options.image_size or image_size, source, str(path))
 

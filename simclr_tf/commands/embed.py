@@ -8,6 +8,7 @@ import sys
 from simclr_tf import embeddings, evaluate
 from simclr_tf.commands.build import (
     DataOptions,
+    counted,
     ended_by_sigterm,
     load,
     load_encoder,
@@ -33,7 +34,8 @@ def embed(options, invocation):
     with storage_errors(options.output):
         count, dimension = _write(options, loaded.encoder, source)
     log(
-        f"wrote {count:,} embeddings of {dimension} numbers to {options.output}" + _left_out(source)
+        f"wrote {counted(count, 'embedding')} of {counted(dimension, 'number')} to "
+        f"{options.output}{_left_out(source)}"
     )
 
 
@@ -95,7 +97,7 @@ def _load_source(options, trained, image_size):
     # Images in memory are fastest read from a cache; those in files are read once and not kept.
     in_memory = images.dataset == "shapes" or images.dataset.startswith("npz:")
     cache = {} if in_memory else {"cache_bytes": 0}
-    return load(images, options.split or images.train_split, image_size, **cache)
+    return load(images, options.split or images.train_split, "--split", image_size, **cache)
 
 
 def _left_out(source):

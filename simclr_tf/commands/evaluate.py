@@ -27,8 +27,8 @@ def evaluate_encoder(options, invocation):
     trained = invocation.trained
     loaded = load_encoder(options, trained)
     images = DataOptions.of(options, trained)
-    train = _labelled(load(images, images.train_split, loaded.image_size))
-    test = _labelled(load(images, images.test_split, loaded.image_size))
+    train = _labelled(load(images, images.train_split, "--train_split", loaded.image_size))
+    test = _labelled(load(images, images.test_split, "--test_split", loaded.image_size))
     protocols = ["knn", "linear"] if options.protocol == "all" else [options.protocol]
     rows = []
     for name, encoder in _encoders_to_compare(options, trained, loaded):
@@ -69,6 +69,7 @@ def _scores(options, protocols, encoder, train, test):
     pair = (train_h.h, train_h.labels, test_h.h, test_h.labels)
     scores = {}
     if "knn" in protocols:
+        scores["k"] = min(options.knn_k, len(train_h.h))  # so many vote where there are fewer
         scores["knn"] = evaluate.knn_accuracy(
             *pair, k=options.knn_k, temperature=options.knn_temperature
         )
@@ -100,7 +101,7 @@ def _summary(options, protocols, rows, train, test):
         "test_split": test.split,
     }
     if "knn" in protocols:
-        result.update(k=options.knn_k, temperature=options.knn_temperature)
+        result.update(k=trained["k"], temperature=options.knn_temperature)
     for row in rows[:-1]:
         result[row["features"].replace(" ", "_")] = {k: row[k] for k in _HEADINGS if k in row}
     return result

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 
-from simclr_tf import _quiet, errors
+from simclr_tf import _quiet
 from simclr_tf.commands.build import (
     DataOptions,
     build_encoder,
@@ -30,12 +28,6 @@ def export(options, invocation):
       invocation: `trained`, the options of the run's `pretrain`.
     """
     trained = invocation.trained
-    if options.precision == "int8" and options.format != "tflite":
-        raise errors.UsageError("precision=int8 is for format=tflite; got format=saved_model.")
-    if pathlib.Path(options.output).exists():
-        raise errors.UsageError(
-            f"output must not exist; {options.output} does. Choose another path."
-        )
     prepare_process(trained, strategy="one")
     submodels, image_size = submodels_of_run(trained, lambda side: _encoder_and_head(trained, side))
     arguments = {
@@ -63,7 +55,7 @@ def _encoder_and_head(options, image_size):
 def _examples(options, trained, image_size):
     """Training images to measure the ranges of int8 on, uint8 [options.examples, H, W, 3]."""
     images = DataOptions.of(options, trained)
-    source = load(images, images.train_split, image_size, cache_bytes=0)
+    source = load(images, images.train_split, "the run's --train_split", image_size, cache_bytes=0)
     with report_unreadable(source):
         batches = source.batches(64, limit=options.examples)
         return np.concatenate([batch["image"].numpy() for batch in batches])

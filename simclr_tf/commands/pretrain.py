@@ -11,6 +11,7 @@ from simclr_tf import devices, distribute, errors, optimizers, report
 from simclr_tf.commands.build import (
     build_encoder,
     build_model,
+    counted,
     load,
     log,
     prepare_process,
@@ -142,11 +143,11 @@ def warmup_steps(options, steps):
 
 def load_sources(options):
     """The training split, and the test split for the probe (None without labels)."""
-    train = load(options, options.train_split)
+    train = load(options, options.train_split, "--train_split")
     test = None
     if train.labelled and options.probe_every_epochs >= 0:
         try:
-            test = load(options, options.test_split, train.image_size)
+            test = load(options, options.test_split, "--test_split", train.image_size)
         except (errors.ArgumentError, errors.StorageError) as error:
             log(f"no kNN probe during training, since --test_split cannot be read: {error}")
     if test is not None and not test.labelled:
@@ -174,10 +175,11 @@ def _announce(options, train, model, steps):
     policy = keras.mixed_precision.global_policy().name
     parameters = sum(int(np.prod(w.shape)) for w in model.encoder.trainable_weights)
     log(
-        f"{train.num_examples:,} images of {train.image_size} pixels from {options.dataset} "
-        f"({options.train_split}), {len(train.corrupt)} unreadable; "
-        f"{model.encoder.name} with {parameters:,} parameters; {policy}; "
-        f"{steps.epochs} epochs of {steps.per_epoch} steps of {options.batch_size} images."
+        f"{counted(train.num_examples, 'image')} of {counted(train.image_size, 'pixel')} from "
+        f"{options.dataset} ({options.train_split}), {len(train.corrupt)} unreadable; "
+        f"{model.encoder.name} with {counted(parameters, 'parameter')}; {policy}; "
+        f"{counted(steps.epochs, 'epoch')} of {counted(steps.per_epoch, 'step')} of "
+        f"{counted(options.batch_size, 'image')}."
     )
 
 

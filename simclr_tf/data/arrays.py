@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simclr_tf.data.examples import UNLABELLED, Example, describe_labels
+from simclr_tf.data.examples import UNLABELLED, Example, describe_labels, describe_path
 from simclr_tf.errors import ArgumentError
 from simclr_tf.images import check_range
 
@@ -25,6 +26,14 @@ _SPLIT_KEYS = {
 }
 _WHOLE_KEYS = [("images", "labels"), ("x", "y"), ("image", "label")]
 _WHOLE = ("train", "all")
+
+# What zipfile and NumPy raise for damaged files: OSError for a position before the file's start,
+# MemoryError for a damaged shape, RuntimeError for a flag that says it is encrypted. ValueError
+# also for arrays of Python objects.
+_READ_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError),
+    *(OSError, MemoryError, RuntimeError),
+)
 
 
 class Arrays:
@@ -98,15 +107,22 @@ def read_npz(path: Path, split: str) -> Arrays:
         dtype or range.
     """
     if not path.is_file():
-        raise ArgumentError(f"npz:PATH needs an existing file; got {str(path)!r}.")
+        raise ArgumentError(
+            f"npz:PATH needs an existing file; got {describe_path(path)}. Correct the path."
+        )
     try:
         with _open(path) as arrays:
             images_key, labels_key = _keys(arrays, path, split)
             images = arrays[images_key]
             labels = arrays[labels_key] if labels_key in arrays else None
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except ArgumentError:
+        raise
+    except _READ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # the disk fails, or the like
         raise ArgumentError(
-            f"npz:PATH needs an undamaged file; got {str(path)!r} ({error})."
+            "npz:PATH needs an undamaged file of arrays that fit into memory; "
+            f"got {str(path)!r} ({error}). Write it again with numpy.savez."
         ) from error
     return Arrays(images, labels, prefix=split)
 
@@ -114,26 +130,34 @@ def read_npz(path: Path, split: str) -> Arrays:
 def _open(path: Path) -> np.lib.npyio.NpzFile:
     if not zipfile.is_zipfile(path):
         raise ArgumentError(
-            f"npz:PATH needs a file written by numpy.savez; {str(path)!r} is not one."
+            f"npz:PATH needs a file written by numpy.savez; {describe_path(path)} is not one. "
+            "Pass another file."
         )
     return np.load(path, allow_pickle=False)
 
 
 def _keys(arrays: Mapping[str, np.ndarray], path: Path, split: str) -> tuple[str, str]:
-    if split in _WHOLE:
-        candidates = _SPLIT_KEYS.get(split, []) + _WHOLE_KEYS
-    else:
-        candidates = _SPLIT_KEYS.get(split, [])
-    for keys in candidates:
+    for keys in _candidates(split):
         if keys[0] in arrays:
             return keys
-    wanted = (
-        " or ".join(images for images, _ in candidates) or "a split train, validation, test or all"
-    )
+    names = [*_SPLIT_KEYS, "all"]
+    found = [name for name in names if any(keys[0] in arrays for keys in _candidates(name))]
+    if not found:
+        raise ArgumentError(
+            "an .npz file needs images, as x_train, x_test or images; "
+            f"{str(path)!r} has {', '.join(arrays) or 'no array'}. Write it with these names."
+        )
+    needs = " or ".join(images for images, _ in _candidates(split))
     raise ArgumentError(
-        f"the split {split!r} of an .npz file needs {wanted}; "
-        f"{str(path)!r} has {', '.join(arrays)}."
+        f"split must be one of {', '.join(found)} in {str(path)!r}, which has "
+        f"{', '.join(arrays)}; got {split!r}{f', which needs {needs}' if needs else ''}. "
+        f"Pass one of these or a slice of one, such as {found[0]}[:90%]."
     )
+
+
+def _candidates(split: str) -> list[tuple[str, str]]:
+    """The keys of images and labels to look for, in order."""
+    return _SPLIT_KEYS.get(split, []) + (_WHOLE_KEYS if split in _WHOLE else [])
 
 
 def _three_channels(images: np.ndarray) -> np.ndarray:

@@ -98,7 +98,9 @@ def _examples(name: str, split: str, data_dir: str | None, image_size: int | Non
     if kind == "shapes":
         examples = _shapes(whole, image_size or SHAPES_SIZE)
     elif not path:
-        raise ArgumentError(f"{kind}: needs a path after the colon; got {name!r}.")
+        raise ArgumentError(
+            f"name must have a path after the colon; got {name!r}. Write {kind}:PATH."
+        )
     elif kind == "folder":
         examples = Folder(Path(path).expanduser(), whole)
     elif kind == "npz":
@@ -114,7 +116,7 @@ def _shapes(split: str, size: int) -> Arrays:
 
     if split not in SHAPES_SPLITS:
         raise ArgumentError(
-            f"shapes has the splits {', '.join(SHAPES_SPLITS)}; got {split!r}. "
+            f"split must be one of {', '.join(SHAPES_SPLITS)} of shapes; got {split!r}. "
             "To validate, take a slice such as train[90%:]."
         )
     num_examples, seed = SHAPES_SPLITS[split]

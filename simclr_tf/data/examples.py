@@ -24,6 +24,13 @@ def as_text(name: str | bytes) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def describe_path(path: str | os.PathLike) -> str:
+    """Returns a path in quotes, and where it leads if it is relative."""
+    path = os.fspath(path)
+    whole = f" ({os.path.abspath(path)!r})" if not os.path.isabs(path) else ""
+    return f"{path!r}{whole}"
+
+
 def describe_labels(class_names: list[str] | None, labelled: bool) -> str:
     """Returns a few words about labels, such as "10 classes"."""
     if not labelled:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels
+from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels, describe_path
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -62,7 +62,10 @@ class Folder:
 
     def __init__(self, root: Path, split: str):
         if not root.is_dir():
-            raise ArgumentError(f"folder:PATH needs an existing folder; got {str(root)!r}.")
+            way_out = "Pass the folder that it is in" if root.exists() else "Correct the path"
+            raise ArgumentError(
+                f"folder:PATH needs an existing folder; got {describe_path(root)}. {way_out}."
+            )
         folder, others, labelled_folders = _split_folder(root, split.lower())
         skipped = collections.Counter()
         self._root = root
@@ -73,7 +76,8 @@ class Folder:
         if not self._paths:
             raise ArgumentError(
                 f"a folder needs at least one image ({', '.join(SUFFIXES)}); "
-                f"there is none under {str(folder)!r}."
+                f"there is none under {describe_path(folder)}. Convert other files, or pass "
+                "another folder."
             )
         why_unlabelled = self._set_labels(folder, labelled_folders)
         where = [f"folder {as_text(folder.name)!r}"] if folder != root else []
@@ -140,13 +144,13 @@ def _split_folder(root: Path, split: str) -> tuple[Path, list[str], list[Path]]:
     # A folder `unlabeled` alone does not make splits of the other folders.
     if present.keys() - {"unlabeled"}:
         raise ArgumentError(
-            f"{str(root)!r} has folders for the splits {', '.join(present)}; got {split!r}. "
-            f"Pass one of these or a slice of one, such as {next(iter(present))}[:90%]."
+            f"split must be one of {', '.join(present)}, for which {str(root)!r} has folders; got "
+            f"{split!r}. Pass one of these or a slice of one, such as {next(iter(present))}[:90%]."
         )
     if split not in _WHOLE:
         raise ArgumentError(
-            f"{str(root)!r} has no folder for the split {split!r}. Make one, or take slices of the "
-            "whole: all[:90%] to train on and all[90%:] to test on."
+            f"split must be train or all, since {str(root)!r} has no folders for splits; got "
+            f"{split!r}. Make one, or take slices: all[:90%] to train on and all[90%:] to test on."
         )
     return root, [], [root]
 

@@ -76,7 +76,8 @@ class Source:
         """See `load`, which describes the arguments."""
         if not len(examples):
             raise ArgumentError(
-                f"a data set needs at least one example; {name!r} has none in {split!r}."
+                f"a data set needs at least one example; {name!r} has none in {split!r}. "
+                "Pass another split."
             )
         self.name, self.split = name, split
         self.class_names, self.labelled = examples.class_names, examples.labelled

@@ -49,13 +49,14 @@ def parse(split: str) -> list[Term]:
     matches = [_TERM.fullmatch(term.strip()) for term in split.split("+")]
     if not all(matches):
         raise ArgumentError(
-            f"a split is a name, with a slice if wanted, joined by '+'; got {split!r}. "
+            f"split must be a name, with a slice if wanted, or several joined by '+'; got "
+            f"{split!r}. "
             "Try train, train[:90%], train[1000:2000] or train[:5%]+train[50%:]."
         )
     terms = [Term(match["name"], match["start"], match["stop"]) for match in matches]
     if len({term.name for term in terms}) > 1:
         raise ArgumentError(
-            f"the terms of a split must be slices of one split; got {split!r}. "
+            f"split must consist of slices of one split; got {split!r}. "
             "Only TFDS data sets can join different splits."
         )
     return terms

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from simclr_tf.data.tfrecord import Fields, Records, Shard
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, needs_package
 
 _ID_KEYS = ("id", "file_name")
 
@@ -25,10 +25,12 @@ def read_tfds(name: str, split: str, data_dir: str | None) -> Records:
       The examples.
 
     Raises:
-      ArgumentError: unknown name or split, not prepared, not stored as TFRecord, or without images.
+      ArgumentError: unknown name or split, not prepared, not stored as TFRecord, or without images;
+        TensorFlow Datasets cannot be imported.
     """
-    builder = _builder(name, data_dir)
-    instructions = _split(builder, name, split).file_instructions
+    with needs_package("tensorflow-datasets", f"name={name!r}"):
+        builder = _builder(name, data_dir)
+    instructions = _file_instructions(builder, name, split)
     shards = [
         Shard(
             os.fspath(file.filename),
@@ -44,19 +46,16 @@ def read_tfds(name: str, split: str, data_dir: str | None) -> Records:
 
 def _builder(name: str, data_dir: str | None):
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
 
+    wrong_name = (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError)
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    except (
-        tfds.core.registered.DatasetNotFoundError,
-        ValueError,
-        AssertionError,
-        ImportError,
-    ) as error:
+    except (*wrong_name, ParseError) as error:  # the last for damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArgumentError(
-            "a data set is shapes, folder:PATH, npz:PATH, tfrecord:GLOB, or a name that TensorFlow "
-            f"Datasets knows; got {name!r} ({reason})"
+            "name must be shapes, folder:PATH, npz:PATH, tfrecord:GLOB, or one that TensorFlow "
+            f"Datasets can load; got {name!r} ({reason.rstrip('.')}). {_way_out(name)}"
         ) from error
     where = data_dir or builder.data_dir
     if not builder.info.splits:
@@ -73,12 +72,21 @@ def _builder(name: str, data_dir: str | None):
     return builder
 
 
-def _split(builder, name: str, split: str):
+def _way_out(name: str) -> str:
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return f"For the image files in that folder, write folder:{name}."
+    if os.path.isfile(path):
+        return f"For that file, write npz:{name} or tfrecord:{name}."
+    return "Correct the name, or prepare the data set again."
+
+
+def _file_instructions(builder, name: str, split: str):
     try:
-        return builder.info.splits[split]
+        return builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
         raise ArgumentError(
-            f"{name!r} has the splits {', '.join(builder.info.splits)}; got {split!r}. "
+            f"split must be one of {', '.join(builder.info.splits)} of {name}; got {split!r}. "
             "Slices are written train[:90%] or train[1000:2000]."
         ) from error
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels
+from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels, describe_path
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 _HEADER_BYTES = 12  # length (uint64) and its checksum
@@ -178,17 +178,15 @@ def read_tfrecord(pattern: str, split: str) -> Records:
     """
     if split not in ("train", "all"):
         raise ArgumentError(
-            f"tfrecord:GLOB has one split, 'train' or 'all', the files that match; got {split!r}. "
-            "Take slices of it, such as all[:90%] and all[90%:], or a GLOB for each split."
+            f"split must be train or all, both of them all files that match; got {split!r}. "
+            "Take slices, such as all[:90%] and all[90%:], or a GLOB for each split."
         )
-    paths = sorted(
-        path
-        for path in glob.glob(os.path.expanduser(pattern), recursive=True)
-        if os.path.isfile(path)
-    )
+    pattern = os.path.expanduser(pattern)
+    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     if not paths:
         raise ArgumentError(
-            f"tfrecord:GLOB needs at least one file that matches; none does for {pattern!r}."
+            "tfrecord:GLOB needs at least one file that matches; none does for "
+            f"{describe_path(pattern)}. Correct the pattern."
         )
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return Records([Shard(path, os.path.relpath(path, folder)) for path in paths], Fields())

@@ -7,7 +7,7 @@ KerasCV itself is imported only when a backbone is built.
 from tensorflow import keras
 
 from simclr_tf import _quiet
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, needs_package
 
 
 def build(name, image_size=None, **kwargs):
@@ -23,14 +23,17 @@ def build(name, image_size=None, **kwargs):
         float32 [batch, D].
 
     Raises:
-        ValueError: for a Mix Transformer, unless image_size is a multiple of 32 from 64 on.
+        ValueError: for a Mix Transformer, unless image_size is a multiple of 32 from 64 on; where
+            KerasCV cannot be imported.
     """
     class_name, settings = BACKBONES[name]
+    with needs_package("keras-cv", f"encoder='keras_cv/{name}'"):
+        models = _quiet.import_keras_cv().models
     if class_name == "MiTBackbone":  # its feature maps are reshaped to sizes fixed at construction
         kwargs["input_shape"] = _mix_transformer_shape(name, image_size)
     # Images are in [0, 1] already, so the backbone must not divide by 255.
     arguments = {"include_rescaling": False, **settings, **kwargs}
-    backbone = getattr(_quiet.import_keras_cv().models, class_name)(**arguments)
+    backbone = getattr(models, class_name)(**arguments)
     # float32, so that h is not rounded under mixed precision
     pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")
     if all(type(layer).__module__.startswith("keras.") for layer in backbone.layers):

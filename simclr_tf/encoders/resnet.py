@@ -22,7 +22,7 @@ STEMS = ("auto", "cifar", "imagenet")
 MAX_CIFAR_STEM_PIXELS = 64
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class ResNet(keras.Model):
     """A post-activation ResNet with global average pooling (arXiv:1512.03385).
 

@@ -58,7 +58,9 @@ def functional_copy(encoder, image_shape, layer="h", head=None):
             f"ResNet; got a {type(encoder).__name__}. Export h."
         )
     if layer == "z" or re.fullmatch(r"head\d+", layer):
-        return keras.Model(copy.input, _head_output(copy.output, layer, head), name=copy.name)
+        return keras.Model(
+            copy.inputs[0], _head_output(copy.outputs[0], layer, head), name=copy.name
+        )
     output = copy.get_layer(_layer_name(copy, layer)).output
     if len(output.shape) == 4:
         output = keras.layers.GlobalAveragePooling2D(name="embedding", dtype="float32")(output)
@@ -67,7 +69,7 @@ def functional_copy(encoder, image_shape, layer="h", head=None):
             f"layer must return [batch, D] or a feature map [batch, H, W, D]; {layer!r} returns "
             f"{tuple(output.shape)}. Choose another layer."
         )
-    return keras.Model(copy.input, output, name=copy.name)
+    return keras.Model(copy.inputs[0], output, name=copy.name)
 
 
 def _copy(encoder, image_shape):
@@ -137,7 +139,14 @@ def _copy_weights(source, target):
 def _in_float32(layer):
     if isinstance(layer, keras.Model):
         return keras.models.clone_model(layer, clone_function=_in_float32)
-    return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    return _again(layer, dtype="float32")
+
+
+def _again(layer, **changes):
+    """Returns a new layer of the same class, whose config has some changes."""
+    if not isinstance(layer, keras.layers.Layer):  # Keras 3 has operations too, such as x + y
+        changes = {}
+    return type(layer).from_config({**layer.get_config(), **changes})
 
 
 def _layer_name(model, name):
@@ -204,11 +213,8 @@ def folded(model, dtype="float32"):
         if isinstance(layer, keras.Model):
             return folded(layer, dtype)
         if layer in norms:
-            return keras.layers.Activation("linear", name=layer.name, dtype=dtype)
-        config = {**layer.get_config(), "dtype": dtype}
-        if layer in pairs:
-            config["use_bias"] = True
-        return type(layer).from_config(config)
+            return _FoldedNorm(name=layer.name, dtype=dtype)
+        return _again(layer, dtype=dtype, **({"use_bias": True} if layer in pairs else {}))
 
     with _policy(dtype):
         copy = keras.models.clone_model(model, clone_function=clone)
@@ -218,6 +224,13 @@ def folded(model, dtype="float32"):
         elif layer not in norms and layer.weights and not isinstance(layer, keras.Model):
             copy.get_layer(layer.name).set_weights(layer.get_weights())
     return copy
+
+
+class _FoldedNorm(keras.layers.Layer):
+    """In the place of batch normalisation; it takes the same arguments."""
+
+    def call(self, inputs, training=None, mask=None):
+        return inputs
 
 
 def folded_where_exact(model, image_shape):

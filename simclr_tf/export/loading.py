@@ -48,7 +48,7 @@ def load_exported(path):
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArgumentError(
-            f"{path} must be a SavedModel that can be read; got {reason}. Export it again."
+            f"path must be a SavedModel that can be read; {path} is not: {reason}. Export it again."
         ) from error
     return Exported(path, loaded, metadata)
 
@@ -110,8 +110,8 @@ def _version(path):
     newest = path / max(numbers, key=int, default="")
     if not (newest / "saved_model.pb").is_file():
         raise ArgumentError(
-            f"{newest} must be an exported SavedModel, such as RUN_DIR/export/1; "
-            "it has no saved_model.pb. Make one with `simclr-tf export`."
+            f"path must be an exported SavedModel, such as RUN_DIR/export/1; got {newest}, which "
+            "has no saved_model.pb. Make one with `simclr-tf export`."
         )
     return newest
 

@@ -10,7 +10,7 @@ import pathlib
 
 import tensorflow as tf
 
-from simclr_tf import _atomic
+from simclr_tf import _atomic, _keras
 from simclr_tf.errors import ArgumentError, storage_errors
 from simclr_tf.export.check import check_export
 from simclr_tf.export.functional import (
@@ -145,7 +145,7 @@ def resolve_image_shape(encoder, image_shape):
     if image_shape is None:
         # A model that was built and never called has no input shape; a ResNet has `built_shape`.
         built = getattr(encoder, "built_shape", None) or (None,) * 4
-        image_shape = tuple((getattr(encoder, "input_shape", None) or built)[1:])
+        image_shape = tuple((_keras.input_shape(encoder) or built)[1:])
     if len(image_shape) != 3 or not all(isinstance(side, int) for side in image_shape):
         raise ArgumentError(
             f"export needs the image size of one batch [B, H, W, 3]; got {image_shape}. Pass "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from simclr_tf import _keras
 from simclr_tf.export.image_files import decode_image
 from simclr_tf.images import centre_square, range_assertion
 
@@ -39,10 +40,10 @@ class Serving(tf.Module):
         self.size = tuple(size)
         # The variables are attributes and the models are not: TensorFlow would trace every Keras
         # layer again to save it, which takes ten times as long.
-        self.variables = list(encoder.variables)
-        self.trainable_variables = list(encoder.trainable_variables)
+        self.variables = _keras.tf_variables(encoder.variables)
+        self.trainable_variables = _keras.tf_variables(encoder.trainable_variables)
         served = served or encoder
-        self.served_variables = list(served.variables)
+        self.served_variables = _keras.tf_variables(served.variables)
 
         self._normalize = normalize
         # A function is not saved; an attribute that is a model would be.
@@ -60,7 +61,7 @@ class Serving(tf.Module):
         # Traced once for all signatures.
         images = tf.TensorSpec([None, *self.size, 3], tf.float32)
         self._embed = embed.get_concrete_function(images)
-        sides = (encoder.input_shape if hasattr(encoder, "input_shape") else (None, *size))[1:3]
+        sides = (_keras.input_shape(encoder) or (None, *size))[1:3]
         for training in (True, False):
             images = tf.TensorSpec([None, *sides, 3], tf.float32, name="images")
             self.__call__.get_concrete_function(images, training=training)
@@ -109,5 +110,5 @@ def _quickly_traced(encoder):
     def encode(images, training):
         return encoder(images, training=training)
 
-    functional = hasattr(encoder, "input_shape") and encoder.inputs
+    functional = _keras.input_shape(encoder) and encoder.inputs
     return tf.autograph.experimental.do_not_convert(encode) if functional else encode

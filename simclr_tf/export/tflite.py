@@ -6,11 +6,12 @@ The file computes the folded encoder of `functional`.
 from __future__ import annotations
 
 import pathlib
+import warnings
 
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf import _atomic
+from simclr_tf import _atomic, _keras
 from simclr_tf.errors import ArgumentError, ExportError, storage_errors
 from simclr_tf.export.functional import folded_where_exact, functional_copy, in_half
 from simclr_tf.export.saved_model import resolve_image_shape
@@ -105,7 +106,7 @@ class _Lite(tf.Module):
 
     def __init__(self, encoder, image_shape, normalize):
         super().__init__()
-        self.encoder_variables = list(encoder.variables)
+        self.encoder_variables = _keras.tf_variables(encoder.variables)
 
         @tf.function(autograph=False)
         def embed(images):
@@ -144,7 +145,10 @@ def run(content, images):
     Returns:
       Embeddings, float32 [n, D].
     """
-    interpreter = tf.lite.Interpreter(model_content=content)
+    with warnings.catch_warnings():
+        # TensorFlow 2.20 and later advise to install another package for what works here.
+        warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated")
+        interpreter = tf.lite.Interpreter(model_content=content)
     return interpreter.get_signature_runner("serving_default")(images=images)["embedding"]
 
 

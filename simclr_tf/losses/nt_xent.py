@@ -11,6 +11,7 @@ import math
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.distribute import gather_rows
 from simclr_tf.errors import ArgumentError
 from simclr_tf.losses import log_sum_exp
@@ -195,7 +196,7 @@ def _choose_form(views, z, rows_of_all, arguments, tile_size):
     return tf.cond(small, dense, in_tiles)
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class NTXent(keras.losses.Loss):
     """`nt_xent` as a Keras loss of two views.
 

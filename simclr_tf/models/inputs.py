@@ -60,10 +60,16 @@ def peek(x):
         return x, x[0]
     if hasattr(x, "__next__"):
         first = next(x, None)
-        return itertools.chain([] if first is None else [first], x), first
+        return _chain([] if first is None else [first], x), first
     if hasattr(x, "shape"):
         return x, x[:2]
     return x, None
+
+
+def _chain(*iterables):
+    """`itertools.chain` as Keras 3 takes iterators: a generator of tuples."""
+    for batch in itertools.chain(*iterables):
+        yield batch if isinstance(batch, tuple) else (batch,)
 
 
 def needs_peek(x):

@@ -11,6 +11,7 @@ import re
 
 import tensorflow as tf
 
+from simclr_tf import _keras
 from simclr_tf.errors import ArgumentError
 
 # Operations of TensorFlow that draw other numbers at each call.
@@ -37,7 +38,7 @@ def cached_gradients(embed, micro_batches, loss_of, variables, statistics, penal
       micro_batches: a `MicroBatches`.
       loss_of: z [V, B, d] of all views -> (scalar to differentiate, whatever else is wanted).
       variables: trainable, list.
-      statistics: variables that `embed` updates (moving averages), list.
+      statistics: variables that `embed` updates (moving averages, seeds), list.
       penalty: called after each `embed` of the second pass, returns a scalar that is added to the
         loss, divided by the number of micro-batches: regularisation losses. None adds nothing.
 
@@ -47,10 +48,15 @@ def cached_gradients(embed, micro_batches, loss_of, variables, statistics, penal
     Raises:
       ArgumentError: `embed` draws random numbers, so the two passes would differ.
     """
+    variables, statistics = _keras.tf_variables(variables), _keras.tf_variables(statistics)
     before = [tf.identity(v) for v in statistics]
-    z = micro_batches.map(lambda k: _deterministic(embed, k))  # [V, B, d]
-    for variable, value in zip(statistics, before):
-        variable.assign(value)
+
+    def restore():
+        for variable, value in zip(statistics, before):
+            variable.assign(value)
+
+    z = micro_batches.map(lambda k: _deterministic(embed, k, restore))  # [V, B, d]
+    restore()
     with tf.GradientTape() as tape:
         tape.watch(z)
         objective, rest = loss_of(z)
@@ -155,11 +161,17 @@ def must_unroll():
     return tf.distribute.get_strategy().num_replicas_in_sync > 1
 
 
-def _deterministic(embed, k):
-    """Returns embed(k); raises `ArgumentError` where its graph draws random numbers."""
+def _deterministic(embed, k, restore):
+    """Returns embed(k); raises `ArgumentError` where another pass would draw other numbers.
+
+    Layers of Keras 3 draw theirs from a state, which is among the statistics that are restored.
+    """
     if tf.executing_eagerly():
+        if k == 0:
+            first = embed(k)
+            restore()
         z = embed(k)
-        if k == 0 and tf.reduce_any(z != embed(k)):
+        if k == 0 and tf.reduce_any(z != first):
             raise ArgumentError(_NOT_DETERMINISTIC.format("a layer"))
         return z
     graph = tf.compat.v1.get_default_graph()

@@ -8,7 +8,6 @@ views is in `views.py`, gradient caching in `micro_batches.py`, the checks of wh
 from __future__ import annotations
 
 import tensorflow as tf
-from tensorflow import keras
 
 from simclr_tf import _keras
 from simclr_tf import augment as augmentations
@@ -26,8 +25,9 @@ from simclr_tf.images import (
     unpack,
 )
 from simclr_tf.losses import check_temperature, nt_xent_with_top1
-from simclr_tf.metrics import RunningMeans
+from simclr_tf.metrics import RunningMeans, SkippedSteps
 from simclr_tf.models import inputs
+from simclr_tf.models.loss_scale import with_loss_scale
 from simclr_tf.models.micro_batches import MicroBatches, cached_gradients, must_unroll
 from simclr_tf.models.views import (
     check_augment,
@@ -43,8 +43,8 @@ from simclr_tf.models.views import (
 _EVALUATION_STEP = -1  # of which `evaluate` has the seed; training counts from 0
 
 
-@keras.saving.register_keras_serializable(package="simclr_tf")
-class SimCLR(keras.Model):
+@_keras.saving.register_keras_serializable(package="simclr_tf")
+class SimCLR(_keras.Model):
     """SimCLR (Chen et al., arXiv:2002.05709), used as `model.fit(dataset)`.
 
     A batch is `images`, [B, H, W, 3] in uint8 or float in [0, 1]; or a tuple whose first item is
@@ -253,7 +253,8 @@ class SimCLR(keras.Model):
                     self._build_for(views_of(0))
             batch = self._batch(data, seed)
             loss, logs = self._step_in_micro_batches(views_of, micro_batches, batch)
-        return self._log(loss, logs, data)
+        results, skipped = self._log(loss, logs, data), self._running_means.skipped_steps
+        return results if skipped is None else {**results, skipped.name: skipped.result()}
 
     def test_step(self, data):
         """Loss and logs of views that are the same at each call; inference mode."""
@@ -338,9 +339,13 @@ class SimCLR(keras.Model):
         return shown
 
     def _descend(self, gradients):
-        """Updates the variables."""
+        """Updates the variables, unless the loss scale skips the step."""
         gradients = _keras.unscale_gradients(self.optimizer, gradients)
+        skipped = self._running_means.skipped_steps
+        scale = None if skipped is None else _keras.loss_scale(self.optimizer)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+        if skipped is not None:
+            skipped.update_state(_keras.was_skipped(self.optimizer, scale))
 
     def _range_check(self, data):
         """A context in which everything waits for float images to have been found in [0, 1]."""
@@ -363,7 +368,7 @@ class SimCLR(keras.Model):
 
     @property
     def metrics(self):
-        """Running means of the loss and of what the objective logs."""
+        """Running means of the loss and of what the objective logs; in float16, skipped steps."""
         return self._running_means.metrics
 
     # -- Keras's methods ---------------------------------------------------------------------
@@ -382,15 +387,31 @@ class SimCLR(keras.Model):
                     "other values to log from an `objective`."
                 )
         super().compile(optimizer=optimizer, **kwargs)
+        with self.distribute_strategy.scope():
+            scales = _keras.scales_dynamically(self.optimizer)
+            self._running_means.skipped_steps = SkippedSteps() if scales else None
 
     def compile_from_config(self, config):
         """Compiles as the saved model was; needed, as Keras does so for its own `compile` alone."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.compile(**_keras.saving.deserialize_keras_object(config))
         if self.built:  # so that there are variables to load the optimizer's state into
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
-        """`keras.Model.fit`; labels, if present, reach the objective alone."""
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        **kwargs,
+    ):
+        """`keras.Model.fit`; labels, if present, reach the objective alone.
+
+        In float16 the logs have `loss_scale` and `skipped_steps`, see `models.LossScale`.
+        """
         inputs.check_batch_size(batch_size)
         for name in ("sample_weight", "class_weight"):
             if kwargs.get(name) is not None:
@@ -406,7 +427,9 @@ class SimCLR(keras.Model):
         x = self._prepare(x)
         if y is not None and self.objective is None:
             y = None  # Keras would check its length and pass it on for nothing
-        return _errors_in_one_line(super().fit, x, y, batch_size, *args, **kwargs)
+        callbacks = with_loss_scale(callbacks)
+        arguments = (x, y, batch_size, epochs, verbose, callbacks, *args)
+        return _errors_in_one_line(super().fit, *arguments, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.evaluate`: the loss and what the objective logs."""
@@ -463,7 +486,7 @@ class SimCLR(keras.Model):
 
     def get_config(self):
         """Returns the constructor's arguments, layers and functions serialised."""
-        serialise = keras.saving.serialize_keras_object
+        serialise = _keras.saving.serialize_keras_object
         augment = self.augment
         if isinstance(augment, (tuple, list)):
             augment = [serialise(family) for family in augment]
@@ -478,13 +501,15 @@ class SimCLR(keras.Model):
             "seed": self.seed,
             "objective": self.objective and serialise(self.objective),
             "name": self.name,
+            **({} if _keras.IS_KERAS_2 else {"keras": 3}),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Returns the model of a config, without its weights."""
-        restore = keras.saving.deserialize_keras_object
+        restore = _keras.saving.deserialize_keras_object
         config = dict(config)
+        _check_keras(config.pop("keras", 2))
         for part in ("encoder", "projection_head"):
             config[part] = restore(config[part], custom_objects=custom_objects)
         augment = config["augment"]
@@ -504,6 +529,16 @@ class SimCLR(keras.Model):
         """Builds from `get_build_config`."""
         if config:
             self.build(config["input_shape"])
+
+
+def _check_keras(version):
+    """Raises `ArgumentError` for the config of a file that the other Keras wrote."""
+    this = 2 if _keras.IS_KERAS_2 else 3
+    if version != this:
+        raise ArgumentError(
+            f"a .keras file loads in the Keras that wrote it; got one of Keras {version} in Keras "
+            f"{this}. A SavedModel (`export`) works with both."
+        )
 
 
 def _check_micro_batch_size(size, views):

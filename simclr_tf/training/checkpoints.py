@@ -15,13 +15,13 @@ import tempfile
 
 import tensorflow as tf
 
-from simclr_tf._keras import StepCallback
+from simclr_tf import _keras
 from simclr_tf.errors import TrainingError
 
 _MAX_TO_KEEP = 2
 
 
-class Checkpoints(StepCallback):
+class Checkpoints(_keras.StepCallback):
     """Saves at the end of every epoch and every `every_steps` within one; keeps the last two.
 
     A position is (epochs done, steps done of the next epoch).
@@ -70,13 +70,14 @@ class Checkpoints(StepCallback):
             name: tf.Variable(value, trainable=False, name=name)
             for name, value in (metadata or {}).items()
         }
+        self._metrics = model.metrics
         self.checkpoint = tf.train.Checkpoint(
-            model=model,
-            optimizer=model.optimizer,
+            model=_keras.trackable_model(model),
+            optimizer=_keras.trackable(model.optimizer),
             epoch=self.epoch,
             step=self.step,
             **self.metadata,
-            **{metric.name: metric for metric in model.metrics},
+            **{metric.name: _keras.trackable(metric) for metric in model.metrics},
         )
         self._scratch = None if writes else tempfile.TemporaryDirectory(prefix="simclr_tf-")
         self._last_number = None
@@ -95,10 +96,7 @@ class Checkpoints(StepCallback):
         self._remove_unfinished()
         if _read_latest(self.directory, self._read, self.log) is None:
             return 0, 0
-        metrics = [
-            [variable.numpy() for variable in metric.variables]
-            for metric in self.checkpoint.model.metrics
-        ]
+        metrics = [[variable.numpy() for variable in metric.variables] for metric in self._metrics]
         self._resumed = int(self.epoch.numpy()), int(self.step.numpy()), metrics
         return self._resumed[:2]
 
@@ -109,6 +107,7 @@ class Checkpoints(StepCallback):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _read(self, prefix):
+        _check_keras(prefix)
         self.checkpoint.read(prefix).assert_existing_objects_matched()
         return True
 
@@ -197,9 +196,21 @@ def _check_finite(model, epoch):
     for weight in model.trainable_weights:
         if not bool(tf.reduce_all(tf.math.is_finite(weight))):
             raise TrainingError(
-                f"weights must be finite; {weight.name} is not in epoch {epoch}. Lower "
-                "learning_rate, or use precision=float32, in another run_dir."
+                f"weights must be finite; {_keras.variable_name(weight)} is not in epoch {epoch}. "
+                "Lower learning_rate, or use precision=float32, in another run_dir."
             )
+
+
+def _check_keras(prefix):
+    """Raises TrainingError for a checkpoint of the other Keras, whose variables have other keys."""
+    names = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+    of_keras_3 = any(name.startswith("optimizer/values/") for name in names)
+    if of_keras_3 == _keras.IS_KERAS_2:
+        this, other = (2, 3) if _keras.IS_KERAS_2 else (3, 2)
+        raise TrainingError(
+            f"{prefix} was written with Keras {other}, and this is Keras {this}, which cannot read "
+            "it. Use the TensorFlow that the run began with; its export works with both."
+        )
 
 
 def _first_line(error):
@@ -284,9 +295,11 @@ def restore_submodels(directory, build, log=print):
     """
 
     def read(prefix):
+        _check_keras(prefix)
         image_size = _number_in(tf.train.load_checkpoint(prefix), "image_size")
         submodels = build(image_size)
-        root = tf.train.Checkpoint(model=tf.train.Checkpoint(**submodels))
+        states = {name: _keras.trackable(submodel) for name, submodel in submodels.items()}
+        root = tf.train.Checkpoint(model=tf.train.Checkpoint(**states))
         root.read(prefix).expect_partial().assert_existing_objects_matched()
         return submodels, image_size
 

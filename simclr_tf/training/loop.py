@@ -17,6 +17,7 @@ from tensorflow import keras
 from simclr_tf import _keras, distribute
 from simclr_tf.data import ReplicaSlice
 from simclr_tf.errors import PreemptedError, TrainingError, TryAgainError
+from simclr_tf.models import LossScale
 from simclr_tf.training.callbacks import JSONLines, StopAtStep
 from simclr_tf.training.checkpoints import Checkpoints, latest_position
 from simclr_tf.training.monitor import Alarms, Throughput
@@ -80,7 +81,8 @@ class ResumableLoop:
     """The calls of `fit` that make up a run, from its latest checkpoint to its end.
 
     Creating one restores the latest checkpoint of the run directory; `run` trains. Every epoch
-    appends a line to metrics.jsonl and writes TensorBoard events. Of several processes, only the
+    appends a line to metrics.jsonl and writes TensorBoard events. In float16 the line has the loss
+    scale and, for a `SimCLR`, the number of steps that it skipped. Of several processes, only the
     chief writes. The caller holds the lock of the directory (`RunDirectory.locked`).
 
     Args:
@@ -159,9 +161,11 @@ class ResumableLoop:
         several = distribute.is_many_processes(self.strategy)
         agree = distribute.any_worker(self.strategy) if several else None
         self._stop = StopOnSignal(self._checkpoints.save, agree)
+        self._loss_scale = LossScale(self.log)
         watching = [
             Throughput(batch_size),
             StopAtStep(steps.total),
+            self._loss_scale,
             Alarms(chance_loss, self.log, warm_up_epochs=warm_up_epochs),
         ]
         self._callbacks = [*watching, *callbacks, *self._writers(), self._checkpoints, self._stop]
@@ -202,6 +206,7 @@ class ResumableLoop:
         return [JSONLines(self.directory.metrics), board]
 
     def _fit(self, epoch, step, last_epoch):
+        self._loss_scale.steps_before = step
         self.model.fit(
             self._dataset(epoch, step),
             epochs=last_epoch,

@@ -2,9 +2,10 @@
 
     python tests/golden/make.py
 
-Run it once for each release. It writes tests/golden/VERSION.tar.xz and never overwrites one; the
-archives of earlier versions stay as they are. `tests/test_golden.py` loads every file in them with
-the current code and compares the outputs with those recorded here.
+Run it once for each release with each Keras. It writes tests/golden/VERSION.tar.xz with Keras 2 and
+VERSION-keras3.tar.xz with Keras 3, and never overwrites one; the archives of earlier versions stay
+as they are. `tests/test_golden.py` loads every file in them with the current code and compares the
+outputs with those recorded here.
 """
 
 import pathlib
@@ -16,7 +17,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 import simclr_tf
-from simclr_tf import embeddings, evaluate, export, optimizers
+from simclr_tf import _keras, embeddings, evaluate, export, optimizers
 
 HERE = pathlib.Path(__file__).parent
 IMAGE_SHAPE = (16, 16, 3)
@@ -63,7 +64,8 @@ def main():
     """Packs the files of this version into an archive of its own."""
     with tempfile.TemporaryDirectory() as folder:
         write(pathlib.Path(folder))
-        with tarfile.open(HERE / f"{simclr_tf.__version__}.tar.xz", "x:xz") as archive:
+        name = simclr_tf.__version__ + ("" if _keras.IS_KERAS_2 else "-keras3")
+        with tarfile.open(HERE / f"{name}.tar.xz", "x:xz") as archive:
             archive.add(folder, arcname=".")
 
 
