@@ -15,7 +15,7 @@ from simclr_tf import augment as augmentations
 from simclr_tf.augment.random import fold_in
 from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.heads import ProjectionHead
 from simclr_tf.images import (
     RANGE_RULE,
@@ -533,9 +533,10 @@ class SimCLR(keras.Model):
 def _check_micro_batch_size(size, views):
     if size is None:
         return
-    if size < 2 or size % (views or 1):
+    check_number("micro_batch_size", size, at_least=2, whole=True)
+    if size % (views or 1):
         rule = "even" if views in (2, None) else f"a multiple of the {views} views"
-        raise ArgumentError(f"micro_batch_size must be {rule}, 2 or more; got {size}.")
+        raise ArgumentError(f"micro_batch_size must be {rule}; got {size}.")
 
 
 def _count(batch):
