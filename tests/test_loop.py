@@ -151,7 +151,7 @@ def test_checkpoints_hold_metadata(tmp_path):
     """What a plain model does not know, such as the size of its images."""
     run(tmp_path, metadata={"image_size": 16})
     restored = checkpoints.restore_submodels(tmp_path / "checkpoints", lambda size: {})
-    assert restored == ({}, 16)
+    assert restored == ({}, 16, (3, 0))
 
 
 def test_logs_stay_on_the_device_between_steps(tmp_path):
