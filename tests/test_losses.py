@@ -324,11 +324,11 @@ def test_replicas_share_their_negatives(replicas, tile_size):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nt_xent(*pair(), temperature=0.0), "above 0 and finite; got 0.0"),
-        (lambda: nt_xent(*pair(), temperature=math.inf), "finite; got inf"),
-        (lambda: nt_xent(*pair(), temperature=math.nan), "finite; got nan"),
-        (lambda: NTXent(-1.0), "above 0 and finite; got -1.0"),
-        (lambda: nt_xent(*pair(), tile_size=0), "1 or more; got 0"),
+        (lambda: nt_xent(*pair(), temperature=0.0), "finite number above 0; got 0.0"),
+        (lambda: nt_xent(*pair(), temperature=math.inf), "finite number above 0; got inf"),
+        (lambda: nt_xent(*pair(), temperature=math.nan), "finite number above 0; got nan"),
+        (lambda: NTXent(-1.0), "finite number above 0; got -1.0"),
+        (lambda: nt_xent(*pair(), tile_size=0), "at least 1; got 0"),
         (lambda: nt_xent(np.ones([3, 2]), np.ones([4, 2])), r"\(3, 2\) and \(4, 2\)"),
         (lambda: nt_xent(np.ones([3]), np.ones([3])), r"\[batch, dim\]"),
     ],

@@ -270,7 +270,7 @@ def cropped(pixels):
 @pytest.mark.parametrize("micro_batch_size", [None, 4])
 def test_views_of_unknown_size_after_a_prediction(micro_batch_size):
     """Of another size than the images of `predict`, and than one another."""
-    model = model_of([cropped(1), cropped(2)], micro_batch_size)
+    model = model_of([cropped(1), cropped(2)], micro_batch_size, built=False)
     model.predict(np.zeros([2, 12, 12, 3], np.uint8), verbose=0)
     assert np.isfinite(model.fit(batches(), verbose=0).history["loss"]).all()
     assert model.image_shape == (12, 12, 3)
@@ -404,7 +404,7 @@ def test_replicas_with_unequal_rows(images, run_eagerly):
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
     with strategy.scope():
-        model = model_of(augment.RandomFlip(), eager=run_eagerly)
+        model = model_of(augment.RandomFlip(), eager=run_eagerly, built=False)
     history = model.fit(IMAGES[:images], batch_size=8, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert all(np.isfinite(w).all() for w in model.get_weights())

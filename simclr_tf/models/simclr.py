@@ -449,8 +449,12 @@ class SimCLR(_keras.Model):
         if y is not None and self.objective is None:
             y = None  # Keras would check its length and pass it on for nothing
         callbacks = with_loss_scale(callbacks)
-        arguments = (y, batch_size, epochs, verbose, callbacks, *args)
-        return self._run(super().fit, x, *arguments, **kwargs)
+        if args:  # positional arguments after `callbacks`
+            return self._run(
+                super().fit, x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
+            )
+        kwargs.update(y=y, batch_size=batch_size, epochs=epochs, verbose=verbose)
+        return self._run(super().fit, x, callbacks=callbacks, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.evaluate`: the loss and what the objective logs."""
