@@ -98,7 +98,7 @@ def test_an_unknown_name_is_answered_with_similar_ones(name, near):
 
 @pytest.mark.parametrize("option", [{"width": 2}, {"sk_ratio": 0.1}, {"stem": "cifar"}])
 def test_keras_cv_backbones_refuse_the_options_of_resnets(option):
-    with pytest.raises(ValueError, match="options of resnet18 to resnet200"):
+    with pytest.raises(ValueError, match="must be resnet18 to resnet200 for width="):
         encoders.by_name("keras_cv/resnet18", **option)
 
 
