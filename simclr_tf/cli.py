@@ -182,7 +182,7 @@ def _define_training(define):
     define.integer("train_steps", None, "Steps to take; overrides --epochs.", 1)
     define.integer("batch_size", 512, "Images per step, over all devices.", 2)
     define.enum("optimizer", "lars", ["lars", "lamb", "sgd", "adamw"], "Optimizer.")
-    define.float("learning_rate", 0.3, "Peak rate, before scaling.", 0.0)
+    define.float("learning_rate", 0.3, "Peak rate, before scaling, above 0.", 1e-12)
     define.enum(
         "learning_rate_scaling",
         "linear",
@@ -297,15 +297,31 @@ def _define_export(define):
 
 
 def _check_run_dir(options):
-    """Raises unless a new or an existing directory can be at --run_dir."""
+    """Raises unless a new directory or a run that can be read can be at --run_dir."""
     path = pathlib.Path(options.run_dir)
-    with errors.storage_errors(path):  # a name that is too long, and the like
+    with errors.storage_errors(path):  # a name that is too long, a directory without access
         there = next(each for each in (path, *path.parents) if each.exists())
+        flags = path / "flags.cfg"
+        begun = flags.exists()
     if not there.is_dir():
         raise errors.UsageError(
             f"--run_dir must be a directory that can be written; {there} is a file. Pass another "
             "path."
         )
+    if begun:
+        _check_text(flags)
+
+
+def _check_text(path):
+    """Raises unless the flags of a run can be read."""
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise errors.UsageError(
+            f"--run_dir must be the directory of a run; {path} cannot be read ({reason}). Restore "
+            "it, or pass another directory."
+        ) from error
 
 
 def _check_embed(options):
@@ -538,12 +554,13 @@ def options_of_run(run_dir):
     >>> simclr_tf.cli.options_of_run(".").epochs
     7
     """
-    path = os.path.join(run_dir, "flags.cfg")
-    if not os.path.isfile(path):
+    path = pathlib.Path(run_dir) / "flags.cfg"
+    if not os.path.isfile(path):  # unlike that of pathlib, it raises nothing
         raise errors.UsageError(
             f"--run_dir must be the directory of a run; {run_dir} has no flags.cfg. "
             "Make one with `simclr-tf pretrain`."
         )
+    _check_text(path)
     try:
         _, values = parse(["pretrain", f"--flagfile={path}"])
     except errors.UsageError as error:

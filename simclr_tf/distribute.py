@@ -77,7 +77,7 @@ def _tf_config():
 def _tpu_strategy(tpu):
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu)
-    except (ValueError, tf.errors.OpError) as error:
+    except (ValueError, OSError, tf.errors.OpError) as error:  # OSError: no such address
         raise ArgumentError(
             f"strategy=tpu needs a TPU; none answers at {tpu or 'the address of this machine'}. "
             "Pass its name as tpu=NAME, or use strategy=auto."

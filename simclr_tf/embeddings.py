@@ -122,13 +122,11 @@ def check_path(path):
 
     >>> simclr_tf.embeddings.check_path("h.csv")
     Traceback (most recent call last):
-    simclr_tf.errors.UsageError: a file of embeddings must end in .npz, .parquet, .tfrecord; ...
+    simclr_tf.errors.UsageError: path must end in .npz, .parquet, .tfrecord; got 'h.csv'. ...
     """
     _format(path)
     if os.path.isdir(path):
-        raise errors.UsageError(
-            f"path must be that of a file; {path} is a directory. Add a file name."
-        )
+        raise errors.UsageError(f"path must be a file; {path} is a directory. Add a file name.")
 
 
 def read(path):
@@ -174,7 +172,7 @@ def _format(path):
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in _FORMATS:
         raise errors.UsageError(
-            f"a file of embeddings must end in {', '.join(_FORMATS)}; got {str(path)!r}."
+            f"path must end in {', '.join(_FORMATS)}; got {str(path)!r}. Pass another name."
         )
     if suffix == ".parquet":
         with errors.needs_package("pyarrow", f"path={str(path)!r}"):

@@ -6,12 +6,15 @@ The rule for the exit code is in docs/reliability.md, and in the code in `cli._e
 import errno
 import inspect
 import os
+import pathlib
 import re
 import subprocess
 import sys
+import urllib.error
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from runs import untrained_run
 
@@ -97,6 +100,8 @@ def place(tmp_path_factory, quick_runs):
         (place / folder).mkdir()
     for name in ("there.tflite", "there.npz", "there.parquet", "there.tfrecord"):
         (place / name).touch()
+    (place / "begun").mkdir()
+    (place / "begun" / "flags.cfg").write_text("--run_dir=begun\n")
     (place / "link").symlink_to("nowhere")
     (place / "file").write_text("no archive")
     (place / "damaged.npz").write_bytes(
@@ -173,6 +178,7 @@ WRONG_VALUES = [
     (RUN, "--run_dir=nowhere", "has no flags.cfg"),
     (RUN, "--run_dir=file", "has no flags.cfg"),
     (RUN, "--run_dir=empty", "has no flags.cfg"),
+    (RUN, "--run_dir=begun", "--run_dir must hold a run with a checkpoint; begun has none yet."),
     (RUN, "--run_dir=run/checkpoints/", "run/checkpoints has no flags.cfg"),
     (ENCODER, "--saved_model=nowhere", "--saved_model must be an exported SavedModel"),
     (ENCODER, "--saved_model=run/", "got run, which has no saved_model.pb"),
@@ -220,10 +226,10 @@ WRONG_VALUES = [
     (EMBED, "--output=there.npz", "--output must not exist; there.npz does. Remove it, or choose"),
     (EMBED, "--output=there.parquet", "--output must not exist; there.parquet does."),
     (EMBED, "--output=there.tfrecord/", "--output must not exist; there.tfrecord does."),
-    (EMBED, "--output=folder.npz", "--output must be that of a file; folder.npz is a directory."),
+    (EMBED, "--output=folder.npz", "--output must be a file; folder.npz is a directory."),
     (EMBED, "--output=file/h.npz", "file/h.npz cannot be written: file is a file. Choose another"),
     (EMBED, f"--output={LONG}.npz", f"{LONG}.npz cannot be written: File name too long. Choose"),
-    (EMBED, "--output=new", "must end in .npz, .parquet, .tfrecord; got 'new'"),
+    (EMBED, "--output=new", "--output must end in .npz, .parquet, .tfrecord; got 'new'. Pass"),
     (EMBED, "--output=new.tflite", "must end in .npz, .parquet, .tfrecord; got 'new.tflite'"),
     (EMBED, "--output=new/", "must end in .npz, .parquet, .tfrecord; got 'new'"),
 ]
@@ -277,7 +283,10 @@ MISTAKES = [
     (["pretrain", "--run_dir=x", "--view_sizes=big"], "16:0.5,24:0.8,32:1"),
     (["pretrain", "--run_dir=x", "--view_sizes=8:0.5"], "ends rising to 1"),
     (["pretrain", "--run_dir=x", "--micro_batch_size=300"], "--micro_batch_size must be even"),
-    (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"], "--width=2"),
+    (
+        ["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"],
+        "for --width=2.0, --sk",
+    ),
     (["pretrain", "--run_dir=x", "--batch_size=100000"], "--batch_size is 100000"),
     (["pretrain", "--run_dir=x", "--warmup_epochs=3", "--epochs=3"], "--warmup_epochs"),
     (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet19"], "resnet18"),
@@ -344,6 +353,10 @@ WRONG_FLAGS = [
     (
         "--temperature=warm",
         "--temperature must be a finite number of at least 1e-06; got 'warm'. {} 0.1.",
+    ),
+    (
+        "--learning_rate=0",
+        "--learning_rate must be a finite number of at least 1e-12; got '0'. {} 0.3.",
     ),
     ("--momentum=1", "--momentum must be a finite number in [0, 0.9999]; got '1'. {} 0.9."),
     ("--blur=maybe", "--blur must be one of auto, yes, no; got 'maybe'. {} auto."),
@@ -428,10 +441,10 @@ def test_a_flag_file_is_read_where_it_stands(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe", "--flagfile must be a text file"),
-        (b"", "pretrain needs --run_dir"),
-        (b"--run_dir=x\n--no_such_flag=3", "pretrain has no flag --no_such_flag"),
-        (b"--run_dir=x\n--epochs=many", "--epochs must be"),
+        (b"\xff\xfe", "cannot be read (not UTF-8). Restore it, or pass another"),
+        (b"", "does not hold the flags of one: pretrain needs --run_dir"),
+        (b"--run_dir=x\n--no_such_flag=3", "of one: pretrain has no flag --no_such_flag"),
+        (b"--run_dir=x\n--epochs=many", "of one: --epochs must be"),
     ],
 )
 @pytest.mark.parametrize("command", RUN)
@@ -439,7 +452,42 @@ def test_damaged_flags_of_a_run_name_their_file(content, message, command, tmp_p
     """The line says which file is wrong, since the wrong flag is none of the command line."""
     (tmp_path / "flags.cfg").write_bytes(content)
     line = stderr_of([*command.split(), f"--run_dir={tmp_path}"], 2, capsys)
-    assert f"{tmp_path}/flags.cfg does not hold the flags of one: {message}" in line
+    assert f"--run_dir must be the directory of a run; {tmp_path}/flags.cfg " in line
+    assert message in line
+
+
+@pytest.mark.parametrize("command", ["pretrain", *RUN])
+def test_a_path_without_access_is_one_line(command, tmp_path, monkeypatch, capsys):
+    """A run whose directory or whose flags cannot be read, as by another user."""
+    monkeypatch.setattr(_quiet, "import_tensorflow", lambda: pytest.fail("the run was accepted"))
+    (tmp_path / "flags.cfg").write_text("--run_dir=x")
+
+    def denied(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(pathlib.Path, "read_text", denied)
+    words = [*command.split(), f"--run_dir={tmp_path}"]
+    assert "flags.cfg cannot be read (Permission denied). Restore" in stderr_of(words, 2, capsys)
+    monkeypatch.setattr(pathlib.Path, "exists", denied)
+    monkeypatch.setattr(os.path, "isfile", lambda path: False)
+    stderr_of(words, 2, capsys)
+
+
+def test_files_without_access_are_one_line(place, monkeypatch, capsys):
+    """A SavedModel and an npz."""
+    monkeypatch.chdir(place)
+
+    def denied(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(pathlib.Path, "open", denied)
+    line = stderr_of(["pretrain", "--run_dir=new", "--dataset=npz:set.npz"], 2, capsys)
+    assert "set.npz cannot be read: Permission denied. Make it accessible" in line
+    monkeypatch.setattr(pathlib.Path, "is_file", denied)
+    line = stderr_of(
+        ["embed", "--saved_model=run", "--output=h.npz", "--dataset=shapes"], 2, capsys
+    )
+    assert "run/saved_model.pb cannot be read: Permission denied. Make it accessible" in line
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -494,6 +542,19 @@ def test_what_is_missing_may_be_a_package_that_the_other_needs():
     with pytest.raises(errors.ArgumentError, match=r"\(broken\)\. Run `pip install a-b`"):
         with errors.needs_package("a-b", "name='x'"):
             raise ImportError("broken")
+
+
+@pytest.mark.parametrize("error", [ValueError("no TPU"), urllib.error.URLError("unknown name")])
+def test_a_tpu_that_does_not_answer(error, tmp_path, monkeypatch, capsys):
+    """Its name cannot be resolved, or this machine has none."""
+
+    def connect(*_):
+        raise error
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver.TPUClusterResolver, "connect", connect)
+    words = ["pretrain", f"--run_dir={tmp_path}/x", "--strategy=tpu", "--tpu=here"]
+    line = stderr_of(words, 2, capsys)
+    assert "--strategy=tpu needs a TPU; none answers at here. Pass its name as --tpu=NAME" in line
 
 
 def test_no_command_prints_the_help(capsys):

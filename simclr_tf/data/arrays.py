@@ -128,7 +128,9 @@ def read_npz(path: Path, split: str) -> Arrays:
 
 
 def _open(path: Path) -> np.lib.npyio.NpzFile:
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as file:  # a path that cannot be read would be no archive to zipfile
+        is_archive = zipfile.is_zipfile(file)
+    if not is_archive:
         raise ArgumentError(
             f"npz:PATH needs a file written by numpy.savez; {describe_path(path)} is not one. "
             "Pass another file."

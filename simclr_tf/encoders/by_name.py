@@ -51,8 +51,8 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
     if "/" in name:
         if width != 1 or sk_ratio != 0 or stem != "auto":
             raise ArgumentError(
-                f"width, sk_ratio and stem are options of resnet18 to resnet200; got {name} with "
-                f"width={width}, sk_ratio={sk_ratio}, stem={stem!r}. Leave them out."
+                f"encoder must be resnet18 to resnet200 for width={width}, sk_ratio={sk_ratio} and "
+                f"stem={stem!r}; got {name!r}. Leave these out."
             )
         library, network = name.split("/")
         return _LIBRARIES[library].build(network, image_size, **kwargs)

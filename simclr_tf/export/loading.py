@@ -10,7 +10,7 @@ import pathlib
 
 import tensorflow as tf
 
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, storage_errors
 from simclr_tf.export.saved_model import METADATA_FILE
 from simclr_tf.images import as_float, check_range
 
@@ -32,6 +32,7 @@ def load_exported(path):
 
     Raises:
       ArgumentError: there is no SavedModel, it cannot be read, or it has no such signature.
+      StorageError: the directory is not accessible.
 
     Example:
 
@@ -40,7 +41,8 @@ def load_exported(path):
     >>> exported.image_size, exported(images).shape
     (32, TensorShape([8, 8]))
     """
-    path = _version(pathlib.Path(path))
+    with storage_errors(path, "read"):
+        path = _version(pathlib.Path(path))
     try:
         loaded = tf.saved_model.load(str(path))
         file = path / METADATA_FILE
