@@ -5,6 +5,7 @@
 # The default is keras2 where one of its Pythons is found, else keras3. To choose:
 #   make test STACK=keras3
 #   make test PYTHON=/path/to/python3.12
+# Some test files alone: make test TESTS="tests/test_losses.py tests/test_views.py"
 
 PYTHONS_keras2 := python3.11 python3.10 python3.9 python3
 PYTHONS_keras3 := python3.13 python3.12 python3.11 python3.10 python3
@@ -40,7 +41,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	@echo "$(says)"
-	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --durations=10
+	$(VENV)/bin/python -m pytest $(TESTS) -m "not slow" --numprocesses=2 --dist=loadfile --durations=10
 
 test-slow: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -m slow --durations=10

@@ -166,6 +166,16 @@ def sublayers(layer):
     return all_layers(layer)[1:]
 
 
+def activity_losses(model):
+    """Returns the losses that the last call of a model has added, with `add_loss`.
+
+    `losses` also has those of its weights. The others are in `_eager_losses` of each layer in
+    Keras 2, also in graphs, and in `_losses` in Keras 3.
+    """
+    of_layer = [getattr(layer, "_eager_losses", layer._losses) for layer in all_layers(model)]
+    return [loss for losses in of_layer for loss in losses]
+
+
 def set_save_spec(model, shape):
     """Tells a subclassed model the input that it is saved with, as its first call would.
 

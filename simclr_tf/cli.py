@@ -8,11 +8,15 @@ other failure.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import pathlib
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from simclr_tf import _atomic, _flags, errors
@@ -580,6 +584,43 @@ def _help(argv):
     print("\n`simclr-tf COMMAND --help` lists the flags of a command.")
 
 
+class _Terminated(BaseException):
+    """SIGTERM came. Not an `Exception`: libraries catch these while they are imported."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises():
+    """Raises `_Terminated` at SIGTERM, except in blocks that have a handler of their own."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows it there only
+        yield
+        return
+
+    def stop(number, frame):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stops_at_sigterm(main):
+    """Decorates `main`, so that it returns 75 after SIGTERM, from its first line on."""
+
+    @functools.wraps(main)
+    def stopping(argv=None):
+        try:
+            with _sigterm_raises():
+                return main(argv)
+        except _Terminated:
+            print("simclr-tf: stopped by SIGTERM; start the same command again.", file=sys.stderr)
+            return os.EX_TEMPFAIL
+
+    return stopping
+
+
+@_stops_at_sigterm
 def main(argv=None):
     """Runs a command line and returns its exit code; argv is without the program's name.
 

@@ -1,4 +1,4 @@
-"""Every exception of the package.
+"""Every exception of the package, and the check of numbers that raises one of them.
 
 Messages state the rule, the value received and what to do instead, and name arguments. The command
 line shows these exceptions as one line, with `--` in front of the arguments that are flags; any
@@ -7,6 +7,8 @@ other exception is a bug and shows its traceback.
 
 import contextlib
 import errno
+import math
+import operator
 import re
 
 # Of the operating system, where a path is wrong: not those of a disk that is full or fails.
@@ -112,6 +114,93 @@ class StorageError(Error, OSError):
     def wrong_path(self):
         """Whether the path is the cause, rather than the disk: missing, a file, not accessible."""
         return self.errno in _PATH_ERRNOS
+
+
+def check_number(
+    name, value, *, above=None, at_least=None, below=None, at_most=None, whole=False, hint=""
+):
+    """Raises `ArgumentError` unless a value is a finite number within bounds.
+
+    Args:
+      name: of the argument.
+      value: any object; NumPy's numbers and eager scalar tensors are numbers too.
+      above, at_least: lower bound, excluded or included; None: no bound. Not both.
+      below, at_most: upper bound, excluded or included; None: no bound. Not both.
+      whole: whether only integers are accepted.
+      hint: a sentence that ends the message.
+
+    Raises:
+      ArgumentError: names the argument, the bounds and the value.
+
+    Example:
+
+    >>> simclr_tf.errors.check_number("momentum", 1.0, at_least=0, below=1, hint="Try 0.9.")
+    Traceback (most recent call last):
+    simclr_tf.errors.ArgumentError: momentum must be a finite number in [0, 1); got 1.0. Try 0.9.
+    """
+    number = _as_number(value, whole)
+    within = (
+        number is not None
+        and (above is None or number > above)
+        and (at_least is None or number >= at_least)
+        and (below is None or number < below)
+        and (at_most is None or number <= at_most)
+    )
+    if not within:
+        kind = "whole" if whole else "finite"
+        bounds = _bounds(above, at_least, below, at_most)
+        message = f"{name} must be a {kind} number{bounds}; got {value!r}. {hint}"
+        raise ArgumentError(message.rstrip())
+
+
+def _as_number(value, whole):
+    """The value as an int or a finite float; None if it is neither."""
+    try:
+        if whole:
+            return operator.index(value)
+        number = float("nan") if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _bounds(above, at_least, below, at_most):
+    """The bounds in words, or as an interval if there are two."""
+    low, high = (at_least if above is None else above), (at_most if below is None else below)
+    if low is not None and high is not None:
+        left, right = "[" if above is None else "(", "]" if below is None else ")"
+        return f" in {left}{low}, {high}{right}"
+    if low is not None:
+        return f" of at least {low}" if above is None else f" above {low}"
+    if high is not None:
+        return f" of at most {high}" if below is None else f" below {high}"
+    return ""
+
+
+def check_pair(name, pair, at_least, at_most=None):
+    """Raises `ArgumentError` unless a value is a pair of finite numbers (a, b), a <= b, in bounds.
+
+    Args:
+      name: of the argument.
+      pair: any object.
+      at_least, at_most: bounds of both numbers; None: no bound.
+
+    Example:
+
+    >>> simclr_tf.errors.check_pair("area", (0.5, 0.1), at_least=0, at_most=1)
+    Traceback (most recent call last):
+    simclr_tf.errors.ArgumentError: area must be two finite numbers (a, b) with 0 <= a <= b <= ...
+    """
+    try:
+        low, high = (_as_number(value, whole=False) for value in pair)
+    except (TypeError, ValueError):
+        low = high = None
+    within = low is not None and high is not None and at_least <= low <= high
+    if not within or (at_most is not None and high > at_most):
+        end = "" if at_most is None else f" <= {at_most}"
+        raise ArgumentError(
+            f"{name} must be two finite numbers (a, b) with {at_least} <= a <= b{end}; got {pair}."
+        )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import _keras
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 
 
 @_keras.saving.register_keras_serializable(package="simclr_tf")
@@ -34,7 +34,7 @@ class ProjectionHead(keras.layers.Layer):
         the losses do that.
 
     Raises:
-        ValueError: for layers, hidden_dim or output_dim out of range, or if h is not [batch, D].
+        ValueError: for an argument out of range, or if h is not [batch, D].
 
     Example:
 
@@ -56,8 +56,11 @@ class ProjectionHead(keras.layers.Layer):
     ):
         if layers not in (2, 3):
             raise ArgumentError(f"layers must be 2 (SimCLR) or 3 (SimCLRv2); got {layers!r}.")
-        _check_width("hidden_dim", 1 if hidden_dim is None else hidden_dim)
-        _check_width("output_dim", output_dim)
+        if hidden_dim is not None:
+            check_number("hidden_dim", hidden_dim, at_least=1, whole=True)
+        check_number("output_dim", output_dim, at_least=1, whole=True)
+        check_number("bn_momentum", bn_momentum, at_least=0, below=1)
+        check_number("bn_epsilon", bn_epsilon, above=0)
         super().__init__(name=name, **kwargs)
         self.hidden_dim = hidden_dim
         self.output_dim = output_dim
@@ -154,8 +157,3 @@ class ProjectionHead(keras.layers.Layer):
             "bn_momentum": self.bn_momentum,
             "bn_epsilon": self.bn_epsilon,
         }
-
-
-def _check_width(name, value):
-    if not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name} must be a whole number above 0; got {value!r}.")

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import _keras
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 
 OPTIMIZERS = ("lars", "lamb", "sgd", "adamw")
 SCALINGS = ("linear", "sqrt", "none")
@@ -50,7 +50,7 @@ def lars_update(
         weight: float tensor of any shape, the variable before the step.
         gradient: float tensor of the same shape.
         momentum_buffer: float tensor of the same shape, v of the previous step; zeros at first.
-        learning_rate: scalar, the global rate of this step.
+        learning_rate: scalar, 0 or more, the global rate of this step.
         momentum: float in [0, 1).
         weight_decay: float, 0 or more; the coefficient of the weight in the gradient.
         trust_coefficient: float above 0; None for a trust ratio of 1 (momentum SGD).
@@ -70,6 +70,9 @@ def lars_update(
     >>> w.numpy().round(3)  # the trust ratio is 0.1 * 5 / 10
     array([[2.4, 3.2]], dtype=float32)
     """
+    if not tf.is_tensor(learning_rate):
+        check_number("learning_rate", learning_rate, at_least=0)
+    _check_lars(momentum, weight_decay, trust_coefficient)
     dtype = tf.float64 if weight.dtype == tf.float64 else tf.float32
     w, g, v = (tf.cast(tensor, dtype) for tensor in (weight, gradient, momentum_buffer))
     # A variable is read first, because its cast to its own dtype would be the variable itself.
@@ -134,7 +137,10 @@ class LARS(_keras.Optimizer):
         **kwargs,
     ):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
-        _check_lars(momentum, weight_decay, trust_coefficient, exclude)
+        _check_rate(learning_rate)
+        _check_lars(momentum, weight_decay, trust_coefficient)
+        _check_patterns(exclude)
+        _check_floats(kwargs)
         super().__init__(learning_rate, name, **kwargs)
         self.momentum = momentum
         self.coupled_weight_decay = weight_decay
@@ -194,15 +200,27 @@ def _matches(variable, patterns):
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _check_lars(momentum, weight_decay, trust_coefficient, exclude):
-    if not 0 <= momentum < 1:
-        raise ArgumentError(f"momentum must be in [0, 1); got {momentum}. The usual value is 0.9.")
-    if not 0 <= weight_decay < math.inf:
-        raise ArgumentError(f"weight_decay must be 0 or more; got {weight_decay}. 0 turns it off.")
-    if trust_coefficient is not None and not 0 < trust_coefficient < math.inf:
-        raise ArgumentError(
-            f"trust_coefficient must be above 0; got {trust_coefficient}. None turns it off."
-        )
+def _check_rate(learning_rate):
+    """Checks a learning rate, unless it is a schedule, which has checked its own arguments."""
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, at_least=0)
+
+
+def _check_floats(arguments):
+    """Checks that those arguments of Keras's own that are floats are finite."""
+    for name, value in arguments.items():
+        if isinstance(value, float):
+            check_number(name, value)
+
+
+def _check_lars(momentum, weight_decay, trust_coefficient):
+    check_number("momentum", momentum, at_least=0, below=1, hint="The usual value is 0.9.")
+    check_number("weight_decay", weight_decay, at_least=0, hint="0 turns it off.")
+    if trust_coefficient is not None:
+        check_number("trust_coefficient", trust_coefficient, above=0, hint="None turns it off.")
+
+
+def _check_patterns(exclude):
     for pattern in exclude:
         try:
             re.compile(pattern)
@@ -219,7 +237,17 @@ class AdamW(keras.optimizers.AdamW):
 
     These are the variables of rank 1 or less. Because the exclusion belongs to the class, it is
     kept when a model is saved and loaded; `exclude_from_weight_decay` on Keras's AdamW is not.
-    Arguments are those of `keras.optimizers.AdamW`, which implements arXiv:1711.05101.
+    `keras.optimizers.AdamW` implements arXiv:1711.05101.
+
+    Args:
+        learning_rate: float, 0 or more, or a `keras.optimizers.schedules.LearningRateSchedule`.
+        weight_decay: float, 0 or more. Decoupled.
+        beta_1, beta_2: float in [0, 1), the decay of the first and the second moment.
+        epsilon: float above 0.
+        **kwargs: other arguments of `keras.optimizers.AdamW`.
+
+    Raises:
+        ArgumentError: for a value out of its range.
 
     Example:
 
@@ -229,6 +257,23 @@ class AdamW(keras.optimizers.AdamW):
     >>> kernel.numpy(), bias.numpy()
     (array([[0.95]], dtype=float32), array([1.], dtype=float32))
     """
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        weight_decay=4e-3,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-7,
+        **kwargs,
+    ):
+        _check_rate(learning_rate)
+        check_number("weight_decay", weight_decay, at_least=0, hint="0 turns it off.")
+        check_number("beta_1", beta_1, at_least=0, below=1)
+        check_number("beta_2", beta_2, at_least=0, below=1)
+        check_number("epsilon", epsilon, above=0)
+        _check_floats(kwargs)
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, **kwargs)
 
     def build(self, var_list):
         """Excludes variables of rank 1 or less from weight decay and creates the moments."""
@@ -277,11 +322,21 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, learning_rate, total_steps, warmup_steps=0, final_learning_rate=0.0):
         super().__init__()
+        check_number("learning_rate", learning_rate, above=0)
+        check_number("total_steps", total_steps, at_least=1, whole=True)
+        check_number(
+            "warmup_steps",
+            warmup_steps,
+            at_least=0,
+            below=total_steps,
+            whole=True,
+            hint="Train for longer or warm up for less.",
+        )
+        check_number("final_learning_rate", final_learning_rate, at_least=0, at_most=learning_rate)
         self.learning_rate = float(learning_rate)
-        self.total_steps = _whole_number("total_steps", total_steps)
-        self.warmup_steps = _whole_number("warmup_steps", warmup_steps)
+        self.total_steps = operator.index(total_steps)
+        self.warmup_steps = operator.index(warmup_steps)
         self.final_learning_rate = float(final_learning_rate)
-        self._check()
         self._schedule = self._keras_schedule()
 
     def _keras_schedule(self):
@@ -298,22 +353,6 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
             warmup_steps=self.warmup_steps,
         )
 
-    def _check(self):
-        if not 0 < self.learning_rate < math.inf:
-            raise ArgumentError(f"learning_rate must be above 0; got {self.learning_rate}.")
-        if self.total_steps < 1:
-            raise ArgumentError(f"total_steps must be 1 or more; got {self.total_steps}.")
-        if not 0 <= self.warmup_steps < self.total_steps:
-            raise ArgumentError(
-                f"warmup_steps must be from 0 to total_steps - 1 = {self.total_steps - 1}; "
-                f"got {self.warmup_steps}. Train for longer or warm up for less."
-            )
-        if not 0 <= self.final_learning_rate <= self.learning_rate:
-            raise ArgumentError(
-                f"final_learning_rate must be from 0 to the peak {self.learning_rate}; "
-                f"got {self.final_learning_rate}."
-            )
-
     def __call__(self, step):
         """Computes the learning rate of a step; see the class."""
         return self._schedule(step)
@@ -326,13 +365,6 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
             "warmup_steps": self.warmup_steps,
             "final_learning_rate": self.final_learning_rate,
         }
-
-
-def _whole_number(name, value):
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ArgumentError(f"{name} must be a whole number; got {value!r}. Round it.") from None
 
 
 def scale_learning_rate(learning_rate, batch_size, scaling):
@@ -355,8 +387,8 @@ def scale_learning_rate(learning_rate, batch_size, scaling):
     >>> simclr_tf.optimizers.scale_learning_rate(0.075, batch_size=4096, scaling="sqrt")
     4.8
     """
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size must be 1 or more; got {batch_size}.")
+    check_number("learning_rate", learning_rate, at_least=0)
+    check_number("batch_size", batch_size, at_least=1, whole=True)
     if scaling == "linear":
         return learning_rate * batch_size / 256
     if scaling == "sqrt":
@@ -396,6 +428,9 @@ def by_name(name, learning_rate, weight_decay=1e-6, momentum=0.9, **kwargs):
     >>> optimizer.name
     'SGD'
     """
+    _check_rate(learning_rate)
+    _check_lars(momentum, weight_decay, trust_coefficient=None)
+    _check_floats(kwargs)
     if name == "lars":
         return LARS(learning_rate, momentum, weight_decay, **kwargs)
     if name == "sgd":

@@ -509,7 +509,7 @@ def test_by_name_is_an_augmentation_of_simclr():
     [
         (lambda: augment.by_name("crop,colour_jitter", 8), "got 'colour_jitter'.*: color_jitter"),
         (lambda: augment.by_name("crop,", 8), "must be one of crop, flip, .*; got ''"),
-        (lambda: augment.by_name("crop", 0), "size must be at least 1 pixel; got 0"),
+        (lambda: augment.by_name("crop", 0), "size must be a whole number of at least 1; got 0"),
         (
             lambda: augment.by_name("flip", 8, area=(0.5, 1.0)),
             "\\(area\\) need the name \"crop\"; got 'flip'",

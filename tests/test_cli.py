@@ -213,6 +213,34 @@ def test_evaluate_ends_with_one_json_line(finished, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["k"] == 7
 
 
+def test_an_unfinished_run_is_used_and_named(stopped, finished, tmp_path, capsys):
+    """By evaluate, embed and export; the JSON of evaluate has the epoch of every run."""
+    for run_dir, done in ((stopped[2], 2), (finished, 3)):
+        commands = [
+            ["evaluate"],
+            ["embed", f"--output={tmp_path}/{done}.npz"],
+            ["export", f"--output={tmp_path}/{done}.tflite", "--format=tflite"],
+        ]
+        for command, *flags in commands:
+            assert cli.main([command, f"--run_dir={run_dir}", *flags]) == 0
+            out, error = capsys.readouterr()
+            assert ("the run has 2 of 3 epochs.\n" in error) == (done == 2)
+            if command == "evaluate":
+                result = json.loads(out.splitlines()[-1])
+                assert (result["epoch"], result["planned_epochs"]) == (done, 3)
+
+
+def test_the_epochs_of_a_run_of_so_many_steps(tmp_path):
+    """As many as --train_steps takes with the examples that the run has recorded."""
+    _, values = cli.parse(["pretrain", f"--run_dir={tmp_path}", "--epochs=9", "--batch_size=10"])
+    options = cli.options_of(values)
+    assert build.planned_epochs(options) == 9
+    of_steps = options.replace(train_steps=7)
+    assert build.planned_epochs(of_steps) is None
+    run_directory.RunDirectory(tmp_path).check_same_data(39, "a hash")
+    assert build.planned_epochs(of_steps) == 3
+
+
 def test_embed_writes_embeddings_labels_and_ids(finished, tmp_path):
     """Of every example, in the order of the data."""
     path = tmp_path / "h.npz"

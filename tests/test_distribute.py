@@ -1,5 +1,8 @@
 """Replicas train as one device: loss, weights and moving statistics agree."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -53,7 +56,10 @@ def five_steps(replicas, optimizer="sgd", batch_norm=True, micro_batch_size=None
             # Its steps are proportional to the weights, ten times those of LARS here. It divides a
             # gradient by its own size, so rounding errors count as much as real gradients.
             rate, more = 0.002, {"epsilon": 0.1}
-        model.compile(optimizer=optimizers.by_name(optimizer, rate, weight_decay=1e-4, **more))
+        model.compile(
+            optimizer=optimizers.by_name(optimizer, rate, weight_decay=1e-4, **more),
+            steps_per_execution=kwargs.get("steps_per_execution"),
+        )
         if hasattr(model.optimizer, "build"):  # then `fit` traces a step once; LAMB has none
             model.optimizer.build(model.trainable_variables)
     losses = []
@@ -152,7 +158,54 @@ def test_steps_at_a_time_end_with_the_epoch_and_the_run(per_epoch, total, on_gpu
     assert devices.steps_per_execution(per_epoch, total) == on_gpu
 
 
-def test_batches_that_are_shared_unevenly():
-    """Seven images, and five in the last batch, on two replicas."""
-    one = five_steps(1, batch_norm=False, batch_size=7)
-    assert_same(five_steps(2, batch_norm=False, batch_size=7), one)
+@pytest.mark.parametrize("steps_per_execution", [None, 4])
+def test_batches_that_are_shared_unevenly(steps_per_execution):
+    """Seven images, and five in the last batch, on two replicas; also several steps in a call."""
+    settings = {"batch_norm": False, "batch_size": 7, "steps_per_execution": steps_per_execution}
+    assert_same(five_steps(2, **settings), five_steps(1, **settings))
+
+
+UNEVEN = """
+import sys
+import numpy as np, tensorflow as tf
+from tensorflow import keras
+from simclr_tf import SimCLR, ProjectionHead, augment
+count, steps_per_execution, reduction = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+one_device = tf.distribute.ReductionToOneDevice() if reduction == "one_device" else None
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], one_device)
+images = np.random.default_rng(0).integers(0, 256, [count, 32, 32, 3], np.uint8)
+with strategy.scope():
+    layers = [keras.layers.Conv2D(8, 3, 2), keras.layers.GlobalAveragePooling2D()]
+    encoder = keras.Sequential([keras.Input((32, 32, 3)), *layers])
+    model = SimCLR(encoder, ProjectionHead(output_dim=4, batch_norm=False), augment.RandomFlip())
+    model.compile(optimizer="sgd", steps_per_execution=steps_per_execution)
+try:
+    model.fit(images, batch_size=16, verbose=0)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("images", "steps_per_execution", "reduction"),
+    [
+        (33, 1, "one_device"),
+        pytest.param(35, 4, "collectives", marks=pytest.mark.slow),
+        pytest.param(33, 4, "one_device", marks=pytest.mark.slow),
+        pytest.param(33, 1, "collectives", marks=pytest.mark.slow),
+    ],
+)
+def test_what_replicas_cannot_share_is_one_line(images, steps_per_execution, reduction):
+    """A replica without images, or a smaller step among others of one call.
+
+    Outside the scope of the strategy, in a process of its own: a collective that fails leaves
+    TensorFlow unusable.
+    """
+    arguments = [str(images), str(steps_per_execution), reduction]
+    command = [sys.executable, "-c", UNEVEN, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.startswith("every replica needs images in every step")
+    assert done.stdout.endswith("drop_remainder=True.\n")

@@ -425,15 +425,15 @@ def test_unusable_features_are_named(classify, change, message):
 def test_settings_out_of_range_are_named():
     h, y = clusters(20)
     for settings, message in (
-        ({"k": 0}, "k must be 1 or more"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"k": 0}, "k must be a whole number of at least 1"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             knn_predict(h, y, h, **settings)
     with pytest.raises(ValueError, match="two classes or more; got only label 4"):
         linear_probe(h, np.full(20, 4), h, y)
-    with pytest.raises(ValueError, match="C must be above 0"):
+    with pytest.raises(ValueError, match="C must be a finite number above 0"):
         linear_probe(h, y, h, y, C=0.0)
     with pytest.raises(ValueError, match="each of a class of its own"):
         linear_probe(h, np.arange(20), h, y)

@@ -114,8 +114,8 @@ def test_saved_after_its_first_call_and_loaded(tmp_path):
     [
         ({"layers": 4}, r"layers must be 2 \(SimCLR\) or 3 \(SimCLRv2\); got 4"),
         ({"layers": 1}, "layers must be 2"),
-        ({"output_dim": 0}, "output_dim must be a whole number above 0; got 0"),
-        ({"hidden_dim": 1.5}, "hidden_dim must be a whole number above 0; got 1.5"),
+        ({"output_dim": 0}, "output_dim must be a whole number of at least 1; got 0"),
+        ({"hidden_dim": 1.5}, "hidden_dim must be a whole number of at least 1; got 1.5"),
     ],
 )
 def test_a_bad_argument_is_named(arguments, message):

@@ -151,7 +151,7 @@ def test_checkpoints_hold_metadata(tmp_path):
     """What a plain model does not know, such as the size of its images."""
     run(tmp_path, metadata={"image_size": 16})
     restored = checkpoints.restore_submodels(tmp_path / "checkpoints", lambda size: {})
-    assert restored == ({}, 16)
+    assert restored == ({}, 16, (3, 0))
 
 
 @pytest.mark.skipif(not _keras.IS_KERAS_2, reason="Keras 3 converts them for every callback")

@@ -355,7 +355,10 @@ def test_wrong_data_is_one_clear_error(data, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SimCLR(small_encoder(), temperature=0.0), "temperature must be above 0"),
+        (
+            lambda: SimCLR(small_encoder(), temperature=0.0),
+            "temperature must be a finite number above 0",
+        ),
         (lambda: SimCLR(small_encoder(), augment=3), "augment must be a callable"),
         (lambda: SimCLR(small_encoder(), augment=(tf.identity,)), "two callables or more"),
         (lambda: SimCLR(small_encoder(), micro_batch_size=0), "2 or more; got 0"),

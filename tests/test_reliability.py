@@ -15,7 +15,8 @@ import tensorflow as tf
 from runs import weights_of
 from tensorflow import keras
 
-from simclr_tf import ProjectionHead, SimCLR, augment, cli, errors
+from simclr_tf import ProjectionHead, SimCLR, _quiet, augment, cli, errors
+from simclr_tf.commands import pretrain
 from simclr_tf.training import checkpoints, loop, preemption, run_directory
 
 IMAGES = np.random.default_rng(5).integers(0, 256, [32, 8, 8, 3], np.uint8)
@@ -299,6 +300,32 @@ def test_sigterm_saves_and_the_run_ends_bit_for_bit_as_one_left_alone(tmp_path):
     assert set(ours) == set(theirs) and len(ours) > 100
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def signal_in(module, name, monkeypatch):
+    """Makes a function of a module send SIGTERM to this process, as a library would let it pass."""
+
+    def stop(*args, **kwargs):
+        with contextlib.suppress(Exception):  # such as `try: import x ... except Exception`
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError(f"{name} went on")
+
+    monkeypatch.setattr(module, name, stop)
+
+
+@pytest.mark.parametrize("phase", ["import", "data", "export"])
+@pytest.mark.usefixtures("quick_runs", "one_layer")
+def test_sigterm_outside_training(phase, tmp_path, monkeypatch, capsys):
+    """While TensorFlow is imported, while the data are read, after the last step."""
+    where = {"import": (_quiet, "import_tensorflow"), "data": (pretrain, "load")}
+    signal_in(*where.get(phase, (pretrain, "export_encoder")), monkeypatch)
+    flags = TINY[:-1]  # without --deterministic, which lasts as long as the process
+    assert cli.main(["pretrain", f"--run_dir={tmp_path}/run", "--dataset=shapes", *flags]) == 75
+    error = capsys.readouterr().err
+    assert error.endswith("simclr-tf: stopped by SIGTERM; start the same command again.\n")
+    assert "Traceback" not in error
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (tmp_path / "run" / "checkpoints").exists() == (phase == "export")
 
 
 def test_a_signal_between_steps_is_obeyed_after_the_next():

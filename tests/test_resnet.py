@@ -380,9 +380,9 @@ def test_batch_norm_is_synchronised_between_replicas_only():
     "arguments, message",
     [
         ({"depth": 20}, "depth must be one of 18, 34, 50, 101, 152, 200; got 20"),
-        ({"depth": 18, "width": 0}, "width must be a number above 0; got 0"),
-        ({"depth": 18, "width": float("nan")}, "width must be a number above 0; got nan"),
-        ({"depth": 50, "sk_ratio": -1}, "sk_ratio must be 0 or more; got -1"),
+        ({"depth": 18, "width": 0}, "width must be a finite number above 0; got 0"),
+        ({"depth": 18, "width": float("nan")}, "width must be a finite number above 0; got nan"),
+        ({"depth": 50, "sk_ratio": -1}, "sk_ratio must be a finite number of at least 0; got -1"),
         ({"depth": 34, "sk_ratio": 0.0625}, "sk_ratio above 0 needs bottleneck blocks"),
         ({"depth": 18, "stem": "small"}, "stem must be one of auto, cifar, imagenet; got 'small'"),
     ],

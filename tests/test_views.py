@@ -13,11 +13,11 @@ RNG = np.random.default_rng(4)
 IMAGES = RNG.integers(0, 256, [16, 8, 8, 3], np.uint8)
 
 
-def encoder_of(batch_norm=False, *more, regularizer=None):
+def encoder_of(batch_norm=False, *more, regularizer=None, activity=None):
     """Images of any size to [B, 6]; the same weights each time."""
     keras.utils.set_random_seed(0)
     layers = keras.layers
-    steps = [layers.Conv2D(6, 3, kernel_regularizer=regularizer)]
+    steps = [layers.Conv2D(6, 3, kernel_regularizer=regularizer, activity_regularizer=activity)]
     steps += [layers.BatchNormalization()] if batch_norm else []
     steps += [layers.Activation("tanh"), *more, layers.GlobalAveragePooling2D()]
     return keras.Sequential([keras.Input((None, None, 3)), *steps])
@@ -138,6 +138,35 @@ def test_micro_batches_draw_the_numbers_of_the_whole_batch():
 
 @pytest.mark.skipif(not _keras.IS_KERAS_2, reason="layers of Keras 3 draw from a state")
 @pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("micro_batch_size", [None, 6])
+def test_regularisation_losses_of_all_sizes_of_views(micro_batch_size, run_eagerly):
+    """A penalty of activations counts for each pass, one of weights once: a slow sum of them."""
+    encoder = encoder_of(
+        regularizer=keras.regularizers.L2(0.5), activity=keras.regularizers.L2(2.0)
+    )
+    model = model_of(multi_crop(), micro_batch_size, encoder)
+    model.compile(optimizer=keras.optimizers.SGD(0.05), run_eagerly=run_eagerly)
+    views = model.views(IMAGES[:8], model._step_seed(0))
+    model.build((None, 8, 8, 3))
+    before = [v.numpy() for v in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        z = tf.stack([model.projection_head(model.encoder(v, training=True)) for v in views])
+        convolution = encoder.layers[0]
+        total = simclr_tf.nt_xent(z, temperature=0.2) + 0.5 * tf.reduce_sum(convolution.kernel**2)
+        for pass_of in ([views[0], views[2]], [views[1]]):
+            activations = tf.nn.bias_add(
+                tf.nn.conv2d(tf.concat(pass_of, 0), convolution.kernel, 1, "VALID"),
+                convolution.bias,
+            )
+            total += 2.0 * tf.reduce_sum(activations**2) / (8 * len(pass_of))
+    gradients = tape.gradient(total, model.trainable_variables)
+    data = tf.data.Dataset.from_tensors(IMAGES[:8])
+    model.fit(data.map(lambda x: tf.ensure_shape(x, [8, 8, 8, 3])), verbose=0)
+    for old, new, gradient in zip(before, model.trainable_variables, gradients):
+        np.testing.assert_allclose(new, old - 0.05 * gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
 def test_micro_batches_refuse_layers_that_draw_random_numbers(run_eagerly):
     """The two passes would differ, and the gradient be wrong."""
     model = model_of(augment.RandomFlip(), 4, encoder_of(False, keras.layers.Dropout(0.5)))
@@ -229,6 +258,25 @@ def test_an_augmentation_of_unknown_shape_takes_the_size_of_the_first_batch():
     model = model_of(mirrored, built=False)
     history = model.fit(batches(), verbose=0).history
     assert np.isfinite(history["loss"]).all() and model.image_shape == (8, 8, 3)
+
+
+def cropped(pixels):
+    """An augmentation that cuts a margin off in NumPy: nothing is known of its output."""
+    return lambda x: tf.numpy_function(
+        lambda a: a[:, pixels:-pixels, pixels:-pixels], [x], tf.float32
+    )
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_views_of_unknown_size_after_a_prediction(micro_batch_size):
+    """Of another size than the images of `predict`, and than one another."""
+    model = model_of([cropped(1), cropped(2)], micro_batch_size)
+    model.predict(np.zeros([2, 12, 12, 3], np.uint8), verbose=0)
+    assert np.isfinite(model.fit(batches(), verbose=0).history["loss"]).all()
+    assert model.image_shape == (12, 12, 3)
+    larger = np.pad(IMAGES, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    history = model.fit(larger, batch_size=8, validation_data=IMAGES[:8], verbose=0).history
+    assert np.isfinite(history["loss"] + history["val_loss"]).all()
 
 
 def test_validation_data_may_be_an_array():

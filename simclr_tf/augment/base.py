@@ -5,7 +5,6 @@ The operators themselves are in `transforms.py` and `random_view.py`.
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -217,17 +216,3 @@ def uniform_integers(unit, count):
     """Maps uniform numbers in [0, 1) to uniform int32 in 0 .. count - 1; count may be a tensor."""
     count = tf.cast(count, tf.float32)
     return tf.cast(tf.minimum(tf.floor(unit * count), count - 1.0), tf.int32)
-
-
-def check_range(name, pair, low, high):
-    """Raises `ArgumentError` unless pair is two numbers and low <= pair[0] <= pair[1] <= high."""
-    if np.shape(pair) != (2,) or not low <= pair[0] <= pair[1] <= high:
-        raise ArgumentError(
-            f"{name} must be two numbers (a, b) with {low} <= a <= b <= {high}; got {pair}."
-        )
-
-
-def check_probability(name, value):
-    """Raises `ArgumentError` unless value lies in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ArgumentError(f"{name} must be a probability in [0, 1]; got {value}.")

@@ -6,7 +6,7 @@ import difflib
 
 from simclr_tf.augment import transforms
 from simclr_tf.augment.random_view import default_strength
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 
 # Arguments that neither depend on the size nor come from the caller are the defaults of the class.
 _OPERATORS = {
@@ -49,8 +49,7 @@ def by_name(names, size, strength=None, **crop):
     >>> augment(images, seed=0).shape
     TensorShape([8, 24, 24, 3])
     """
-    if size < 1:
-        raise ArgumentError(f"size must be at least 1 pixel; got {size}.")
+    check_number("size", size, at_least=1, whole=True)
     listed = [name.strip() for name in names.split(",")]
     for name in listed:
         if name not in _OPERATORS:
@@ -61,6 +60,7 @@ def by_name(names, size, strength=None, **crop):
             'Add "crop" to the names.'
         )
     strength = default_strength(size) if strength is None else strength
+    check_number("strength", strength, at_least=0)
     arguments = {"crop": {"size": size, **crop}, "color_jitter": {"strength": strength}}
     return transforms.Compose([_OPERATORS[name](**arguments.get(name, {})) for name in listed])
 

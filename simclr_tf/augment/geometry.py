@@ -11,6 +11,8 @@ import math
 
 import tensorflow as tf
 
+from simclr_tf.errors import check_number
+
 
 def to_planar(images):
     """[B, H, W, 3] to [B, 3, H, W]."""
@@ -245,6 +247,8 @@ def cutout(images, boxes, fill=0.5):
     >>> float(tf.reduce_max(filled[:, :8, :8]))
     0.0
     """
+    if not tf.is_tensor(fill):
+        check_number("fill", fill, at_least=0, at_most=1)
     y, x, h, w = (expand_to_rank(v) for v in tf.unstack(tf.cast(boxes, tf.float32), axis=1))
     rows = tf.range(images.shape[1], dtype=tf.float32)[None, :, None, None]
     columns = tf.range(images.shape[2], dtype=tf.float32)[None, None, :, None]

@@ -23,7 +23,7 @@ from simclr_tf.augment.transforms import (
     RandomFlip,
 )
 from simclr_tf.devices import on_cpu, under_xla
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.images import check_images, max_value
 
 _COLUMNS = CROP_COLUMNS + 10  # random numbers per image: flip 1, jitter 6, drop 1, blur 2
@@ -87,6 +87,10 @@ class RandomView(Operator):
     ):
         if blur not in (True, False, "auto"):
             raise ArgumentError(f'blur must be True, False or "auto"; got {blur!r}.')
+        check_number("jitter_probability", jitter_probability, at_least=0, at_most=1)
+        check_number("drop_probability", drop_probability, at_least=0, at_most=1)
+        check_number("blur_probability", blur_probability, at_least=0, at_most=1)
+        check_number("flip_probability", flip_probability, at_least=0, at_most=1)
         self.crop = RandomCropResize(size, area, aspect, method)
         self.flip = RandomFlip(flip_probability)
         self.jitter = ColorJitter(strength, jitter_probability)
@@ -231,8 +235,7 @@ def center_crop(images, fraction=0.875):
     >>> simclr_tf.augment.center_crop(images, fraction=0.75).shape
     (8, 24, 24, 3)
     """
-    if not 0.0 < fraction <= 1.0:
-        raise ArgumentError(f"fraction must be above 0 and at most 1; got {fraction}.")
+    check_number("fraction", fraction, above=0, at_most=1)
     height, width = images.shape[1:3]
     side = round(min(height, width) * fraction)
     top, left = (height - side) // 2, (width - side) // 2

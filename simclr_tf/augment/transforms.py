@@ -8,7 +8,6 @@ are in `random.py`, and the paper's family as one operator is in `random_view.py
 from __future__ import annotations
 
 import functools
-import math
 
 import tensorflow as tf
 
@@ -17,8 +16,6 @@ from simclr_tf.augment import color, filters, geometry
 from simclr_tf.augment.base import (
     Operator,
     call_view,
-    check_probability,
-    check_range,
     is_repeatable,
     register,
     scale_uniform,
@@ -26,7 +23,7 @@ from simclr_tf.augment.base import (
     uniform_integers,
 )
 from simclr_tf.augment.random import as_seed, fold_in
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number, check_pair
 from simclr_tf.images import as_float
 
 _CROP_TRIES = 10  # as in google-research/simclr and torchvision
@@ -89,10 +86,9 @@ class RandomCropResize(Operator):
     crops = True
 
     def __init__(self, size, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), method="bicubic"):
-        if size < 1:
-            raise ArgumentError(f"size must be at least 1 pixel; got {size}.")
-        check_range("area", area, 1e-6, 1.0)
-        check_range("aspect", aspect, 1e-3, 1e3)
+        check_number("size", size, at_least=1, whole=True)
+        check_pair("area", area, 1e-6, 1.0)
+        check_pair("aspect", aspect, 1e-3, 1e3)
         if method not in ("bicubic", "bilinear"):
             raise ArgumentError(f'method must be "bicubic" or "bilinear"; got {method!r}.')
         self.size, self.area, self.aspect, self.method = size, tuple(area), tuple(aspect), method
@@ -128,7 +124,7 @@ class RandomFlip(Operator):
     _arguments = ("probability",)
 
     def __init__(self, probability=0.5):
-        check_probability("probability", probability)
+        check_number("probability", probability, at_least=0, at_most=1)
         self.probability = probability
 
     def draw(self, draw):
@@ -163,9 +159,8 @@ class ColorJitter(Operator):
     _arguments = ("strength", "probability")
 
     def __init__(self, strength=1.0, probability=0.8):
-        if not 0.0 <= strength < math.inf:
-            raise ArgumentError(f"strength must be 0 or more; got {strength}.")
-        check_probability("probability", probability)
+        check_number("strength", strength, at_least=0)
+        check_number("probability", probability, at_least=0, at_most=1)
         self.strength, self.probability = strength, probability
 
     def draw(self, draw):
@@ -203,7 +198,7 @@ class ColorDrop(Operator):
     _arguments = ("probability",)
 
     def __init__(self, probability=0.2):
-        check_probability("probability", probability)
+        check_number("probability", probability, at_least=0, at_most=1)
         self.probability = probability
 
     def draw(self, draw):
@@ -236,8 +231,10 @@ class RandomBlur(Operator):
     _arguments = ("probability", "sigma", "kernel_size")
 
     def __init__(self, probability=0.5, sigma=(0.1, 2.0), kernel_size=None):
-        check_probability("probability", probability)
-        check_range("sigma", sigma, 1e-3, math.inf)
+        check_number("probability", probability, at_least=0, at_most=1)
+        check_pair("sigma", sigma, 1e-3)
+        if kernel_size is not None:
+            check_number("kernel_size", kernel_size, at_least=1, whole=True)
         self.probability, self.sigma, self.kernel_size = probability, tuple(sigma), kernel_size
 
     def radius(self, size):
@@ -280,8 +277,9 @@ class Cutout(Operator):
     _arguments = ("probability", "side", "fill")
 
     def __init__(self, probability=1.0, side=(0.25, 0.5), fill=0.5):
-        check_probability("probability", probability)
-        check_range("side", side, 0.0, 1.0)
+        check_number("probability", probability, at_least=0, at_most=1)
+        check_pair("side", side, 0.0, 1.0)
+        check_number("fill", fill, at_least=0, at_most=1)
         self.probability, self.side, self.fill = probability, tuple(side), fill
 
     def draw(self, draw):
@@ -319,8 +317,8 @@ class GaussianNoise(Operator):
     _arguments = ("probability", "stddev")
 
     def __init__(self, probability=1.0, stddev=(0.0, 0.1)):
-        check_probability("probability", probability)
-        check_range("stddev", stddev, 0.0, math.inf)
+        check_number("probability", probability, at_least=0, at_most=1)
+        check_pair("stddev", stddev, 0.0)
         self.probability, self.stddev = probability, tuple(stddev)
 
     def draw(self, draw):
@@ -379,7 +377,7 @@ class Sobel(Operator):
     _arguments = ("probability",)
 
     def __init__(self, probability=1.0):
-        check_probability("probability", probability)
+        check_number("probability", probability, at_least=0, at_most=1)
         self.probability = probability
 
     def draw(self, draw):
@@ -411,8 +409,8 @@ class Solarize(Operator):
     _arguments = ("probability", "threshold")
 
     def __init__(self, probability=0.2, threshold=(0.5, 0.5)):
-        check_probability("probability", probability)
-        check_range("threshold", threshold, 0.0, 1.0)
+        check_number("probability", probability, at_least=0, at_most=1)
+        check_pair("threshold", threshold, 0.0, 1.0)
         self.probability, self.threshold = probability, tuple(threshold)
 
     def draw(self, draw):

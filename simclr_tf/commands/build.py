@@ -16,7 +16,7 @@ from simclr_tf.augment import RandomView
 from simclr_tf.export import load_exported
 from simclr_tf.heads import ProjectionHead
 from simclr_tf.models.simclr import SimCLR
-from simclr_tf.training import RunDirectory
+from simclr_tf.training import RunDirectory, Steps
 from simclr_tf.training.checkpoints import restore_submodels
 
 
@@ -170,7 +170,7 @@ def build_model(options, image_size):
 
 
 def submodels_of_run(options, build):
-    """Trained submodels of a run, and the side of its images.
+    """Trained submodels of a run, a `RestoredSubmodels`; logs a line if the run is not finished.
 
     Args:
       options: those of the run's `pretrain`.
@@ -186,7 +186,22 @@ def submodels_of_run(options, build):
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "
             "Let `simclr-tf pretrain` finish an epoch."
         )
+    epoch, planned = restored.position[0], planned_epochs(options)
+    if planned and epoch < planned:
+        log(f"the run has {epoch:,} of {planned:,} epochs.")
     return restored
+
+
+def planned_epochs(options):
+    """Epochs that a run is to have, int; None where --train_steps is set and they are not known.
+
+    Args:
+      options: those of the run's `pretrain`.
+    """
+    if not options.train_steps:
+        return options.epochs
+    examples = RunDirectory(options.run_dir).training_examples()
+    return examples and Steps(examples // options.batch_size, options.train_steps).epochs
 
 
 class LoadedEncoder(NamedTuple):
@@ -197,12 +212,14 @@ class LoadedEncoder(NamedTuple):
       image_size: side in pixels of the square images that it gets.
       source: the flag that named it: "run_dir", "saved_model" or "official_weights".
       path: the value of that flag.
+      progress: {"epoch": epochs done, "planned_epochs": see `planned_epochs`} of a run; else {}.
     """
 
     encoder: Any
     image_size: int
     source: str
     path: str
+    progress: dict
 
 
 def load_encoder(options, trained=None):
@@ -223,18 +240,21 @@ def load_encoder(options, trained=None):
     """
     if trained:
         prepare_process(trained, strategy="one")
-        submodels, image_size = submodels_of_run(
+        restored = submodels_of_run(
             trained, lambda image_size: {"encoder": build_encoder(trained, image_size)}
         )
-        found = submodels["encoder"], image_size, "run_dir", trained.run_dir
+        progress = {"epoch": restored.position[0], "planned_epochs": planned_epochs(trained)}
+        encoder = restored.submodels["encoder"]
+        found = encoder, restored.image_size, "run_dir", trained.run_dir
     else:
+        progress = {}
         keras.utils.set_random_seed(0)
         keras.mixed_precision.set_global_policy("float32")
         source = "saved_model" if options.saved_model else "official_weights"
         with errors.renamed_arguments(path=f"--{source}"):
             found = _exported(options) if options.saved_model else _official(options)
     encoder, image_size, source, path = found
-    return LoadedEncoder(encoder, options.image_size or image_size, source, str(path))
+    return LoadedEncoder(encoder, options.image_size or image_size, source, str(path), progress)
 
 
 def _exported(options):

@@ -36,6 +36,7 @@ def evaluate_encoder(options, invocation):
         _print_row(rows[-1], header=len(rows) == 1)
     result = _summary(options, protocols, rows, train, test)
     result.update(dataset=images.dataset, encoder_source=loaded.source, encoder_path=loaded.path)
+    result.update(loaded.progress)
     print(json.dumps(result), flush=True)
     return result
 

@@ -29,7 +29,8 @@ def export(options, invocation):
     """
     trained = invocation.trained
     prepare_process(trained, strategy="one")
-    submodels, image_size = submodels_of_run(trained, lambda side: _encoder_and_head(trained, side))
+    restored = submodels_of_run(trained, lambda side: _encoder_and_head(trained, side))
+    submodels, image_size = restored.submodels, restored.image_size
     arguments = {
         "image_shape": (image_size, image_size, 3),
         "normalize": options.normalize,

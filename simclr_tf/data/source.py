@@ -21,7 +21,7 @@ from simclr_tf.data.decode import decode, decode_whole
 from simclr_tf.data.decode import image_size as size_of
 from simclr_tf.data.examples import Decoded, Examples
 from simclr_tf.data.pipeline import WHOLE_BATCH, ReplicaSlice
-from simclr_tf.errors import ArgumentError, CorruptImageError
+from simclr_tf.errors import ArgumentError, CorruptImageError, check_number
 
 DEFAULT_IMAGE_SIZE = 224
 _SIZE_SAMPLE = 2000
@@ -74,6 +74,7 @@ class Source:
         cache_bytes: int = 2 * 2**30,
     ):
         """See `load`, which describes the arguments."""
+        check_number("max_corrupt_share", max_corrupt_share, at_least=0, at_most=1)
         if not len(examples):
             raise ArgumentError(
                 f"a data set needs at least one example; {name!r} has none in {split!r}. "

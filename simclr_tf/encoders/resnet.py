@@ -6,14 +6,13 @@ values are those of google-research/simclr, so that its weights can be loaded.
 """
 
 import dataclasses
-import math
 
 import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import _keras
 from simclr_tf.encoders import batch_norm, convolution
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
@@ -52,7 +51,7 @@ class ResNet(keras.Model):
         h: float32 [batch, feature_dim], under every precision policy.
 
     Raises:
-        ValueError: for a depth, width, sk_ratio or stem out of range; if built with `stem="auto"`
+        ValueError: for an argument out of range; if built with `stem="auto"`
             and unknown height or width; if called on integers.
 
     Example:
@@ -75,6 +74,8 @@ class ResNet(keras.Model):
         **kwargs,
     ):
         _check_arguments(depth, width, sk_ratio, stem)
+        check_number("bn_momentum", bn_momentum, at_least=0, below=1)
+        check_number("bn_epsilon", bn_epsilon, above=0)
         super().__init__(name=name or f"resnet{depth}", **kwargs)
         self.depth = depth
         self.width = width
@@ -198,12 +199,8 @@ class ResNet(keras.Model):
 def _check_arguments(depth, width, sk_ratio, stem):
     if depth not in DEPTHS:
         raise ArgumentError(f"depth must be one of {', '.join(map(str, DEPTHS))}; got {depth!r}.")
-    if not (isinstance(width, (int, float)) and math.isfinite(width) and width > 0):
-        raise ArgumentError(
-            f"width must be a number above 0; got {width!r}. The papers use 1 to 4."
-        )
-    if not 0 <= sk_ratio < math.inf:
-        raise ArgumentError(f"sk_ratio must be 0 or more; got {sk_ratio!r}. SimCLRv2 uses 0.0625.")
+    check_number("width", width, above=0, hint="The papers use 1 to 4.")
+    check_number("sk_ratio", sk_ratio, at_least=0, hint="SimCLRv2 uses 0.0625.")
     if sk_ratio > 0 and depth in BASIC_BLOCKS:
         raise ArgumentError(
             f"sk_ratio above 0 needs bottleneck blocks: depth 50 or more; got depth {depth}. "

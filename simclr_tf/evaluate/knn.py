@@ -6,7 +6,7 @@ Nothing is trained. The features are computed in features.py.
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import check_number
 from simclr_tf.evaluate.features import check_features, check_pair, check_same_width
 
 # Similarities held at a time where `batch_size` is not given: 128 MB of float32.
@@ -109,14 +109,9 @@ def knn_predict(
 
 
 def _check_settings(k, temperature, batch_size):
-    if k < 1:
-        raise ArgumentError(f"k must be 1 or more; got {k}. The usual value is 200.")
-    if not temperature > 0:
-        raise ArgumentError(
-            f"temperature must be above 0; got {temperature}. The usual value is 0.1."
-        )
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size must be 1 or more; got {batch_size}. None chooses it.")
+    check_number("k", k, at_least=1, whole=True, hint="The usual value is 200.")
+    check_number("temperature", temperature, above=0, hint="The usual value is 0.1.")
+    check_number("batch_size", batch_size, at_least=1, whole=True, hint="None chooses it.")
 
 
 def _normalise(h):

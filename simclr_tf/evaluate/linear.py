@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.evaluate.features import check_pair
 
 # From strong regularisation to nearly none, on standardised features.
@@ -130,13 +130,10 @@ def _check_settings(train_labels, c, max_iter, tolerance):
             f"train_labels must have two classes or more; got only label {classes[0]}. "
             "A split of sorted data may have a single class: shuffle the data before the split."
         )
-    if c is not None and not c > 0:
-        raise ArgumentError(f"C must be above 0; got {c}. None chooses it on the training set.")
-    if max_iter < 1 or not tolerance > 0:
-        raise ArgumentError(
-            "max_iter must be 1 or more and tolerance above 0; "
-            f"got max_iter={max_iter}, tolerance={tolerance}. The defaults are 300 and 1e-3."
-        )
+    if c is not None:
+        check_number("C", c, above=0, hint="None chooses it on the training set.")
+    check_number("max_iter", max_iter, at_least=1, whole=True, hint="The default is 300.")
+    check_number("tolerance", tolerance, above=0, hint="The default is 1e-3.")
 
 
 def _standardise(train_h, test_h):

@@ -6,14 +6,13 @@ Functions carry the maths; `NTXent` is the Keras loss that calls them. Metrics a
 from __future__ import annotations
 
 import itertools
-import math
 
 import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import _keras
 from simclr_tf.distribute import gather_rows
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.losses import log_sum_exp
 
 
@@ -25,12 +24,9 @@ def check_temperature(temperature):
     >>> simclr_tf.losses.check_temperature(0.0)
     Traceback (most recent call last):
     ...
-    simclr_tf.errors.ArgumentError: temperature must be above 0 and finite; got 0.0. Try 0.1 to 0.5.
+    simclr_tf.errors.ArgumentError: temperature must be a finite number above 0; got 0.0. Try ...
     """
-    if not 0.0 < temperature < math.inf:
-        raise ArgumentError(
-            f"temperature must be above 0 and finite; got {temperature}. Try 0.1 to 0.5."
-        )
+    check_number("temperature", temperature, above=0, hint="Try 0.1 to 0.5.")
 
 
 def normalised(z_a, z_b=None):
@@ -126,8 +122,8 @@ def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None):
     True
     """
     check_temperature(temperature)
-    if tile_size is not None and tile_size < 1:
-        raise ArgumentError(f"tile_size must be 1 or more; got {tile_size}. None chooses it.")
+    if tile_size is not None:
+        check_number("tile_size", tile_size, at_least=1, whole=True, hint="None chooses it.")
     z = normalised(z_a, z_b)  # [V, N, d]
     pairs = list(itertools.permutations(range(z.shape[0]), 2))
     each = tf.unstack(z)  # one operation backwards, where z[a] would be one for every pair

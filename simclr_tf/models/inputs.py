@@ -80,6 +80,34 @@ def needs_peek(x):
     return isinstance(x, keras.utils.Sequence) or hasattr(x, "__next__")
 
 
+def static_size(x):
+    """(H, W) of the images; None where it is not known without reading a batch."""
+    if needs_peek(x):
+        return None
+    if isinstance(x, tf.data.Dataset):
+        return tuple(tf.nest.flatten(unpack(x.element_spec).images)[0].shape[1:3])
+    return tuple(x.shape[1:3]) if hasattr(x, "shape") else None
+
+
+def is_uneven(error):
+    """Whether an error of TensorFlow comes from replicas that differ in their number of images.
+
+    Collectives of several steps in one call must all have the same shape. oneDNN's convolution of
+    no images at all has the shape of its input, which the layer after it does not take.
+    """
+    kinds = ("Collective ops", "Incompatible shapes", "size-incompatible")
+    found = any(kind in str(error) for kind in kinds)
+    return found and isinstance(error, tf.errors.InvalidArgumentError)
+
+
+def may_end_unevenly(x):
+    """Whether the last batch of what `fit` takes may have fewer images than the others."""
+    if isinstance(x, tf.data.Dataset):
+        specs = tf.nest.flatten(unpack(x.element_spec).images)
+        return any(spec.shape.rank is None or spec.shape[0] is None for spec in specs)
+    return not isinstance(x, tf.distribute.DistributedDataset)  # whose batches its maker divides
+
+
 def validation_input(data):
     """Returns `validation_data` in a form that Keras does not take for labels or a truth value."""
     return (data,) if isinstance(data, (np.ndarray, tf.Tensor)) else data

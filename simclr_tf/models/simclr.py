@@ -14,7 +14,7 @@ from simclr_tf import augment as augmentations
 from simclr_tf.augment.random import fold_in
 from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.heads import ProjectionHead
 from simclr_tf.images import (
     RANGE_RULE,
@@ -30,6 +30,7 @@ from simclr_tf.models import inputs
 from simclr_tf.models.loss_scale import with_loss_scale
 from simclr_tf.models.micro_batches import MicroBatches, cached_gradients, must_unroll
 from simclr_tf.models.views import (
+    SizesOfViews,
     check_augment,
     draw,
     given,
@@ -114,6 +115,7 @@ class SimCLR(_keras.Model):
         self.objective = objective
         self._image_shape = None
         self._input_size = None  # (H, W) of the images that `fit` was given, where Keras forgets it
+        self._sizes_of_views = SizesOfViews()
         self._default_family = None
         names = ["loss"] + (["contrastive_accuracy"] if objective is None else [])
         self._running_means = RunningMeans(names)
@@ -182,9 +184,11 @@ class SimCLR(_keras.Model):
         as_float(images)  # an error of rank or dtype is raised before anything is drawn
         return images
 
-    def _draw(self, families, *arguments):
-        size = self._image_shape and self._image_shape[:2]
-        return [with_static_size(view, size) for view in draw(families, *arguments)]
+    def _draw(self, families, images, *arguments):
+        built_for = self._image_shape and self._image_shape[:2]
+        sizes = self._sizes_of_views.of(tuple(images.shape[1:3]), len(families), built_for)
+        views = draw(families, images, *arguments)
+        return [with_static_size(view, size) for view, size in zip(views, sizes)]
 
     def _families(self, images):
         """V augmentations, one per view."""
@@ -276,14 +280,20 @@ class SimCLR(_keras.Model):
         views = number_of_views(self.augment)
         return unpack(data)._replace(seeds=seeds_of_views(seed, views))
 
-    def _embed(self, views, training):
-        """Z [V, B, d] float32 of V views; one pass for all of one size (batch norm sees them)."""
+    def _embed(self, views, training, penalties=None):
+        """Z [V, B, d] float32 of V views; one pass for all of one size (batch norm sees them).
+
+        Each pass replaces `losses` of the layers: those of all passes but the last that do not
+        depend on weights alone are appended to the list `penalties`.
+        """
         sizes = list(dict.fromkeys(tuple(view.shape[1:3]) for view in views))
         order = [[v for v, view in enumerate(views) if view.shape[1:3] == s] for s in sizes]
-        h = [
-            self.encoder(tf.concat([views[v] for v in group], axis=0), training=training)
-            for group in order
-        ]
+        h = []
+        for group in order:
+            if h and penalties is not None:
+                penalties += _keras.activity_losses(self.encoder)
+            images = tf.concat([views[v] for v in group], axis=0)
+            h.append(self.encoder(images, training=training))
         h = h[0] if len(h) == 1 else tf.concat(h, axis=0)  # [V B, D]
         z = tf.cast(self.projection_head(h, training=training), tf.float32)
         z = tf.reshape(z, [len(views), -1, z.shape[-1]])
@@ -310,30 +320,41 @@ class SimCLR(_keras.Model):
             loss = tf.where(tf.shape(z)[1] > 0, loss, 0.0)
         return loss * fraction, loss, logs
 
-    def _penalty(self):
-        """Regularisation losses of the layers, a replica's part of them."""
-        return sum(self.losses) / tf.distribute.get_strategy().num_replicas_in_sync
+    def _penalty(self, penalties):
+        """Regularisation losses of the layers and `penalties`, a replica's part of them."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return sum([*self.losses, *penalties]) / replicas
 
     def _step_at_once(self, views, batch):
+        penalties = []
         with tf.GradientTape() as tape:
-            z = self._embed(views, training=True)  # [V, B, d]
+            z = self._embed(views, True, penalties)  # [V, B, d]
             total, loss, logs = self._fraction_of_loss(z, batch)
-            total = _keras.scale_loss(self.optimizer, total + self._penalty())
+            total = _keras.scale_loss(self.optimizer, total + self._penalty(penalties))
         self._descend(tape.gradient(total, self.trainable_variables))
         return loss, logs
 
     def _step_in_micro_batches(self, views_of, micro_batches, batch):
+        penalties = []
+
+        def embed(k):
+            penalties.clear()
+            return self._embed(views_of(k), True, penalties)
+
+        def penalty():
+            return _keras.scale_loss(self.optimizer, tf.convert_to_tensor(self._penalty(penalties)))
+
         def loss_of(z):  # [V, B, d]
             total, *shown = self._fraction_of_loss(z, batch)
             return _keras.scale_loss(self.optimizer, total), shown
 
         gradients, shown = cached_gradients(
-            lambda k: self._embed(views_of(k), training=True),
+            embed,
             micro_batches,
             loss_of,
             self.trainable_variables,
             self.encoder.non_trainable_variables + self.projection_head.non_trainable_variables,
-            lambda: _keras.scale_loss(self.optimizer, tf.convert_to_tensor(self._penalty())),
+            penalty,
         )
         self._descend(gradients)
         return shown
@@ -428,19 +449,35 @@ class SimCLR(_keras.Model):
         if y is not None and self.objective is None:
             y = None  # Keras would check its length and pass it on for nothing
         callbacks = with_loss_scale(callbacks)
-        arguments = (x, y, batch_size, epochs, verbose, callbacks, *args)
-        return _errors_in_one_line(super().fit, *arguments, **kwargs)
+        arguments = (y, batch_size, epochs, verbose, callbacks, *args)
+        return self._run(super().fit, x, *arguments, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.evaluate`: the loss and what the objective logs."""
         y = None if self.objective is None else y
         if _keras.is_validation_of_fit(kwargs):  # `fit` has prepared it
-            return _errors_in_one_line(super().evaluate, x, y, *args, **kwargs)
-        return _errors_in_one_line(super().evaluate, self._prepare(x), y, *args, **kwargs)
+            return self._run(super().evaluate, x, y, *args, **kwargs)
+        return self._run(super().evaluate, self._prepare(x), y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """`keras.Model.predict`: h, float32 [n, D]."""
-        return _errors_in_one_line(super().predict, x, *args, **kwargs)
+        return self._run(super().predict, x, *args, **kwargs)
+
+    def _run(self, loop, x, *args, **kwargs):
+        """Calls a loop of Keras; raises what TensorFlow says of the input as an `ArgumentError`."""
+        try:
+            return loop(x, *args, **kwargs)
+        except tf.errors.OpError as error:
+            if RANGE_RULE in str(error):
+                raise ArgumentError(range_message()) from error
+            several = self.distribute_strategy.num_replicas_in_sync > 1
+            if several and inputs.is_uneven(error) and inputs.may_end_unevenly(x):
+                raise ArgumentError(
+                    "every replica needs images in every step and, with steps_per_execution above "
+                    "1, as many as in the other steps; the last batch has too few. Batch the "
+                    "dataset with drop_remainder=True."
+                ) from error
+            raise
 
     def _prepare(self, x):
         """Checks an input, and reads from its first batch what Keras does not know of it."""
@@ -448,7 +485,9 @@ class SimCLR(_keras.Model):
         custom = self.augment is not False and not all(
             isinstance(family, augmentations.Operator) for family in (self._families_given() or ())
         )
-        if not inputs.needs_peek(x) and (self.built or not custom):
+        if not custom and not inputs.needs_peek(x):
+            return x
+        if custom and self.built and self._sizes_of_views.knows(inputs.static_size(x)):
             return x
         x, batch = inputs.peek(x)
         if batch is None:
@@ -459,9 +498,11 @@ class SimCLR(_keras.Model):
         if self._input_size not in (None, size):
             _keras.forget_traced_steps(self)  # the size is part of what was traced
         self._input_size = size
-        if custom and not self.built:  # what a function of the user returns, only a call can tell
+        if custom:  # the size of what a function of the user returns, only a call can tell
             with self.distribute_strategy.scope():
-                self._build_for(self.views(tf.nest.map_structure(tf.convert_to_tensor, batch)))
+                views = self.views(tf.nest.map_structure(tf.convert_to_tensor, batch))
+                self._build_for(views)
+            self._sizes_of_views.record(size, views)
         return x
 
     def _families_given(self):
@@ -544,27 +585,12 @@ def _check_keras(version):
 def _check_micro_batch_size(size, views):
     if size is None:
         return
-    if size < 2 or size % (views or 1):
+    check_number("micro_batch_size", size, at_least=2, whole=True)
+    if size % (views or 1):
         rule = "even" if views in (2, None) else f"a multiple of the {views} views"
-        raise ArgumentError(f"micro_batch_size must be {rule}, 2 or more; got {size}.")
+        raise ArgumentError(f"micro_batch_size must be {rule}; got {size}.")
 
 
 def _count(batch):
     """The length of the first axis: an int where it is static, else a tensor."""
     return batch.shape[0] if batch.shape[0] is not None else tf.shape(batch)[0]
-
-
-def _errors_in_one_line(function, *args, **kwargs):
-    """Calls a Keras loop; raises what TensorFlow says of the input as an `ArgumentError`."""
-    try:
-        return function(*args, **kwargs)
-    except tf.errors.OpError as error:
-        if RANGE_RULE in str(error):
-            raise ArgumentError(range_message()) from error
-        uneven = "Collective ops" in str(error) or "Incompatible shapes" in str(error)
-        if uneven and must_unroll():
-            raise ArgumentError(
-                "every replica needs images in every step; the last batch has too few of them. "
-                "Batch the dataset with drop_remainder=True."
-            ) from error
-        raise

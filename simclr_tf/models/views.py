@@ -89,6 +89,28 @@ def labels_of_given(data):
     return unpack(data).labels if isinstance(unpack(data).images, (tuple, list)) else None
 
 
+class SizesOfViews:
+    """Sizes of the views by the size of the images, for augmentations that do not state them.
+
+    This is an object, since Keras would track a dictionary for checkpoints.
+    """
+
+    def __init__(self):
+        self._sizes = {}
+
+    def record(self, image_size, views):
+        """Records the sizes of views that were drawn of images of `image_size`, (H, W)."""
+        self._sizes[image_size] = [tuple(view.shape[1:3]) for view in views]
+
+    def knows(self, image_size):
+        """Whether views of images of that size have been recorded."""
+        return image_size in self._sizes
+
+    def of(self, image_size, count, otherwise):
+        """Returns (H, W) of each of `count` views; `otherwise` where they were not recorded."""
+        return self._sizes.get(image_size, [otherwise] * count)
+
+
 def with_static_size(images, size):
     """Returns images with a static height and width, taken from `size` (H, W) if unknown."""
     known = images.shape.rank is not None and None not in images.shape[1:]

@@ -6,6 +6,7 @@ Throughput and alarms are in `monitor`, checkpoints in `checkpoints`.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 from tensorflow import keras
@@ -188,7 +189,9 @@ def check_view_sizes(sizes):
     >>> simclr_tf.training.callbacks.check_view_sizes([(16, 0.5), (32, 1.0)])
     """
     ends = [end for _, end in sizes]
-    if not sizes or ends != sorted(ends) or ends[-1] != 1.0 or min(side for side, _ in sizes) < 1:
+    finite = all(math.isfinite(number) for pair in sizes for number in pair)
+    rising = finite and ends == sorted(ends) and ends[-1:] == [1.0]
+    if not rising or min(side for side, _ in sizes) < 1:
         raise ArgumentError(
             "view_sizes must be side:end pairs, sides of 1 pixel or more, ends rising to 1; "
             f"got {sizes}. For example 16:0.5,24:0.8,32:1."

@@ -12,6 +12,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -260,6 +261,10 @@ def _number_in(reader, name):
     return int(reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE"))
 
 
+def _position_in(reader):
+    return _number_in(reader, "epoch"), _number_in(reader, "step")
+
+
 def latest_position(directory):
     """Position of the latest checkpoint: (epochs done, steps done of the next epoch), or (0, 0).
 
@@ -270,10 +275,29 @@ def latest_position(directory):
     """
 
     def read(prefix):
-        reader = tf.train.load_checkpoint(prefix)
-        return _number_in(reader, "epoch"), _number_in(reader, "step")
+        return _position_in(tf.train.load_checkpoint(prefix))
 
     return _read_latest(directory, read) or (0, 0)
+
+
+class RestoredSubmodels(NamedTuple):
+    """Submodels of a run with the weights of a checkpoint.
+
+    Attributes:
+      submodels: dict of submodel by its attribute's name in the model that was trained.
+      image_size: side in pixels of the images that the run was trained on.
+      position: (epochs done, steps done of the next epoch).
+
+    Example:
+
+    >>> restored = simclr_tf.training.checkpoints.RestoredSubmodels({}, 32, (5, 0))
+    >>> restored.position[0]
+    5
+    """
+
+    submodels: dict
+    image_size: int
+    position: tuple
 
 
 def restore_submodels(directory, build, log=print):
@@ -286,7 +310,7 @@ def restore_submodels(directory, build, log=print):
       log: called with a line of text where a checkpoint cannot be read.
 
     Returns:
-      (submodels, image_size), or None without a checkpoint.
+      A `RestoredSubmodels`, or None without a checkpoint.
 
     Example:
 
@@ -296,11 +320,12 @@ def restore_submodels(directory, build, log=print):
 
     def read(prefix):
         _check_keras(prefix)
-        image_size = _number_in(tf.train.load_checkpoint(prefix), "image_size")
+        reader = tf.train.load_checkpoint(prefix)
+        image_size = _number_in(reader, "image_size")
         submodels = build(image_size)
         states = {name: _keras.trackable(submodel) for name, submodel in submodels.items()}
         root = tf.train.Checkpoint(model=tf.train.Checkpoint(**states))
         root.read(prefix).expect_partial().assert_existing_objects_matched()
-        return submodels, image_size
+        return RestoredSubmodels(submodels, image_size, _position_in(reader))
 
     return _read_latest(directory, read, log)

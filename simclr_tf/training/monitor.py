@@ -8,7 +8,7 @@ import time
 from tensorflow import keras
 
 from simclr_tf._keras import StepCallback
-from simclr_tf.errors import TrainingError
+from simclr_tf.errors import TrainingError, check_number
 from simclr_tf.training.callbacks import steps_taken
 
 
@@ -59,9 +59,9 @@ class Alarms(StepCallback):
     """Ends the run when the loss is not finite; warns when the model has learnt nothing.
 
     Args:
-      chance_loss: the loss of a model that has learnt nothing, such as ln(2N - 1) for NT-Xent with
-        a batch of N images, or ln(C) for C classes. A warning is logged, once, when an epoch ends
-        at that loss. None: no warning.
+      chance_loss: the loss of a model that has learnt nothing, 0 or more, such as ln(2N - 1) for
+        NT-Xent with a batch of N images, or ln(C) for C classes. A warning is logged, once, when an
+        epoch ends at that loss. None: no warning.
       log: called with a line of text.
       every_steps: steps between two readings of the running mean of the loss.
       warm_up_epochs: epochs without that warning.
@@ -78,6 +78,8 @@ class Alarms(StepCallback):
 
     def __init__(self, chance_loss=None, log=print, every_steps=20, warm_up_epochs=1):
         super().__init__(every_steps)
+        if chance_loss is not None:
+            check_number("chance_loss", chance_loss, at_least=0)
         self.chance_loss, self.log = chance_loss, log
         self.warm_up_epochs, self._warned = warm_up_epochs, False
 

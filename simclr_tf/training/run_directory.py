@@ -22,6 +22,7 @@ class RunDirectory:
     Attributes:
       path: `pathlib.Path` of the directory; the other attributes are paths in it.
       flags: flags.cfg, every flag of the command, one a line.
+      data: data.json, the number of training examples and a hash of their ids.
       metrics: metrics.jsonl, a JSON object per epoch.
       logs: directory of TensorBoard events.
       checkpoints: directory of checkpoints.
@@ -101,6 +102,10 @@ class RunDirectory:
                     "set to resume the run, or pass another run_dir."
                 )
         write_atomically(self.data, json.dumps(now) + "\n")
+
+    def training_examples(self):
+        """Number of examples of the training set, int; None where no run has recorded it."""
+        return json.loads(self.data.read_text())["examples"] if self.data.exists() else None
 
     @contextlib.contextmanager
     def locked(self):
