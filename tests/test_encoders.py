@@ -118,37 +118,33 @@ def test_a_mix_transformer_needs_a_size_that_is_a_multiple_of_32():
 
 # ---- keras.applications -------------------------------------------------------------------------
 
-# The smallest network of each family, and the length of h.
+# The smallest network of each family: the length of h, and whether Keras builds it in seconds.
 FAMILIES = {
-    "convnext_tiny": 768,
-    "densenet121": 1024,
-    "efficientnet_b0": 1280,
-    "efficientnetv2_b0": 1280,
-    "inception_resnet_v2": 1536,
-    "inception_v3": 2048,
-    "mobilenet": 1024,
-    "mobilenet_v2": 1280,
-    "mobilenet_v3_small": 576,
-    "nasnet_mobile": 1056,
-    "regnetx002": 368,
-    "regnety002": 368,
-    "resnet50": 2048,
-    "resnet50_v2": 2048,
-    "resnetrs50": 2048,
-    "vgg16": 512,
-    "xception": 2048,
+    "convnext_tiny": (768, True),
+    "densenet121": (1024, False),
+    "efficientnet_b0": (1280, True),
+    "efficientnetv2_b0": (1280, True),
+    "inception_resnet_v2": (1536, False),
+    "inception_v3": (2048, False),
+    "mobilenet": (1024, True),
+    "mobilenet_v2": (1280, True),
+    "mobilenet_v3_small": (576, True),
+    "nasnet_mobile": (1056, False),
+    "regnetx002": (368, True),
+    "regnety002": (368, False),
+    "resnet50": (2048, True),
+    "resnet50_v2": (2048, False),
+    "resnetrs50": (2048, False),
+    "vgg16": (512, True),
+    "xception": (2048, False),
 }
-# Keras takes seconds to connect their layers.
-MANY_LAYERS = ("densenet121", "inception_resnet_v2", "inception_v3", "nasnet_mobile", "resnetrs50")
 
 
-def of_applications(names):
-    """The names that the installed Keras has, as parameters of a test."""
-    return [
-        pytest.param(name, marks=pytest.mark.slow if name in MANY_LAYERS else ())
-        for name in names
-        if name in keras_applications.names()
-    ]
+@pytest.fixture(scope="module")
+def network(request):
+    """The encoder of a name, which the tests of that name share."""
+    side = keras_applications.NETWORKS[request.param].min_size
+    return encoders.by_name(f"keras_applications/{request.param}", side)
 
 
 def unit_images(*shape):
@@ -156,29 +152,67 @@ def unit_images(*shape):
 
 
 def input_of_first_weights(encoder, images):
-    """What the first layer with weights takes; the normalisation by 0 and 1 is none."""
-    with_weights = [
-        call
+    """What the first layer with weights takes, except for a normalisation by 0 and 1."""
+    with_weights = {
+        call.layer.name: call
         for call in _keras.layer_calls(encoder)
         if call.layer.weights and not isinstance(call.layer, keras.layers.Normalization)
-    ]
-    order = {layer.name: index for index, layer in enumerate(encoder.layers)}
-    first = min(with_weights, key=lambda call: order[call.layer.name])
-    return keras.Model(encoder.inputs, [first.arguments[0]])(images)
+    }
+    first = next(layer.name for layer in encoder.layers if layer.name in with_weights)
+    return keras.Model(encoder.inputs, [with_weights[first].arguments[0]])(images)
 
 
-@pytest.mark.parametrize("name", of_applications(FAMILIES))
-def test_a_network_of_each_family_embeds_images_in_unit_range(name):
-    side = keras_applications.NETWORKS[name].min_size
-    encoder = encoders.by_name(f"keras_applications/{name}", side)
-    width = side if name.startswith("nasnet") else side + 8
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(name, marks=() if is_quick else pytest.mark.slow)
+        for name, (_, is_quick) in FAMILIES.items()
+        if name in keras_applications.names()
+    ],
+    indirect=True,
+)
+def test_a_network_of_each_family_embeds_images_in_unit_range(network):
+    side = keras_applications.NETWORKS[network.name].min_size
+    width = network.input_shape[2] or side + 8  # NASNet takes one size
     images = unit_images(2, side, width, 3)
-    h = np.asarray(encoder(images))
-    assert h.shape == (2, FAMILIES[name]) and h.dtype == np.float32
+    h = np.asarray(network(images))
+    assert h.shape == (2, FAMILIES[network.name][0]) and h.dtype == np.float32
     assert np.isfinite(h).all() and np.any(h[0] != h[1])
-    pixels = np.ravel(input_of_first_weights(encoder, images))
+    pixels = np.ravel(input_of_first_weights(network, images))
     pixels = np.sort(pixels[pixels != 0])  # without padding
     np.testing.assert_allclose(pixels, np.sort(images[images != 0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "network, arguments, max_value",
+    [
+        ("efficientnet_b0", {}, 255),  # its documentation: takes pixels in [0, 255]
+        ("convnext_tiny", {"include_preprocessing": False}, 1),
+        ("vgg16", {}, 1),
+    ],
+    indirect=["network"],
+)
+def test_h_is_what_keras_computes_with_the_same_weights(network, arguments, max_value):
+    function = getattr(keras.applications, keras_applications.NETWORKS[network.name].function)
+    theirs = function(include_top=False, weights=None, pooling="avg", **arguments)
+    pairs = zip(network.get_weights(), theirs.get_weights())
+    # A depthwise kernel is [k, k, C, 1], one with groups [k, k, 1, C].
+    theirs.set_weights([weight.reshape(like.shape) for weight, like in pairs])
+    images = unit_images(2, 32, 32, 3)
+    h = np.asarray(theirs(max_value * images))
+    np.testing.assert_allclose(network(images), h, atol=1e-5 * np.abs(h).max())
+
+
+@pytest.mark.parametrize("network", ["mobilenet_v3_small"], indirect=True)
+def test_a_network_of_keras_is_folded_saved_and_loaded(network, tmp_path):
+    images = unit_images(2, 32, 32, 3)
+    h = np.asarray(network(images))
+    folded = export.folded(export.functional_copy(network, (32, 32, 3)))
+    assert not [x for x in folded.layers if isinstance(x, keras.layers.BatchNormalization)]
+    np.testing.assert_allclose(folded(images), h, atol=1e-4 * np.abs(h).max())
+    network.save(tmp_path / "encoder.keras")
+    loaded = keras.models.load_model(tmp_path / "encoder.keras")
+    np.testing.assert_allclose(loaded(images), h, atol=1e-6 * np.abs(h).max())
 
 
 @pytest.mark.slow
@@ -200,39 +234,6 @@ def test_every_network_of_keras_has_a_name():
 
 
 @pytest.mark.parametrize(
-    "name, arguments, max_value",
-    [
-        ("efficientnet_b0", {}, 255),  # its documentation: takes pixels in [0, 255]
-        ("convnext_tiny", {"include_preprocessing": False}, 1),
-        ("mobilenet_v3_small", {"include_preprocessing": False}, 1),
-        ("vgg16", {}, 1),
-    ],
-)
-def test_h_is_what_keras_computes_with_the_same_weights(name, arguments, max_value):
-    encoder = encoders.by_name(f"keras_applications/{name}", 32)
-    function = getattr(keras.applications, keras_applications.NETWORKS[name].function)
-    network = function(include_top=False, weights=None, pooling="avg", **arguments)
-    pairs = zip(encoder.get_weights(), network.get_weights())
-    network.set_weights([ours.reshape(theirs.shape) for ours, theirs in pairs])
-    images = unit_images(2, 32, 32, 3)
-    h = np.asarray(network(max_value * images))
-    np.testing.assert_allclose(encoder(images), h, atol=1e-5 * np.abs(h).max())
-
-
-def test_a_network_of_keras_is_folded_saved_and_loaded(tmp_path):
-    encoder = encoders.by_name("keras_applications/mobilenet_v3_small", 32)
-    images = unit_images(2, 32, 32, 3)
-    h = np.asarray(encoder(images))
-    folded = export.folded(export.functional_copy(encoder, (32, 32, 3)))
-    norms = [x for x in folded.layers if isinstance(x, keras.layers.BatchNormalization)]
-    assert not norms
-    np.testing.assert_allclose(folded(images), h, atol=1e-4 * np.abs(h).max())
-    encoder.save(tmp_path / "encoder.keras")
-    loaded = keras.models.load_model(tmp_path / "encoder.keras")
-    np.testing.assert_allclose(loaded(images), h, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
     "function, name, arguments",
     [("ConvNeXtTiny", "LayerScale", (0.5, 3)), ("InceptionResNetV2", "CustomScaleLayer", (0.5,))],
 )
@@ -247,11 +248,12 @@ def test_layers_that_only_keras_applications_has_are_loaded(function, name, argu
     np.testing.assert_allclose(loaded(np.ones([1, 4, 4, 3], np.float32)), expected)
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny"])
+@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v3_small"])
 def test_a_network_of_keras_returns_float32_under_mixed_precision(name):
+    """Of images whose last feature map has several pixels: the mean of one is that pixel."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     encoder = encoders.by_name(f"keras_applications/{name}")
-    h = np.asarray(encoder(unit_images(2, 32, 32, 3)))
+    h = np.asarray(encoder(unit_images(2, 64, 64, 3)))
     assert h.dtype == np.float32
     assert np.any(h != np.asarray(tf.cast(tf.cast(h, tf.bfloat16), tf.float32)))  # not rounded
 

@@ -29,7 +29,8 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
         stem: see `ResNet`; must be "auto" for other encoders, which have stems of their own.
         **kwargs: further arguments of `ResNet`, of the KerasCV backbone's class or of the function
             of `keras.applications`. Batch normalisation of the latter two is not synchronised
-            between replicas.
+            between replicas. EfficientNets have stochastic depth in training, so that
+            `micro_batch_size` of `SimCLR` refuses them on Keras 2.
 
     Returns:
         A `keras.Model` from images, float [batch, height, width, 3] in [0, 1], to h, float32
