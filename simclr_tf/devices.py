@@ -1,5 +1,6 @@
 """CPU or accelerator: what depends on the device, such as precision and steps per execution."""
 
+import functools
 import math
 
 import tensorflow as tf
@@ -28,6 +29,22 @@ def under_xla():
     False
     """
     return _keras.under_xla()
+
+
+@functools.cache
+def convolves_nothing():
+    """Whether a convolution of no images has the right shape on this device; computed once.
+
+    oneDNN's, which TensorFlow uses on some CPUs, has the shape of its input.
+
+    Example:
+
+    >>> simclr_tf.devices.convolves_nothing() in (True, False)
+    True
+    """
+    with tf.init_scope():
+        convolved = tf.nn.conv2d(tf.zeros([0, 4, 4, 1]), tf.zeros([3, 3, 1, 2]), 1, "SAME")
+    return tuple(convolved.shape) == (0, 4, 4, 2)
 
 
 # Steps per Python call, by device: the slower a call from the host, the more steps.

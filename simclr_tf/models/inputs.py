@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf.devices import convolves_nothing
 from simclr_tf.errors import ArgumentError
 from simclr_tf.images import check_images, unpack
 
@@ -89,15 +90,27 @@ def static_size(x):
     return tuple(x.shape[1:3]) if hasattr(x, "shape") else None
 
 
+REPLICA_RULE = "every replica needs images in every step"
+
+
+def rows_assertion(images):
+    """Returns an operation that fails on a replica without images, where layers do not take none.
+
+    None where they do, and where every step has images by its static shape.
+    """
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    if not several or images.shape[0] or convolves_nothing():
+        return None
+    return tf.debugging.Assert(tf.shape(images)[0] > 0, [REPLICA_RULE])
+
+
 def is_uneven(error):
     """Whether an error of TensorFlow comes from replicas that differ in their number of images.
 
-    Collectives of several steps in one call must all have the same shape. oneDNN's convolution of
-    no images at all has the shape of its input, which the layer after it does not take.
+    Collectives of several steps in one call must all have the same shape.
     """
-    kinds = ("Collective ops", "Incompatible shapes", "size-incompatible")
-    found = any(kind in str(error) for kind in kinds)
-    return found and isinstance(error, tf.errors.InvalidArgumentError)
+    is_wrong_input = isinstance(error, tf.errors.InvalidArgumentError)
+    return is_wrong_input and ("Collective ops" in str(error) or REPLICA_RULE in str(error))
 
 
 def may_end_unevenly(x):

@@ -246,12 +246,12 @@ class SimCLR(_keras.Model):
         """One update; Keras calls it with a batch."""
         seed = self._step_seed(self.optimizer.iterations)
         if self.micro_batch_size is None:
-            with self._range_check(data):
+            with self._input_checks(data):
                 views = self.views(data, seed)
             self._build_for(views)
             loss, logs = self._step_at_once(views, self._batch(data, seed))
         else:
-            with self._range_check(data):
+            with self._input_checks(data):
                 views_of, micro_batches = self._views_in_micro_batches(data, seed)
                 if not self.built:
                     self._build_for(views_of(0))
@@ -263,7 +263,7 @@ class SimCLR(_keras.Model):
     def test_step(self, data):
         """Loss and logs of views that are the same at each call; inference mode."""
         seed = fold_in(augmentations.as_seed(self.seed or 0), _EVALUATION_STEP)
-        with self._range_check(data):
+        with self._input_checks(data):
             views = self.views(data, seed)
         self._build_for(views)
         z = self._embed(views, training=False)
@@ -368,10 +368,14 @@ class SimCLR(_keras.Model):
         if skipped is not None:
             skipped.update_state(_keras.was_skipped(self.optimizer, scale))
 
-    def _range_check(self, data):
-        """A context in which everything waits for float images to have been found in [0, 1]."""
+    def _input_checks(self, data):
+        """A context in which everything waits for two checks of the images.
+
+        Floats are in [0, 1], and this replica has images, where its layers need some.
+        """
         images = given_images(data) if self.augment is False else unpack(data).images
-        checks = [range_assertion(x) for x in tf.nest.flatten(images) if x.shape.rank in (4, None)]
+        batches = [x for x in tf.nest.flatten(images) if x.shape.rank in (4, None)]
+        checks = [check(x) for x in batches for check in (range_assertion, inputs.rows_assertion)]
         return tf.control_dependencies([check for check in checks if check is not None])
 
     def _build_for(self, views):
@@ -477,9 +481,9 @@ class SimCLR(_keras.Model):
             several = self.distribute_strategy.num_replicas_in_sync > 1
             if several and inputs.is_uneven(error) and inputs.may_end_unevenly(x):
                 raise ArgumentError(
-                    "every replica needs images in every step and, with steps_per_execution above "
-                    "1, as many as in the other steps; the last batch has too few. Batch the "
-                    "dataset with drop_remainder=True."
+                    f"{inputs.REPLICA_RULE} and, with steps_per_execution above 1, as many as in "
+                    "the other steps; the last batch has too few. Batch the dataset with "
+                    "drop_remainder=True."
                 ) from error
             raise
 
