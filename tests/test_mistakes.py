@@ -90,29 +90,29 @@ def test_a_wrong_path_is_usage_and_a_full_disk_is_not(action, number, code, monk
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, quick_runs):
+def inputs(tmp_path_factory, quick_runs):
     """A directory with a run, and with what can be confused with one or with a data set."""
-    place = tmp_path_factory.mktemp("place")
+    inputs = tmp_path_factory.mktemp("inputs")
     pixels = np.random.default_rng(0).integers(0, 256, [20, SIZE, SIZE, 3], np.uint8)
-    np.savez(place / "set.npz", x_train=pixels, y_train=np.arange(20) % 2)
-    untrained_run(place / "run", place / "set.npz", SIZE)
+    np.savez(inputs / "set.npz", x_train=pixels, y_train=np.arange(20) % 2)
+    untrained_run(inputs / "run", inputs / "set.npz", SIZE)
     for folder in ("empty", "home", "folder.npz"):
-        (place / folder).mkdir()
+        (inputs / folder).mkdir()
     for name in ("there.tflite", "there.npz", "there.parquet", "there.tfrecord"):
-        (place / name).touch()
-    (place / "begun").mkdir()
-    (place / "begun" / "flags.cfg").write_text("--run_dir=begun\n")
-    (place / "link").symlink_to("nowhere")
-    (place / "file").write_text("no archive")
-    (place / "damaged.npz").write_bytes(
-        (place / "set.npz").read_bytes().replace(b"NUMPY", b"numpi")
+        (inputs / name).touch()
+    (inputs / "begun").mkdir()
+    (inputs / "begun" / "flags.cfg").write_text("--run_dir=begun\n")
+    (inputs / "link").symlink_to("nowhere")
+    (inputs / "file").write_text("no archive")
+    (inputs / "damaged.npz").write_bytes(
+        (inputs / "set.npz").read_bytes().replace(b"NUMPY", b"numpi")
     )
-    np.savez(place / "objects.npz", x_train=np.array([{}, {}]))
-    np.savez(place / "other.npz", z=pixels)
+    np.savez(inputs / "objects.npz", x_train=np.array([{}, {}]))
+    np.savez(inputs / "other.npz", z=pixels)
     for folder in ("images/train", "images/test", "plain"):
-        (place / folder).mkdir(parents=True)
-        Image.fromarray(pixels[0]).save(place / folder / "0.png")
-    return place
+        (inputs / folder).mkdir(parents=True)
+        Image.fromarray(pixels[0]).save(inputs / folder / "0.png")
+    return inputs
 
 
 DATA = ["pretrain --run_dir=new", "evaluate --run_dir=run", "embed --run_dir=run --output=h.npz"]
@@ -244,15 +244,15 @@ WRONG_VALUES = [
     ],
 )
 def test_a_wrong_value_of_a_flag_is_exit_code_2(
-    command, flags, message, place, monkeypatch, capsys
+    command, flags, message, inputs, monkeypatch, capsys
 ):
     """For every command that has the flag, and every kind of wrong value."""
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("HOME", f"{place}/home")
-    before = sorted(place.rglob("*"))
+    monkeypatch.chdir(inputs)
+    monkeypatch.setenv("HOME", f"{inputs}/home")
+    before = sorted(inputs.rglob("*"))
     line = stderr_of([*command.split(), *flags.split()], 2, capsys)
-    assert message.format(place) in line
-    assert sorted(place.rglob("*")) == before
+    assert message.format(inputs) in line
+    assert sorted(inputs.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -270,9 +270,9 @@ def test_a_wrong_value_of_a_flag_is_exit_code_2(
         "evaluate --run_dir=nowhere",
     ],
 )
-def test_a_wrong_path_is_reported_before_tensorflow_is_imported(words, place, monkeypatch, capsys):
+def test_a_wrong_path_is_reported_before_tensorflow_is_imported(words, inputs, monkeypatch, capsys):
     """That takes seconds, and reading a data set or converting a model minutes."""
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(inputs)
     monkeypatch.setattr(_quiet, "import_tensorflow", lambda: pytest.fail("it is imported"))
     stderr_of(words.split(), 2, capsys)
 
@@ -473,9 +473,9 @@ def test_a_path_without_access_is_one_line(command, tmp_path, monkeypatch, capsy
     stderr_of(words, 2, capsys)
 
 
-def test_files_without_access_are_one_line(place, monkeypatch, capsys):
+def test_files_without_access_are_one_line(inputs, monkeypatch, capsys):
     """A SavedModel and an npz."""
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(inputs)
 
     def denied(path, *_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -524,10 +524,10 @@ PACKAGES = [
 
 @pytest.mark.parametrize(("module", "needs", "words"), PACKAGES)
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(
-    module, needs, words, place, monkeypatch, capsys
+    module, needs, words, inputs, monkeypatch, capsys
 ):
     """Exit code 2, since the flag asks for it."""
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(inputs)
     monkeypatch.setitem(sys.modules, module, None)
     line, package = stderr_of(words.split(), 2, capsys), module.replace("_", "-")
     assert f"{needs} needs the package {package}, which cannot be imported" in line
