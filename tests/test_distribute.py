@@ -58,7 +58,7 @@ def five_steps(replicas, optimizer="sgd", batch_norm=True, micro_batch_size=None
             rate, more = 0.002, {"epsilon": 0.1}
         model.compile(
             optimizer=optimizers.by_name(optimizer, rate, weight_decay=1e-4, **more),
-            steps_per_execution=kwargs.get("steps_per_execution"),
+            steps_per_execution=kwargs.get("steps_per_execution", 1),
         )
         if hasattr(model.optimizer, "build"):  # then `fit` traces a step once; LAMB has none
             model.optimizer.build(model.trainable_variables)
@@ -158,7 +158,7 @@ def test_steps_at_a_time_end_with_the_epoch_and_the_run(per_epoch, total, on_gpu
     assert devices.steps_per_execution(per_epoch, total) == on_gpu
 
 
-@pytest.mark.parametrize("steps_per_execution", [None, 4])
+@pytest.mark.parametrize("steps_per_execution", [1, 4])
 def test_batches_that_are_shared_unevenly(steps_per_execution):
     """Seven images, and five in the last batch, on two replicas; also several steps in a call."""
     settings = {"batch_norm": False, "batch_size": 7, "steps_per_execution": steps_per_execution}
