@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import os
 import pathlib
 import signal
@@ -571,6 +572,16 @@ def options_of_run(run_dir):
     return options_of(values).replace(run_dir=run_dir)  # the directory may have been moved
 
 
+def _check_legacy_keras():
+    """Raises unless the Keras that TF_USE_LEGACY_KERAS asks TensorFlow for is installed."""
+    value = os.environ.get("TF_USE_LEGACY_KERAS")
+    if value in ("1", "true", "True") and importlib.util.find_spec("tf_keras") is None:
+        raise errors.UsageError(
+            f"TF_USE_LEGACY_KERAS={value} needs tf-keras, which is not installed. Install the "
+            "tf-keras of TensorFlow's version, or unset the variable."
+        )
+
+
 def _execute(command, values):
     """Runs a parsed command."""
     options = options_of(values)
@@ -579,6 +590,7 @@ def _execute(command, values):
     reads_run = command.reads_run and options.run_dir
     trained = options_of_run(options.run_dir) if reads_run else None
     invocation = Invocation(flag_texts(values), command.resumable, trained)
+    _check_legacy_keras()
     from simclr_tf import _quiet
 
     # TensorFlow logs while it is imported, and XLA and the kernels when they are first used.

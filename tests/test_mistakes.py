@@ -4,6 +4,7 @@ The rule for the exit code is in docs/reliability.md, and in the code in `cli._e
 """
 
 import errno
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -275,6 +276,17 @@ def test_a_wrong_path_is_reported_before_tensorflow_is_imported(words, inputs, m
     monkeypatch.chdir(inputs)
     monkeypatch.setattr(_quiet, "import_tensorflow", lambda: pytest.fail("it is imported"))
     stderr_of(words.split(), 2, capsys)
+
+
+def test_legacy_keras_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys):
+    """TensorFlow's own message does not name what is missing."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tf_keras" else found(name)
+    )
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    line = stderr_of(["pretrain", f"--run_dir={tmp_path / 'run'}"], 2, capsys)
+    assert "TF_USE_LEGACY_KERAS=1 needs tf-keras" in line
 
 
 MISTAKES = [
