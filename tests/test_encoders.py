@@ -156,7 +156,8 @@ def input_of_first_weights(encoder, images):
     with_weights = {
         call.layer.name: call
         for call in _keras.layer_calls(encoder)
-        if call.layer.weights and not isinstance(call.layer, keras.layers.Normalization)
+        if getattr(call.layer, "weights", None)  # operations of Keras 3 have none
+        and not isinstance(call.layer, keras.layers.Normalization)
     }
     first = next(layer.name for layer in encoder.layers if layer.name in with_weights)
     return keras.Model(encoder.inputs, [with_weights[first].arguments[0]])(images)
