@@ -1,6 +1,7 @@
 """Evaluation of an encoder: features of labelled images, and classifiers on top of them.
 
-features: h, label and id of every example. knn: nearest neighbours. linear: logistic regression.
+features: h, label and id of every example. scores: what predictions are worth. knn: nearest
+neighbours. linear: logistic regression.
 """
 
 from simclr_tf.evaluate.features import (
@@ -11,14 +12,24 @@ from simclr_tf.evaluate.features import (
 )
 from simclr_tf.evaluate.knn import knn_accuracy, knn_predict
 from simclr_tf.evaluate.linear import LinearProbe, linear_probe
+from simclr_tf.evaluate.scores import (
+    confidence_interval,
+    mean_average_precision,
+    mean_per_class_accuracy,
+    top_k_accuracy,
+)
 
 __all__ = [
     "Features",
     "LinearProbe",
+    "confidence_interval",
     "extract_features",
     "knn_accuracy",
     "knn_predict",
     "linear_probe",
+    "mean_average_precision",
+    "mean_per_class_accuracy",
     "pixel_features",
     "stream_features",
+    "top_k_accuracy",
 ]
