@@ -461,6 +461,12 @@ class TestNpz:
         with pytest.raises(ValueError, match="labels must be integers"):
             self.load(tmp_path, x=np.zeros([2, 4, 4, 3], np.uint8), y=y)
 
+    def test_one_hot_labels_are_converted(self, tmp_path):
+        images = np.zeros([3, 4, 4, 3], np.uint8)
+        for y in (np.eye(4)[[2, 0, 3]], np.array([[2], [0], [3]])):
+            assert self.load(tmp_path, x=images, y=y).arrays()[1].tolist() == [2, 0, 3]
+        assert not self.load(tmp_path, x=images, y=-np.ones(3, int)).labelled
+
     def test_pickled_objects_and_other_files_are_an_error(self, tmp_path):
         with pytest.raises(ValueError, match="allow_pickle"):
             self.load(tmp_path, x=np.array([{}, {}]))
@@ -529,6 +535,13 @@ class TestTFRecord:
         write_records(tmp_path / "b", [{"image": encoded(picture(0)), "name": b"\xff"}])
         records = Records([Shard(str(tmp_path / "b"), "b")], Fields(id=("name",)))
         assert records[0].id == "\\xff"
+
+    def test_some_labels_may_be_minus_1(self, tmp_path):
+        """As TFDS writes it: the example is there, without a label."""
+        found = [{"image": encoded(picture(i)), "label": label} for i, label in enumerate([-1, 4])]
+        write_records(tmp_path / "a", found)
+        source = data.load(f"tfrecord:{tmp_path}/a")
+        assert source.labelled and source.arrays()[1].tolist() == [-1, 4] and not source.corrupt
 
     def test_labels_may_be_missing(self, tmp_path):
         write_records(tmp_path / "a", [{"image": encoded(picture(0))}])

@@ -38,7 +38,8 @@ class Source:
       num_examples: number of readable examples; of a data set too large for memory, which is not
         read in advance, the number of all examples.
       class_names: names by class index, or None.
-      labelled: whether the examples have labels.
+      labelled: whether the examples have labels; the label of some may still be -1, which stands
+        for none.
       description: one line: the split's folder, and the number of classes or the reason why there
         are no labels.
       skipped_suffixes: numbers of files in a folder that were left out because they are not images,

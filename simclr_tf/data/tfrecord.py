@@ -89,8 +89,9 @@ class Records:
         if images is None:
             raise CorruptImageError(f"no encoded image under {' or '.join(self._fields.image)}")
         label = self._label(features)
-        if self.labelled and label == UNLABELLED:
+        if label is None and self.labelled:
             raise CorruptImageError("no label, where others have one")
+        label = UNLABELLED if label is None else label
         return Example(as_text(ids) if ids else self.id(index), images, label)
 
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
@@ -111,23 +112,20 @@ class Records:
 
     def _readable_label(self, index: int) -> int:
         try:
-            return self._label(self._features(index))
+            label = self._label(self._features(index))
         except CorruptImageError:  # counted when it is read for its image
             return UNLABELLED
+        return UNLABELLED if label is None else label
 
-    def _label(self, features) -> int:
-        """The label of an example; TFDS writes -1 where there is none."""
+    def _label(self, features) -> int | None:
+        """The label of an example, None if it is missing; TFDS writes -1 where there is none."""
         label = _value(features, self._fields.label, "int64_list")
-        return UNLABELLED if label is None or label < 0 else label
+        return label if label is None else max(label, UNLABELLED)
 
     def _has_labels(self) -> bool:
-        """Whether the first readable record has a label."""
-        for index in range(min(len(self), _LABEL_SAMPLE)):
-            try:
-                return self._label(self._features(index)) != UNLABELLED
-            except CorruptImageError:  # counted when it is read for its image
-                continue
-        return False
+        """Whether one of the first records has a label."""
+        sample = range(min(len(self), _LABEL_SAMPLE))
+        return any(self._readable_label(index) != UNLABELLED for index in sample)
 
     def _locate(self, index: int) -> tuple[Shard, int]:
         """The shard of an example, and its position in that file."""

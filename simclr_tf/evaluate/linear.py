@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_tf.errors import ArgumentError, check_number
-from simclr_tf.evaluate.features import check_pair
+from simclr_tf.evaluate.features import check_pair, without_unlabelled
+from simclr_tf.evaluate.scores import mean_per_class_accuracy, top_k_accuracy
+from simclr_tf.images import UNLABELLED
 
 # From strong regularisation to nearly none, on standardised features.
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -31,7 +33,10 @@ class LinearProbe(NamedTuple):
       classes: int64 [classes], the labels of the training set, ascending.
       n_iter: int, iterations of the final fit.
       converged: bool; False where the final fit stopped at `max_iter`.
-      predicted: int64 [m], the labels predicted for the test rows.
+      predicted: int64 [m], the labels predicted for the test rows, those without a label included.
+      top_5_accuracy: float in [0, 1], on the test set; 1 where there are five classes or fewer and
+        all of them are in the training set.
+      mean_per_class_accuracy: float in [0, 1], on the test set.
 
     Example:
 
@@ -48,6 +53,8 @@ class LinearProbe(NamedTuple):
     n_iter: int
     converged: bool
     predicted: np.ndarray
+    top_5_accuracy: float
+    mean_per_class_accuracy: float
 
 
 def linear_probe(
@@ -76,9 +83,10 @@ def linear_probe(
 
     Args:
       train_h: float [n, D], features of the training set.
-      train_labels: integers [n], of at least two classes.
+      train_labels: integers [n], or one-hot [n, C], of at least two classes; rows labelled -1,
+        those without a label, are left out.
       test_h: float [m, D], features of the test set.
-      test_labels: integers [m].
+      test_labels: integers [m], or one-hot [m, C]; rows labelled -1 are not scored.
       C: float above 0, scikit-learn's inverse regularisation strength; None chooses it.
       max_iter: int, at least 1: the maximum number of iterations of each fit.
       tolerance: float above 0: a fit has converged when no entry of its gradient is larger.
@@ -102,6 +110,8 @@ def linear_probe(
     train_h, train_labels, test_h, test_labels = check_pair(
         train_h, train_labels, test_h, test_labels
     )
+    train_h, train_labels = without_unlabelled(train_h, train_labels, "train")
+    without_unlabelled(test_h, test_labels, "test")  # raises where nothing could be scored
     _check_settings(train_labels, C, max_iter, tolerance)
     train_h, test_h = _standardise(train_h, test_h)
     held_out_accuracy, best_c = {}, C
@@ -111,8 +121,9 @@ def linear_probe(
     model = _classifier(best_c, max_iter, tolerance)
     converged = _fit(model, train_h, train_labels)
     predicted = model.predict(test_h)
+    scored = test_labels != UNLABELLED
     return LinearProbe(
-        accuracy=float(np.mean(predicted == test_labels)),
+        accuracy=float(np.mean(predicted[scored] == test_labels[scored])),
         train_accuracy=float(model.score(train_h, train_labels)),
         C=float(best_c),
         held_out_accuracy=held_out_accuracy,
@@ -120,7 +131,22 @@ def linear_probe(
         n_iter=int(model.n_iter_.max()),
         converged=converged,
         predicted=predicted,
+        top_5_accuracy=_top_5(model, test_h[scored], test_labels[scored]),
+        mean_per_class_accuracy=mean_per_class_accuracy(predicted[scored], test_labels[scored]),
     )
+
+
+def _top_5(model, h, labels):
+    scores = model.decision_function(h)
+    if scores.ndim == 1:  # two classes: the score of the second
+        scores = np.stack([-scores, scores], axis=1)
+    return top_k_accuracy(scores, column_of(labels, model.classes_), 5)
+
+
+def column_of(labels, classes):
+    """Returns the position of each label in `classes`, ascending; -1 where it is not there."""
+    columns = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+    return np.where(classes[columns] == labels, columns, -1)
 
 
 def _check_settings(train_labels, c, max_iter, tolerance):
