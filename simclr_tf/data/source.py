@@ -85,7 +85,9 @@ class Source:
         self.class_names, self.labelled = examples.class_names, examples.labelled
         self.description = f"{name}, split {split}: {examples.description}"
         self.skipped_suffixes = examples.skipped_suffixes
-        self.digest = _digest(examples)
+        ids = [examples.id(index) for index in range(len(examples))]
+        self.digest = _digest(ids)
+        self._id_hashes = np.array([hash(each) for each in ids], np.int64)  # of this process
         common_size = _common_size(examples)
         self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
         self.whole_side = _whole_side(self.image_size, common_size, source_size)
@@ -259,6 +261,20 @@ class Source:
             labels = np.concatenate([b["label"] for b in batches]) if self.labelled else None
         return images, labels if self.labelled else None, np.array([i.decode() for i in ids])
 
+    def labels(self) -> np.ndarray | None:
+        """The labels of the readable examples, in the order of the source; images are not decoded.
+
+        Returns:
+          int64 [n], -1 where an example has none; None where the data set has no labels.
+        """
+        if not self.labelled:
+            return None
+        return self._cache.labels[self._rows] if self.cached else self._examples.labels(self._rows)
+
+    def overlap(self, other: Source) -> int:
+        """Returns the number of examples, by their ids, that are in both of two splits."""
+        return len(np.intersect1d(self._id_hashes, other._id_hashes))
+
     @property
     def _training_side(self) -> int:
         return self.whole_side or self.image_size
@@ -341,11 +357,11 @@ def _check_batch_size(batch_size: int) -> None:
         raise ArgumentError(f"batch_size must be at least 1; got {batch_size}.")
 
 
-def _digest(examples: Examples) -> str:
+def _digest(ids: list[str]) -> str:
     """Hexadecimal SHA-256 of the ids."""
     digest = hashlib.sha256()
-    for index in range(len(examples)):
-        digest.update(examples.id(index).encode() + b"\n")
+    for each in ids:
+        digest.update(each.encode() + b"\n")
     return digest.hexdigest()
 
 

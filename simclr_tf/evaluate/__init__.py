@@ -1,7 +1,7 @@
 """Evaluation of an encoder: features of labelled images, and classifiers on top of them.
 
 features: h, label and id of every example. scores: what predictions are worth. knn: nearest
-neighbours. linear: logistic regression.
+neighbours. linear: logistic regression. linear_on_views: a linear layer trained on crops and flips.
 """
 
 from simclr_tf.evaluate.features import (
@@ -12,6 +12,7 @@ from simclr_tf.evaluate.features import (
 )
 from simclr_tf.evaluate.knn import knn_accuracy, knn_predict
 from simclr_tf.evaluate.linear import LinearProbe, linear_probe
+from simclr_tf.evaluate.linear_on_views import LinearClassifier, linear_classifier
 from simclr_tf.evaluate.scores import (
     confidence_interval,
     mean_average_precision,
@@ -21,11 +22,13 @@ from simclr_tf.evaluate.scores import (
 
 __all__ = [
     "Features",
+    "LinearClassifier",
     "LinearProbe",
     "confidence_interval",
     "extract_features",
     "knn_accuracy",
     "knn_predict",
+    "linear_classifier",
     "linear_probe",
     "mean_average_precision",
     "mean_per_class_accuracy",

@@ -110,8 +110,8 @@ def stream_features(encoder, dataset, image_size=None):
     >>> [features.h.shape for features in stream]
     [(5, 8), (3, 8)]
     """
-    _check_finite(dataset)
-    encode = _inference(encoder)
+    check_finite(dataset)
+    encode = inference(encoder)
     num_images = num_batches = padded_size = 0
     first = None
     for batch in dataset:
@@ -240,7 +240,7 @@ def check_same_width(train_h, test_h):
         )
 
 
-def _inference(encoder):
+def inference(encoder):
     """Returns a function from images to the encoder's float32 output in inference mode."""
     if not isinstance(encoder, keras.layers.Layer):
         # Not compiled: it may use NumPy, or be a tf.function or a loaded SavedModel.
@@ -261,7 +261,8 @@ def _takes_training(function):
         return False
 
 
-def _check_finite(dataset):
+def check_finite(dataset):
+    """Raises ArgumentError for a `tf.data.Dataset` that is known to be endless."""
     cardinality = getattr(dataset, "cardinality", None)
     if cardinality and cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ArgumentError(

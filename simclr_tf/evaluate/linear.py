@@ -150,16 +150,23 @@ def column_of(labels, classes):
 
 
 def _check_settings(train_labels, c, max_iter, tolerance):
-    classes = np.unique(train_labels)
-    if len(classes) < 2:
-        raise ArgumentError(
-            f"train_labels must have two classes or more; got only label {classes[0]}. "
-            "A split of sorted data may have a single class: shuffle the data before the split."
-        )
+    check_classes(train_labels)
     if c is not None:
         check_number("C", c, above=0, hint="None chooses it on the training set.")
     check_number("max_iter", max_iter, at_least=1, whole=True, hint="The default is 300.")
     check_number("tolerance", tolerance, above=0, hint="The default is 1e-3.")
+
+
+def check_classes(train_labels):
+    """Returns the labels that there are, ascending, without -1; raises unless there are two."""
+    classes = np.unique(train_labels[train_labels != UNLABELLED])
+    if len(classes) < 2:
+        label = classes[0] if len(classes) else UNLABELLED
+        raise ArgumentError(
+            f"train_labels must have two classes or more; got only label {label}. "
+            "A split of sorted data may have a single class: shuffle the data before the split."
+        )
+    return classes
 
 
 def _standardise(train_h, test_h):
