@@ -1,9 +1,13 @@
 """Evaluation of an encoder: features of labelled images, and classifiers on top of them.
 
-features: h, label and id of every example. scores: what predictions are worth. knn: nearest
-neighbours. linear: logistic regression. linear_on_views: a linear layer trained on crops and flips.
+features: h, label and id of every example. feature_variants: averaged over views, whitened.
+feature_cache: features on disk. duplicates: images that are in both splits. scores: what
+predictions are worth. knn: nearest neighbours. linear: logistic regression. linear_on_views: a
+linear layer trained on crops and flips. transfer: data sets and their metrics, tables of results.
 """
 
+from simclr_tf.evaluate.duplicates import count_near_duplicates, small_grey
+from simclr_tf.evaluate.feature_variants import average_over_views, whiten
 from simclr_tf.evaluate.features import (
     Features,
     extract_features,
@@ -24,7 +28,9 @@ __all__ = [
     "Features",
     "LinearClassifier",
     "LinearProbe",
+    "average_over_views",
     "confidence_interval",
+    "count_near_duplicates",
     "extract_features",
     "knn_accuracy",
     "knn_predict",
@@ -33,6 +39,8 @@ __all__ = [
     "mean_average_precision",
     "mean_per_class_accuracy",
     "pixel_features",
+    "small_grey",
     "stream_features",
     "top_k_accuracy",
+    "whiten",
 ]
