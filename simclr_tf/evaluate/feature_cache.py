@@ -129,9 +129,9 @@ class FeatureCache:
 def _read(path, text):
     """Returns the arrays of a file, or None if it is missing, damaged or of other settings."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["settings"]) != text:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if str(arrays["settings"]) != text:
                 return None
-            return {name: file[name] for name in file.files if name != "settings"}
+            return {name: arrays[name] for name in arrays.files if name != "settings"}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
