@@ -581,7 +581,10 @@ def prepared(tmp_path_factory):
 
     def store(name, features, examples):
         def stream(examples):
-            spec = {key: tf.TensorSpec([], tf.int64) for key in features}
+            spec = {
+                key: tf.TensorSpec([None] if key.startswith("labels") else [], tf.int64)
+                for key in features
+            }
             for key, shape in (("image", features["image"].shape), ("id", [])):
                 if key in features:
                     dtype = tf.uint8 if key == "image" else tf.string
@@ -604,6 +607,21 @@ def prepared(tmp_path_factory):
         "id": tfds.features.Text(),
     }
     store("tiny", features, {"train": tiny[:20], "test": tiny[20:]})
+    several = [[], [1, 2], [0], [0, 1, 2]]
+    store(
+        "several",
+        {
+            "image": tfds.features.Image(shape=(8, 8, 3)),
+            "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=["x", "y", "z"])),
+            "labels_no_difficult": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=3)),
+        },
+        {
+            "train": [
+                {"image": picture(i), "labels": classes, "labels_no_difficult": classes[-1:]}
+                for i, classes in enumerate(several)
+            ]
+        },
+    )
     grey = [{"image": picture(i)[..., :1]} for i in range(4)]
     store("grey", {"image": tfds.features.Image(shape=(8, 8, 1))}, {"train": grey})
     return root
@@ -623,6 +641,16 @@ class TestTFDS:
     def test_class_names_and_size(self, prepared):
         source = data.load("tiny", "train", data_dir=prepared)
         assert (source.class_names, source.image_size) == (["x", "y", "z"], 8)
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**20])
+    def test_images_of_several_classes(self, prepared, cache_bytes):
+        """1 for a class, -1 where it is difficult: in `labels`, not in `labels_no_difficult`."""
+        source = data.load("several", "train[1:]", data_dir=prepared, cache_bytes=cache_bytes)
+        assert source.multi_label and not source.labelled and source.labels() is None
+        assert source.class_names == ["x", "y", "z"]
+        assert "3 classes, several per image" in source.description
+        assert source.targets().tolist() == [[0, -1, 1], [1, 0, 0], [-1, -1, 1]]
+        assert not data.load("tiny", data_dir=prepared).multi_label
 
     def test_grey_without_labels(self, prepared):
         source = data.load("grey", data_dir=prepared)

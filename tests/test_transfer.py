@@ -9,6 +9,9 @@ import runs
 import tensorflow as tf
 from PIL import Image
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.preprocessing import StandardScaler
 from tensorflow import keras
 from test_pretrained import Official
 
@@ -16,6 +19,7 @@ from simclr_tf import cli, data, evaluate
 from simclr_tf.commands import build, protocols
 from simclr_tf.evaluate import count_near_duplicates, small_grey, transfer, whiten
 from simclr_tf.evaluate.feature_cache import FeatureCache, digest_of_encoder, digest_of_source
+from simclr_tf.evaluate.linear import C_GRID
 
 SIDE = 8
 
@@ -65,20 +69,20 @@ def run(capsys, *flags):
     return json.loads(out.splitlines()[-1]), out, error
 
 
-def features_of(place, layer_of=lambda encoder, head, images: encoder(images, training=False)):
+def output_of(encoder, head, images):
+    return encoder(images, training=False)
+
+
+def features_of(place, layer_of=output_of, images=None):
     """Output of a layer, and labels, of both splits, computed with the model's own methods."""
     options = cli.options_of_run(str(place / "run"))
     loaded = build.load_encoder(cli.Options(image_size=None), options, projection_head=True)
     with np.load(place / "set.npz") as arrays:
-        return [
-            (
-                layer_of(
-                    loaded.encoder, loaded.projection_head, arrays[f"x_{split}"] / np.float32(255)
-                ),
-                arrays[f"y_{split}"],
-            )
-            for split in ("train", "test")
-        ]
+        labels = arrays["y_train"], arrays["y_test"]
+        images = images or {split: arrays[f"x_{split}"] for split in ("train", "test")}
+    floats = [images[split] / np.float32(255) for split in ("train", "test")]
+    outputs = [layer_of(loaded.encoder, loaded.projection_head, each) for each in floats]
+    return list(zip(outputs, labels))
 
 
 # ---- one data set
@@ -307,6 +311,97 @@ def test_splits_that_share_examples_are_known_by_their_ids(place):
     assert uncached.overlap(test) == 6 and load(folder, "train").overlap(test) == 0
 
 
+# ---- images of several classes
+
+
+def targets_of(count, seed):
+    """Features of three classes, any of which an image may have; a tenth is unknown."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((count, 3)) < 0.4).astype(np.int8)
+    h = targets @ np.random.default_rng(8).normal(size=(3, 6)) + rng.normal(size=(count, 6))
+    targets[rng.random((count, 3)) < 0.1] = -1
+    return h.astype(np.float32), targets
+
+
+def test_knn_of_several_classes_is_the_double_loop():
+    (train_h, targets), (test_h, _) = targets_of(50, 0), targets_of(9, 1)
+    found = evaluate.multi_label_knn(train_h, targets, test_h, k=7, temperature=0.2)
+    for query, scores in zip(test_h, found):
+        cosine = train_h @ query / np.linalg.norm(train_h, axis=1) / np.linalg.norm(query)
+        nearest = np.argsort(-cosine)[:7]
+        weights = np.exp(cosine[nearest] / 0.2)
+        expected = [weights[targets[nearest, c] == 1].sum() / weights.sum() for c in range(3)]
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_the_probe_of_several_classes_is_scikit_learns():
+    (train_h, targets), (test_h, test_targets) = targets_of(300, 0), targets_of(200, 1)
+    found = evaluate.multi_label_probe(train_h, targets, test_h, test_targets, C=0.1)
+    precisions = []
+    for c in range(3):
+        known, scored = targets[:, c] >= 0, test_targets[:, c] >= 0
+        scaler = StandardScaler().fit(train_h)
+        model = LogisticRegression(C=0.1, tol=1e-3).fit(
+            scaler.transform(train_h)[known], targets[known, c]
+        )
+        scores = model.decision_function(scaler.transform(test_h)[scored])
+        precisions.append(average_precision_score(test_targets[scored, c], scores))
+    assert found.mean_average_precision == pytest.approx(np.mean(precisions), abs=1e-3)
+    assert found.scores.shape == (200, 3) and found.C == 0.1
+    chosen = evaluate.multi_label_probe(train_h, targets, test_h, test_targets)
+    other = evaluate.multi_label_probe(train_h, targets, test_h[:50], 1 - abs(test_targets[:50]))
+    assert chosen.C == other.C in C_GRID  # the test set has no say
+    with pytest.raises(ValueError, match=r"test_targets must be \[200, C\]"):
+        evaluate.multi_label_probe(train_h, targets, test_h, test_targets[1:])
+
+
+def test_a_table_of_images_of_several_classes(place, tmp_path, capsys):
+    """VOC2007's metric of a set in TFDS's form; twice, the second time from the cache."""
+    import tensorflow_datasets as tfds
+
+    classes = tfds.features.Sequence(tfds.features.ClassLabel(num_classes=4))
+    features = {"image": tfds.features.Image(shape=(SIDE, SIDE, 3)), "labels": classes}
+    signature = {
+        "image": tf.TensorSpec((SIDE, SIDE, 3), tf.uint8),
+        "labels": tf.TensorSpec([None], tf.int64),
+    }
+    splits, arrays = {}, {}
+    for split, seed in (("train", 5), ("test", 6)):
+        (a, y_a), (b, y_b) = pictures(60, seed), pictures(60, seed + 10)
+        a[:, SIDE // 2 :] = b[:, SIDE // 2 :]
+        arrays[split] = a, np.maximum(np.eye(4)[y_a], np.eye(4)[y_b])
+        found = [{"image": image, "labels": sorted({*pair})} for image, *pair in zip(a, y_a, y_b)]
+        splits[split] = tf.data.Dataset.from_generator(
+            lambda found=found: iter(found), output_signature=signature
+        )
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="halves",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets=splits,
+        data_dir=tmp_path,
+        disable_shuffling=True,
+    )
+    flags = [f"--run_dir={place / 'run'}", "--dataset=voc2007=halves,halves", "--knn_k=5"]
+    flags += [f"--output={tmp_path}/table", f"--data_dir={tmp_path}", "--protocol=knn,linear"]
+    result, _, _ = run(capsys, *flags)
+    voc, plain = result["rows"]
+    assert (voc["metric"], plain["metric"]) == ("mAP (11 points)", "mAP")
+    pairs = features_of(place, images={key: x for key, (x, _) in arrays.items()})
+    (train_h, _), (test_h, _) = pairs
+    y, y_test = arrays["train"][1], arrays["test"][1]
+    scores = evaluate.multi_label_knn(np.asarray(train_h), y, np.asarray(test_h), k=5)
+    assert plain["knn"] == pytest.approx(evaluate.mean_average_precision(scores, y_test), abs=0.01)
+    assert voc["knn"] == pytest.approx(
+        evaluate.mean_average_precision(scores, y_test, eleven_points=True), abs=0.02
+    )
+    assert voc["linear"] != plain["linear"] and voc["train_examples"] == 60
+    assert run(capsys, *flags)[0]["rows"] == result["rows"]
+    views = [*flags, "--protocol=linear_views"]
+    assert cli.main(["evaluate", *views]) == 2
+    assert "linear_views needs images of one class each" in capsys.readouterr().err
+
+
 # ---- several data sets
 
 
@@ -331,7 +426,7 @@ def test_a_table_has_a_row_for_each_data_set(table, place, tmp_path, capsys):
     _, rows, text = table
     assert [row["error"] is None for row in rows] == [True, True, False, False, False]
     assert "must be prepared on disk first" in rows[2]["error"]
-    assert "several labels per image" in rows[3]["error"]
+    assert "must be prepared on disk first" in rows[3]["error"]
     assert "Pass birdsnap=folder:PATH" in rows[4]["error"] and rows[4]["error"] in text
     with open(tmp_path / "table" / "table.csv", newline="") as file:
         from_csv = list(csv.DictReader(file))
@@ -381,9 +476,9 @@ def test_a_second_table_computes_no_features(table, place, tmp_path, capsys, mon
 
 def test_no_data_set_at_all_is_a_failure(place, tmp_path, capsys):
     """Exit code 2; the table is there."""
-    flags = [f"--run_dir={place / 'run'}", "--dataset=birdsnap,voc2007", f"--output={tmp_path}/t"]
+    flags = [f"--run_dir={place / 'run'}", "--dataset=birdsnap,aircraft", f"--output={tmp_path}/t"]
     assert cli.main(["evaluate", *flags]) == 2
-    assert "none of birdsnap, voc2007 could be scored" in capsys.readouterr().err
+    assert "none of birdsnap, aircraft could be scored" in capsys.readouterr().err
     assert (tmp_path / "t" / "table.csv").read_text().count("\n") == 3
 
 

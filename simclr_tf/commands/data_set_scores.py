@@ -36,7 +36,7 @@ def load_splits(options, image_size, **arguments):
 
 
 def _labelled(source):
-    if not source.labelled:
+    if not source.labelled and not source.multi_label:
         raise UsageError(
             f"evaluation needs labels; {source.name} ({source.split}) has none. "
             "Put the images into class folders, or use `simclr-tf embed`."
@@ -80,10 +80,13 @@ class DataSetScores:
                 for view in sorted(views)
             }
         if not self.counts:
-            self._count([arrays for arrays in features["1"]])
+            self._count(features["1"])
         by_layer = {
             view: [_by_layer(layers, arrays) for arrays in pair] for view, pair in features.items()
         }
+        targets = None
+        if "targets" in features["1"][0]:
+            targets = tuple(arrays["targets"] for arrays in features["1"])
         scores = {}
         for name in layers.names:
             plain, of_knn = (
@@ -91,7 +94,7 @@ class DataSetScores:
                 for view in ("1", self._options.knn_views if "knn" in protocols else "1")
             )
             encoder = layers.only(name)
-            task = Task(self._train, self._test, *plain, tuple(of_knn), encoder)
+            task = Task(self._train, self._test, *plain, tuple(of_knn), encoder, targets)
             with report_unreadable(*sources):
                 for protocol in protocols:
                     found = PROTOCOLS[protocol].run(self._options, task)
@@ -99,7 +102,7 @@ class DataSetScores:
         return scores
 
     def _features(self, source, layers, views, loaded):
-        """{"h", "labels", "small"} of a split, from the cache or computed."""
+        """{"h", "labels" or "targets", "small"} of a split, from the cache or computed."""
         encoder = evaluate.average_over_views(layers.encoder, views)
         key = loaded and digest_of_encoder(loaded.encoder)
         if key is None or not self._cache.stores:
@@ -126,7 +129,10 @@ class DataSetScores:
                 yield batch
 
         features = evaluate.extract_features(encoder, batches())
-        return {"h": features.h, "labels": features.labels, "small": np.concatenate(small)}
+        labels, targets = features.labels, source.targets()
+        # Images that may have several classes have no label.
+        found = {"labels": labels} if targets is None else {"targets": targets}
+        return {"h": features.h, "small": np.concatenate(small), **found}
 
     def _count(self, pair):
         train, test = pair
@@ -134,8 +140,8 @@ class DataSetScores:
         self.counts = {
             "train_examples": len(train["h"]),
             "test_examples": len(test["h"]),
-            "train_unlabelled": int(np.sum(train["labels"] == UNLABELLED)),
-            "test_unlabelled": int(np.sum(test["labels"] == UNLABELLED)),
+            "train_unlabelled": int(np.sum(train.get("labels", 0) == UNLABELLED)),
+            "test_unlabelled": int(np.sum(test.get("labels", 0) == UNLABELLED)),
             "near_duplicates": duplicates,
         }
         for split in ("train", "test"):
@@ -154,5 +160,5 @@ class DataSetScores:
 
 def _by_layer(layers, arrays):
     """`Features` of each layer."""
-    labels = arrays["labels"]
+    labels = arrays.get("labels")
     return {name: evaluate.Features(h, labels) for name, h in layers.split(arrays["h"]).items()}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_tf import evaluate
+from simclr_tf import errors, evaluate
 from simclr_tf.evaluate.linear import C_GRID
 from simclr_tf.images import UNLABELLED
 
@@ -20,6 +20,7 @@ class Task(NamedTuple):
       train_features, test_features: `Features` of one view of each image.
       knn_features: (of train, of test): `Features` averaged over the views of --knn_views.
       encoder: maps images [B, H, W, 3], float32 in [0, 1], to the features.
+      targets: (of train, of test): [n, C] where images may have several classes; else None.
     """
 
     train: Any
@@ -28,6 +29,7 @@ class Task(NamedTuple):
     test_features: evaluate.Features
     knn_features: tuple
     encoder: Callable
+    targets: tuple | None = None
 
 
 class Protocol(NamedTuple):
@@ -35,7 +37,8 @@ class Protocol(NamedTuple):
 
     Attributes:
       run: (options, task) -> dict of scores; that with the protocol's own name is its accuracy, and
-        NAME_mean_per_class is the mean per class.
+        NAME_mean_per_class is the mean per class. Where images may have several classes, they are
+        the mean average precision, and NAME_11_points is VOC2007's.
       headings: headings of the printed table by score.
       settings: options -> dict of all settings that the scores depend on.
     """
@@ -50,6 +53,10 @@ def _knn(options, task):
     train_h, test_h = train.h, test.h
     if options.knn_whiten:
         train_h, test_h = evaluate.whiten(train_h, test_h)
+    if task.targets:
+        k, temperature = options.knn_k, options.knn_temperature
+        scores = evaluate.multi_label_knn(train_h, task.targets[0], test_h, k, temperature)
+        return {"k": min(k, len(train_h)), **_precisions("knn", [scores], task)}
     labelled = test.labels != UNLABELLED
     labels, neighbours = test.labels[labelled], int(np.sum(train.labels != UNLABELLED))
 
@@ -79,9 +86,15 @@ def _linear(options, task):
     train, test = task.train_features, task.test_features
 
     def probe(seed):
+        if task.targets:
+            y_train, y_test = task.targets
+            return evaluate.multi_label_probe(train.h, y_train, test.h, y_test, seed=seed)
         return evaluate.linear_probe(train.h, train.labels, test.h, test.labels, seed=seed)
 
     probes = [probe(seed) for seed in range(options.seeds)]
+    if task.targets:
+        scores = _precisions("linear", [each.scores for each in probes], task)
+        return {**scores, "linear_C": [each.C for each in probes]}
     scores = _over_seeds("linear", probes)
     scores["linear_C"] = [each.C for each in probes]
     scores["linear_converged"] = all(each.converged for each in probes)
@@ -100,6 +113,11 @@ def _linear_settings(options):
 
 
 def _linear_views(options, task):
+    if task.targets:
+        raise errors.UsageError(
+            f"--protocol=linear_views needs images of one class each; those of {task.test.name} "
+            "may have several. Pass --protocol=knn,linear."
+        )
     results = [
         evaluate.linear_classifier(
             task.encoder,
@@ -136,18 +154,31 @@ def _linear_views_settings(options):
 
 def _over_seeds(name, results):
     """The mean of each score over seeds, with its confidence interval if there are several."""
-    scores = {
-        name: float(np.mean([each.accuracy for each in results])),
-        f"{name}_top_5": float(np.mean([each.top_5_accuracy for each in results])),
-        f"{name}_mean_per_class": float(
-            np.mean([each.mean_per_class_accuracy for each in results])
-        ),
+    fields = {
+        name: "accuracy",
+        f"{name}_top_5": "top_5_accuracy",
+        f"{name}_mean_per_class": "mean_per_class_accuracy",
     }
-    if len(results) > 1:
-        for key, field in (("", "accuracy"), ("_mean_per_class", "mean_per_class_accuracy")):
-            values = [getattr(each, field) for each in results]
-            half_width = evaluate.confidence_interval(values)[1]
-            scores[f"{name}{key}_confidence_95"] = half_width
+    return _means({key: [getattr(r, field) for r in results] for key, field in fields.items()})
+
+
+def _precisions(name, scores_by_seed, task):
+    """Mean average precisions of scores [m, C], over seeds as in `_over_seeds`."""
+
+    def precisions(eleven_points):
+        return [
+            evaluate.mean_average_precision(scores, task.targets[1], eleven_points)
+            for scores in scores_by_seed
+        ]
+
+    return _means({name: precisions(False), f"{name}_11_points": precisions(True)})
+
+
+def _means(values_by_key):
+    scores = {key: float(np.mean(values)) for key, values in values_by_key.items()}
+    for key, values in values_by_key.items():
+        if len(values) > 1:
+            scores[f"{key}_confidence_95"] = evaluate.confidence_interval(values)[1]
     return scores
 
 

@@ -12,7 +12,9 @@ from simclr_tf.commands.protocols import protocol_names, settings_of
 from simclr_tf.evaluate.feature_cache import FeatureCache
 from simclr_tf.evaluate.transfer import (
     MEAN_AP,
+    MEAN_AP_11,
     MEAN_PER_CLASS,
+    TOP_1,
     customary,
     markdown,
     write_table,
@@ -76,6 +78,8 @@ def _rows(options, trained, loaded, layers, protocols, name, cache):
         reason = " ".join(str(error).split())
         log(f"{name}: {reason}")
         return [_row(protocols, name, data_set, error=reason)]
+    if train.multi_label and data_set.metric == TOP_1:
+        data_set = data_set._replace(metric=MEAN_AP)
     splits = {"train_split": train.split, "test_split": test.split}
     return [
         _row(protocols, name, data_set, layer=layer, **splits, **scores.counts, **found)
@@ -87,11 +91,6 @@ def _load(options, trained, loaded, protocols, name, data_set):
     if data_set.load_as is None:
         raise errors.UsageError(
             f"TFDS does not have {name}. Pass {name}=folder:PATH, with folders train and test."
-        )
-    if data_set.metric == MEAN_AP:
-        raise errors.UsageError(
-            f"{name} has several labels per image, which `data.load` does not read; "
-            "`evaluate.mean_average_precision` scores predictions that were made elsewhere."
         )
     images = DataOptions.of(options, trained)
     own = trained is not None and name == trained.dataset
@@ -112,7 +111,7 @@ def _load(options, trained, loaded, protocols, name, data_set):
 def _row(protocols, name, data_set, **found):
     """The columns of the table; each protocol's score is that of the data set's metric."""
     row = {"dataset": name, "layer": found.get("layer"), "metric": data_set.metric}
-    suffix = "_mean_per_class" if data_set.metric == MEAN_PER_CLASS else ""
+    suffix = {MEAN_PER_CLASS: "_mean_per_class", MEAN_AP_11: "_11_points"}.get(data_set.metric, "")
     for protocol in protocols:
         row[protocol] = found.get(protocol + suffix)
         row[f"{protocol}_confidence_95"] = found.get(f"{protocol}{suffix}_confidence_95")

@@ -40,6 +40,7 @@ class Source:
       class_names: names by class index, or None.
       labelled: whether the examples have labels; the label of some may still be -1, which stands
         for none.
+      multi_label: whether an image may have several classes (`targets`); `labelled` is then False.
       description: one line: the split's folder, and the number of classes or the reason why there
         are no labels.
       skipped_suffixes: numbers of files in a folder that were left out because they are not images,
@@ -83,6 +84,7 @@ class Source:
             )
         self.name, self.split = name, split
         self.class_names, self.labelled = examples.class_names, examples.labelled
+        self.multi_label = getattr(examples, "multi_label", False)
         self.description = f"{name}, split {split}: {examples.description}"
         self.skipped_suffixes = examples.skipped_suffixes
         ids = [examples.id(index) for index in range(len(examples))]
@@ -99,7 +101,7 @@ class Source:
         if self.cached:
             self._cache = Cache(self._total, self._training_side, self._read_for_training)
             self.check_corrupt()
-            if not self.whole_side:
+            if not self.whole_side and not self.multi_label:
                 self._examples = None  # what they hold in memory has been copied
         self._rows = np.array([i for i in range(self._total) if i not in self._corrupt], np.int64)
         self.num_examples = len(self._rows)
@@ -270,6 +272,19 @@ class Source:
         if not self.labelled:
             return None
         return self._cache.labels[self._rows] if self.cached else self._examples.labels(self._rows)
+
+    def targets(self) -> np.ndarray | None:
+        """The classes of images that may have several, for the examples that `batches` has read.
+
+        Returns:
+          int8 [n, C]: 1 where an image has the class, 0 where it has not, -1 where that is
+          unknown ("difficult"); None where `multi_label` is False.
+        """
+        if not self.multi_label:
+            return None
+        with self._lock:
+            rows = [row for row in self._rows if row not in self._corrupt]
+        return self._examples.targets(np.array(rows, np.int64))
 
     def overlap(self, other: Source) -> int:
         """Returns the number of examples, by their ids, that are in both of two splits."""

@@ -29,11 +29,17 @@ _CHUNK = 256  # records that a thread reads per task
 
 
 class Fields(NamedTuple):
-    """Feature keys of a `tf.train.Example`; of several keys, the first one present is used."""
+    """Feature keys of a `tf.train.Example`; of several keys, the first one present is used.
+
+    `classes` is the key of a list of class indices, where an image may have several classes;
+    `certain_classes` that of those which are not marked as difficult.
+    """
 
     image: tuple[str, ...] = _IMAGE_KEYS
     label: tuple[str, ...] = _LABEL_KEYS
     id: tuple[str, ...] = ()
+    classes: str | None = None
+    certain_classes: str | None = None
 
 
 class Shard(NamedTuple):
@@ -70,8 +76,11 @@ class Records:
         counts = [len(each) for each in offsets]
         self._first = np.cumsum([0, *counts])  # position of each shard's first record
         self.labelled = self._has_labels()
-        self.class_names = class_names if self.labelled else None
+        self.multi_label = fields.classes is not None
+        self.class_names = class_names if self.labelled or self.multi_label else None
         self.description = describe_labels(self.class_names, self.labelled)
+        if self.multi_label:
+            self.description = f"{len(class_names)} classes, several per image"
         self.skipped_suffixes = {}
 
     def __len__(self) -> int:
@@ -109,6 +118,21 @@ class Records:
             return np.array(
                 [label for labels in pool.map(read, chunks) for label in labels], np.int64
             )
+
+    def targets(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the classes of images that may have several, without decoding images.
+
+        Returns:
+          int8 [n, C]: 1 where an image has the class, -1 where it has it but is marked as
+          difficult, 0 where it has not.
+        """
+        targets = np.zeros((len(indices), len(self.class_names)), np.int8)
+        for row, index in enumerate(indices):
+            features = self._features(int(index))
+            for key, value in ((self._fields.classes, -1), (self._fields.certain_classes, 1)):
+                if key in features:
+                    targets[row, list(features[key].int64_list.value)] = value
+        return targets
 
     def _readable_label(self, index: int) -> int:
         try:

@@ -3,7 +3,8 @@
 features: h, label and id of every example. feature_variants: averaged over views, whitened.
 feature_cache: features on disk. duplicates: images that are in both splits. scores: what
 predictions are worth. knn: nearest neighbours. linear: logistic regression. linear_on_views: a
-linear layer trained on crops and flips. transfer: data sets and their metrics, tables of results.
+linear layer trained on crops and flips. multi_label: images of several classes. transfer: data
+sets and their metrics, tables of results.
 """
 
 from simclr_tf.evaluate.duplicates import count_near_duplicates, small_grey
@@ -17,6 +18,7 @@ from simclr_tf.evaluate.features import (
 from simclr_tf.evaluate.knn import knn_accuracy, knn_predict
 from simclr_tf.evaluate.linear import LinearProbe, linear_probe
 from simclr_tf.evaluate.linear_on_views import LinearClassifier, linear_classifier
+from simclr_tf.evaluate.multi_label import MultiLabelProbe, multi_label_knn, multi_label_probe
 from simclr_tf.evaluate.scores import (
     confidence_interval,
     mean_average_precision,
@@ -28,6 +30,7 @@ __all__ = [
     "Features",
     "LinearClassifier",
     "LinearProbe",
+    "MultiLabelProbe",
     "average_over_views",
     "confidence_interval",
     "count_near_duplicates",
@@ -38,6 +41,8 @@ __all__ = [
     "linear_probe",
     "mean_average_precision",
     "mean_per_class_accuracy",
+    "multi_label_knn",
+    "multi_label_probe",
     "pixel_features",
     "small_grey",
     "stream_features",

@@ -103,17 +103,11 @@ def knn_predict(
     train_h, train_labels = without_unlabelled(train_h, train_labels, "train")
     test_h, _ = check_features(test_h, np.zeros(len(test_h), np.int64), "test")
     check_same_width(train_h, test_h)
-    if batch_size is None:
-        batch_size = max(1, _MAX_SIMILARITIES // len(train_h))
     _check_settings(k, temperature, batch_size)
-    k = min(k, len(train_h))
     classes, train_classes = np.unique(train_labels, return_inverse=True)
-    train_unit, test_unit = _normalise(train_h), _normalise(test_h)
     predicted = []
-    for start in range(0, len(test_unit), batch_size):
-        nearest = _nearest(test_unit[start : start + batch_size], train_unit, k)
-        similarities, indices = (tensor.numpy() for tensor in nearest)  # [b, k]
-        weights = _weights(similarities, temperature) if weighted else np.ones(similarities.shape)
+    for similarities, indices in nearest_rows(train_h, test_h, k, batch_size):
+        weights = weights_of(similarities, temperature) if weighted else np.ones(similarities.shape)
         predicted.append(_vote(train_classes[indices], weights, len(classes)))
     return classes[np.concatenate(predicted)]
 
@@ -121,7 +115,24 @@ def knn_predict(
 def _check_settings(k, temperature, batch_size):
     check_number("k", k, at_least=1, whole=True, hint="The usual value is 200.")
     check_number("temperature", temperature, above=0, hint="The usual value is 0.1.")
-    check_number("batch_size", batch_size, at_least=1, whole=True, hint="None chooses it.")
+    if batch_size is not None:
+        check_number("batch_size", batch_size, at_least=1, whole=True, hint="None chooses it.")
+
+
+def nearest_rows(train_h, test_h, k, batch_size=None):
+    """Yields similarities and indices [b, k] of the nearest training rows, for b test rows.
+
+    Args:
+      train_h: float32 [n, D].
+      test_h: float32 [m, D].
+      k: int, at least 1; n where it is larger.
+      batch_size: test rows at a time; None chooses it.
+    """
+    batch_size = batch_size or max(1, _MAX_SIMILARITIES // len(train_h))
+    train_unit, test_unit = _normalise(train_h), _normalise(test_h)
+    for start in range(0, len(test_unit), batch_size):
+        nearest = _nearest(test_unit[start : start + batch_size], train_unit, min(k, len(train_h)))
+        yield [tensor.numpy() for tensor in nearest]
 
 
 def _normalise(h):
@@ -137,7 +148,7 @@ def _nearest(test_unit, train_unit, k):
     return tf.math.top_k(similarities, k)  # in a tie the lower index comes first
 
 
-def _weights(similarities, temperature):
+def weights_of(similarities, temperature):
     """Returns exp(s / temperature) relative to the nearest row's, which cannot overflow."""
     similarities = similarities.astype(np.float64)
     return np.exp((similarities - similarities[:, :1]) / temperature)

@@ -113,13 +113,13 @@ def linear_probe(
     train_h, train_labels = without_unlabelled(train_h, train_labels, "train")
     without_unlabelled(test_h, test_labels, "test")  # raises where nothing could be scored
     _check_settings(train_labels, C, max_iter, tolerance)
-    train_h, test_h = _standardise(train_h, test_h)
+    train_h, test_h = standardize(train_h, test_h)
     held_out_accuracy, best_c = {}, C
     if C is None:
         held_out_accuracy = _try_grid(train_h, train_labels, max_iter, tolerance, seed)
         best_c = max(held_out_accuracy, key=held_out_accuracy.get)  # the smallest in a tie
-    model = _classifier(best_c, max_iter, tolerance)
-    converged = _fit(model, train_h, train_labels)
+    model = logistic_regression(best_c, max_iter, tolerance)
+    converged = fit(model, train_h, train_labels)
     predicted = model.predict(test_h)
     scored = test_labels != UNLABELLED
     return LinearProbe(
@@ -169,7 +169,7 @@ def check_classes(train_labels):
     return classes
 
 
-def _standardise(train_h, test_h):
+def standardize(train_h, test_h):
     """Scales both sets by the training set's mean and deviation; constant features by 1."""
     from sklearn.preprocessing import StandardScaler
 
@@ -177,13 +177,14 @@ def _standardise(train_h, test_h):
     return scaler.transform(train_h), scaler.transform(test_h)
 
 
-def _classifier(c, max_iter, tolerance, warm_start=False):
+def logistic_regression(c, max_iter, tolerance, warm_start=False):
+    """Returns scikit-learn's classifier, not fitted yet."""
     from sklearn.linear_model import LogisticRegression  # imported on use: it takes a second
 
     return LogisticRegression(C=c, max_iter=max_iter, tol=tolerance, warm_start=warm_start)
 
 
-def _fit(model, h, labels):
+def fit(model, h, labels):
     """Fits `model` in place and returns whether it converged."""
     from sklearn.exceptions import ConvergenceWarning
 
@@ -201,11 +202,11 @@ def _fit(model, h, labels):
 def _try_grid(h, labels, max_iter, tolerance, seed):
     """Returns a dict from each C of the grid to its top-1 on held-out rows."""
     fit_rows, held_out_rows = _hold_out(labels, seed)
-    model = _classifier(C_GRID[0], max_iter, tolerance, warm_start=True)
+    model = logistic_regression(C_GRID[0], max_iter, tolerance, warm_start=True)
     accuracy = {}
     for c in C_GRID:  # each fit starts from the solution of the previous one
         model.set_params(C=c)
-        _fit(model, h[fit_rows], labels[fit_rows])
+        fit(model, h[fit_rows], labels[fit_rows])
         accuracy[c] = float(model.score(h[held_out_rows], labels[held_out_rows]))
     return accuracy
 

@@ -11,7 +11,8 @@ from typing import NamedTuple, Optional
 
 from simclr_tf import _atomic
 
-TOP_1, MEAN_PER_CLASS, MEAN_AP = "top-1", "mean per class", "mAP (11 points)"
+TOP_1, MEAN_PER_CLASS = "top-1", "mean per class"
+MEAN_AP, MEAN_AP_11 = "mAP", "mAP (11 points)"
 
 
 class DataSet(NamedTuple):
@@ -19,7 +20,7 @@ class DataSet(NamedTuple):
 
     Attributes:
       load_as: name for `data.load`: its TFDS name, or None if TFDS does not have it.
-      metric: `TOP_1`, `MEAN_PER_CLASS` or `MEAN_AP`.
+      metric: `TOP_1`, `MEAN_PER_CLASS`, `MEAN_AP` or `MEAN_AP_11`.
       train_split, test_split: in TFDS syntax; the training split includes the validation split
         where there is one, as in the paper.
 
@@ -44,7 +45,7 @@ DATA_SETS = {
     "sun397": DataSet("sun397/standard-part1-120k"),  # the first of the ten partitions
     "cars": DataSet("cars196"),
     "aircraft": DataSet(None, MEAN_PER_CLASS),
-    "voc2007": DataSet("voc/2007", MEAN_AP, "train+validation"),
+    "voc2007": DataSet("voc/2007", MEAN_AP_11, "train+validation"),
     "dtd": DataSet("dtd", train_split="train+validation"),  # the first of the ten partitions
     "pets": DataSet("oxford_iiit_pet", MEAN_PER_CLASS),
     "caltech101": DataSet("caltech101", MEAN_PER_CLASS),
