@@ -281,6 +281,9 @@ def _define_evaluate(define):
     define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
     define.string("train_split", None, "By default the run's, or train.")
     define.string("test_split", None, "By default the run's, or test.")
+
+
+def _define_protocols(define):
     define.integer(
         "knn_k", 200, "Neighbours of the weighted kNN; all images where there are fewer.", 1
     )
@@ -475,7 +478,7 @@ COMMANDS = {
             name="evaluate",
             help="kNN and linear accuracy of an encoder, on one data set or several",
             run="simclr_tf.commands.evaluate:evaluate_encoder",
-            groups=(_define_common, _define_encoder, _define_evaluate),
+            groups=(_define_common, _define_encoder, _define_evaluate, _define_protocols),
             exactly_one=_ENCODER_SOURCES,
             required_without_run=("dataset",),
             check=_check_evaluate,

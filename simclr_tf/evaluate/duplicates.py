@@ -62,17 +62,28 @@ def count_near_duplicates(train_small, test_small):
     for name, small in (("train_small", train_small), ("test_small", test_small)):
         if np.ndim(small) != 3 or np.shape(small)[1:] != (_ROWS, _COLUMNS):
             raise ArgumentError(f"{name} must be [n, 8, 9]; got {np.shape(small)}. See small_grey.")
-    found = np.zeros(len(test_small), bool)
-    for first_train in range(0, len(train_small), _TRAIN_ROWS):
-        train_part = train_small[first_train : first_train + _TRAIN_ROWS]
-        train_bits = _bits(train_part)
-        for first in range(0, len(test_small), _TEST_ROWS):
-            test_part = test_small[first : first + _TEST_ROWS]
-            agreement = _bits(test_part) @ train_bits.T  # 64 - 2 x bits that differ
-            rows, columns = np.nonzero(agreement >= _BITS - 2 * _MAX_BITS)
-            near = _levels(test_part[rows], train_part[columns]) <= _MAX_LEVELS
-            found[first + rows[near]] = True
-    return int(found.sum())
+    train_small, _ = _distinct(train_small)
+    test_small, counts = _distinct(test_small)
+    left = np.arange(len(test_small))  # those for which nothing was found yet
+    for first in range(0, len(train_small), _TRAIN_ROWS):
+        part = train_small[first : first + _TRAIN_ROWS]
+        starts = range(0, len(left), _TEST_ROWS)
+        near = [_near(test_small[left[start : start + _TEST_ROWS]], part) for start in starts]
+        left = left[~np.concatenate([np.zeros(0, bool), *near])]
+    return int(counts.sum() - counts[left].sum())
+
+
+def _distinct(small):
+    """Returns the distinct small images and how often each is there."""
+    return np.unique(small, axis=0, return_counts=True)
+
+
+def _near(test_small, train_small):
+    """Returns whether each test image is nearly one of the training images, bool [m]."""
+    agreement = _bits(test_small) @ _bits(train_small).T  # 64 - 2 x the bits that differ
+    rows, columns = np.nonzero(agreement >= _BITS - 2 * _MAX_BITS)
+    near = _levels(test_small[rows], train_small[columns]) <= _MAX_LEVELS
+    return np.bincount(rows[near], minlength=len(test_small)) > 0
 
 
 _BITS = _ROWS * (_COLUMNS - 1)
