@@ -16,7 +16,7 @@ from tensorflow import keras
 from test_pretrained import Official
 
 from simclr_tf import cli, data, evaluate
-from simclr_tf.commands import build, protocols
+from simclr_tf.commands import build, layers, protocols
 from simclr_tf.evaluate import count_near_duplicates, small_grey, transfer, whiten
 from simclr_tf.evaluate.feature_cache import FeatureCache, digest_of_encoder, digest_of_source
 from simclr_tf.evaluate.linear import C_GRID
@@ -152,6 +152,20 @@ def test_all_layers_stand_side_by_side(place, capsys):
         assert result["layers"][name]["knn"] == pytest.approx(expected, abs=1 / 37)
     block, _, _ = run(capsys, run_dir, "--layer=group2,z", "--knn_k=5")
     assert block["layer"] == "group2" and block["layers"]["z"] == result["layers"]["z"]
+
+
+def test_layers_are_the_outputs_of_the_models_own_methods(place):
+    """Stored side by side, and alone."""
+    options = cli.options_of_run(str(place / "run"))
+    loaded = build.load_encoder(cli.Options(image_size=None), options, projection_head=True)
+    x = np.random.default_rng(0).random((3, SIDE, SIDE, 3)).astype(np.float32)
+    outputs = loaded.projection_head.hidden_outputs(loaded.encoder(x, training=False))
+    chosen = layers.Layers(loaded, "z,all")
+    found = chosen.split(np.asarray(chosen.encoder(x)))
+    assert list(found) == ["z", "h", "head1"]
+    for name, output in zip(("h", "head1", "z"), outputs):
+        np.testing.assert_allclose(found[name], output, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(chosen.only(name)(x), output, rtol=1e-5, atol=1e-6)
 
 
 def test_official_weights_have_layers_too(place, tmp_path, capsys):
@@ -295,6 +309,10 @@ def test_near_duplicates_are_found_and_others_are_not():
     assert count_near_duplicates(small, small_grey(other)) == 0
     both = np.concatenate([other, train[:7], train[:7]])
     assert count_near_duplicates(small, small_grey(both)) == 14  # each test image once
+    # Of little contrast: their grey is nearly the same, their structure is not.
+    faint = [125 + np.random.default_rng(seed).integers(0, 5, (9, 8, 9, 3)) for seed in (0, 1)]
+    faint = [small_grey(images.astype(np.uint8)) for images in faint]
+    assert count_near_duplicates(*faint) == 0
     with pytest.raises(ValueError, match=r"train_small must be \[n, 8, 9\]"):
         count_near_duplicates(train, small)
 
