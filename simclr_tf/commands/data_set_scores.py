@@ -72,27 +72,27 @@ class DataSetScores:
         Returns:
           Dict of layer to a dict of scores.
         """
-        views = {"1", self._options.knn_views} if "knn" in protocols else {"1"}
+        knn_views = self._options.knn_views if "knn" in protocols else "1"
+        views = {knn_views} if protocols == ["knn"] else {"1", knn_views}
         sources = (self._train, self._test)
         with report_unreadable(*sources):
             features = {
                 view: [self._features(source, layers, view, loaded) for source in sources]
                 for view in sorted(views)
             }
+        splits = features[knn_views]
         if not self.counts:
-            self._count(features["1"])
+            self._count(splits)
         by_layer = {
             view: [_by_layer(layers, arrays) for arrays in pair] for view, pair in features.items()
         }
         targets = None
-        if "targets" in features["1"][0]:
-            targets = tuple(arrays["targets"] for arrays in features["1"])
+        if "targets" in splits[0]:
+            targets = tuple(arrays["targets"] for arrays in splits)
         scores = {}
         for name in layers.names:
-            plain, of_knn = (
-                [each[name] for each in by_layer[view]]
-                for view in ("1", self._options.knn_views if "knn" in protocols else "1")
-            )
+            of_knn = [each[name] for each in by_layer[knn_views]]
+            plain = [each[name] for each in by_layer.get("1", by_layer[knn_views])]
             encoder = layers.only(name)
             task = Task(self._train, self._test, *plain, tuple(of_knn), encoder, targets)
             with report_unreadable(*sources):
@@ -104,8 +104,8 @@ class DataSetScores:
     def _features(self, source, layers, views, loaded):
         """{"h", "labels" or "targets", "small"} of a split, from the cache or computed."""
         encoder = evaluate.average_over_views(layers.encoder, views)
-        key = loaded and digest_of_encoder(loaded.encoder)
-        if key is None or not self._cache.stores:
+        key = digest_of_encoder(loaded.encoder) if loaded and self._cache.stores else None
+        if key is None:
             return self._compute(source, encoder)
         head = loaded.projection_head
         settings = {
