@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -254,14 +255,57 @@ def _define_encoder(define):
 
 
 def _define_evaluate(define):
-    define.enum("protocol", "knn", ["knn", "linear", "all"], "Which accuracy.")
+    define.string(
+        "protocol",
+        "knn",
+        "One or several of knn, linear (logistic regression on stored features) and linear_views "
+        "(a linear layer on crops and flips, as the paper trains it), joined by commas; all: knn "
+        "and linear.",
+    )
+    define.string(
+        "output",
+        None,
+        "Directory for a table (CSV, Markdown, JSON) over the data sets of --dataset=a,b,c.",
+    )
+    define.string(
+        "cache_dir",
+        None,
+        "Directory in which features are kept; by default OUTPUT/features with --output, else "
+        "none is.",
+    )
+    define.string(
+        "layer",
+        "h",
+        "Layer to score: h, head1, ..., z, or one as for export; several joined by commas; all: h "
+        "and every layer of the projection head.",
+    )
     define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
     define.string("train_split", None, "By default the run's, or train.")
     define.string("test_split", None, "By default the run's, or test.")
+
+
+def _define_protocols(define):
     define.integer(
         "knn_k", 200, "Neighbours of the weighted kNN; all images where there are fewer.", 1
     )
     define.float("knn_temperature", 0.1, "Temperature of its weights.", 1e-6)
+    define.string(
+        "knn_views",
+        "1",
+        "Views whose features kNN averages: 1, flip, or crops:N with N up to 10.",
+    )
+    define.boolean("knn_whiten", False, "kNN on ZCA-whitened features.")
+    define.integer(
+        "seeds", 1, "Repetitions of the linear protocols, for a 95 % confidence interval.", 1, 1000
+    )
+    define.integer("linear_views_epochs", 90, "Epochs of linear_views.", 1)
+    define.integer("linear_views_batch_size", 256, "Images per step of linear_views.", 1)
+    define.enum(
+        "linear_views_optimizer", "nesterov", ["nesterov", "lars"], "Optimizer of linear_views."
+    )
+    define.float(
+        "linear_views_learning_rate", 0.1, "Its peak rate, for a batch of 256, above 0.", 1e-12
+    )
 
 
 def _define_embed(define):
@@ -323,6 +367,37 @@ def _check_text(path):
             f"--run_dir must be the directory of a run; {path} cannot be read ({reason}). Restore "
             "it, or pass another directory."
         ) from error
+
+
+PROTOCOLS = ("knn", "linear", "linear_views")
+
+
+def _check_evaluate(options):
+    unknown = [word for word in options.protocol.split(",") if word not in (*PROTOCOLS, "all")]
+    if unknown:
+        raise errors.UsageError(
+            f"--protocol must be one or several of {', '.join(PROTOCOLS)}, or all; got "
+            f"{unknown[0]!r}. Join several by commas: --protocol=knn,linear."
+        )
+    if not re.fullmatch(r"1|flip|crops:([1-9]|10)", options.knn_views):
+        raise errors.UsageError(
+            "--knn_views must be 1, flip or crops:N with N in [1, 10]; got "
+            f"{options.knn_views!r}. Leave it out to use 1."
+        )
+    dataset = options.dataset or ""
+    if options.output:
+        with errors.storage_errors(options.output):
+            _atomic.check_path(os.path.join(options.output, "table.json"))
+    elif "," in dataset and not _is_path_with_comma(dataset):
+        raise errors.UsageError(
+            f"several data sets need --output, a directory for their table; got "
+            f"--dataset={dataset} without. Pass --output=DIR."
+        )
+
+
+def _is_path_with_comma(dataset):
+    kind, _, path = dataset.partition(":")
+    return kind == "tfrecord" or os.path.exists(os.path.expanduser(path))
 
 
 def _check_embed(options):
@@ -402,11 +477,12 @@ COMMANDS = {
         ),
         Command(
             name="evaluate",
-            help="kNN and linear accuracy of an encoder",
+            help="kNN and linear accuracy of an encoder, on one data set or several",
             run="simclr_tf.commands.evaluate:evaluate_encoder",
-            groups=(_define_common, _define_encoder, _define_evaluate),
+            groups=(_define_common, _define_encoder, _define_evaluate, _define_protocols),
             exactly_one=_ENCODER_SOURCES,
             required_without_run=("dataset",),
+            check=_check_evaluate,
         ),
         Command(
             name="embed",
@@ -431,7 +507,7 @@ COMMANDS = {
 
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
-_PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights")
+_PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
 
 
 def _flag_values(command):

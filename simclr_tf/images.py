@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from simclr_tf.errors import ArgumentError
 
+UNLABELLED = -1  # the label of an example that has none
 RANGE_RULE = "float images must lie in [0, 1]"
 _TOLERANCE = 1e-3  # a resize may overshoot by as much
 
@@ -73,6 +74,40 @@ def unpack(data) -> Batch:
         first.get("label", labels),
         first.get("id", ids),
         first.get("extent"),
+    )
+
+
+def class_indices(labels, name="labels"):
+    """Returns class labels as integers, from integers or from one-hot rows.
+
+    Args:
+      labels: integers [B] or [B, 1], -1 where there is no label; or one-hot [B, C], C of 2 or more,
+        of any dtype.
+      name: of the argument, for messages.
+
+    Returns:
+      int64 [B].
+
+    Raises:
+      ArgumentError: another dtype or shape, or rows without exactly one 1.
+
+    Example:
+
+    >>> simclr_tf.images.class_indices([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    array([1, 0])
+    """
+    labels = np.asarray(labels)
+    is_integer = labels.dtype.kind in "iub"
+    if labels.ndim == 2 and labels.shape[1] == 1 and is_integer:
+        labels = labels[:, 0]
+    if labels.ndim == 1 and is_integer:
+        return labels.astype(np.int64)
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iubf":
+        if np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
+            return labels.argmax(axis=1).astype(np.int64)
+    raise ArgumentError(
+        f"{name} must be integers [B], or one-hot [B, C] with one 1 in each row; got "
+        f"{labels.dtype} of shape {labels.shape}. Pass the index of each class."
     )
 
 

@@ -83,12 +83,12 @@ def one_layer(monkeypatch, no_export):
     """Runs of one convolution to 32 channels, for tests that do not depend on the encoder."""
     from tensorflow import keras
 
-    from simclr_tf.commands import build, evaluate, export, pretrain
+    from simclr_tf.commands import build, evaluate, pretrain
 
     def build_encoder(options, image_size):
         layers = keras.layers
         stack = [layers.Conv2D(32, 3), layers.BatchNormalization(), layers.GlobalAveragePooling2D()]
         return keras.Sequential([keras.Input((None, None, 3)), *stack])
 
-    for module in (build, evaluate, export, pretrain):
+    for module in (build, evaluate, pretrain):
         monkeypatch.setattr(module, "build_encoder", build_encoder)

@@ -461,6 +461,12 @@ class TestNpz:
         with pytest.raises(ValueError, match="labels must be integers"):
             self.load(tmp_path, x=np.zeros([2, 4, 4, 3], np.uint8), y=y)
 
+    def test_one_hot_labels_are_converted(self, tmp_path):
+        images = np.zeros([3, 4, 4, 3], np.uint8)
+        for y in (np.eye(4)[[2, 0, 3]], np.array([[2], [0], [3]])):
+            assert self.load(tmp_path, x=images, y=y).arrays()[1].tolist() == [2, 0, 3]
+        assert not self.load(tmp_path, x=images, y=-np.ones(3, int)).labelled
+
     def test_pickled_objects_and_other_files_are_an_error(self, tmp_path):
         with pytest.raises(ValueError, match="allow_pickle"):
             self.load(tmp_path, x=np.array([{}, {}]))
@@ -530,6 +536,13 @@ class TestTFRecord:
         records = Records([Shard(str(tmp_path / "b"), "b")], Fields(id=("name",)))
         assert records[0].id == "\\xff"
 
+    def test_some_labels_may_be_minus_1(self, tmp_path):
+        """As TFDS writes it: the example is there, without a label."""
+        found = [{"image": encoded(picture(i)), "label": label} for i, label in enumerate([-1, 4])]
+        write_records(tmp_path / "a", found)
+        source = data.load(f"tfrecord:{tmp_path}/a")
+        assert source.labelled and source.arrays()[1].tolist() == [-1, 4] and not source.corrupt
+
     def test_labels_may_be_missing(self, tmp_path):
         write_records(tmp_path / "a", [{"image": encoded(picture(0))}])
         assert data.load(f"tfrecord:{tmp_path}/a").arrays()[1] is None
@@ -568,7 +581,10 @@ def prepared(tmp_path_factory):
 
     def store(name, features, examples):
         def stream(examples):
-            spec = {key: tf.TensorSpec([], tf.int64) for key in features}
+            spec = {
+                key: tf.TensorSpec([None] if key.startswith("labels") else [], tf.int64)
+                for key in features
+            }
             for key, shape in (("image", features["image"].shape), ("id", [])):
                 if key in features:
                     dtype = tf.uint8 if key == "image" else tf.string
@@ -591,6 +607,21 @@ def prepared(tmp_path_factory):
         "id": tfds.features.Text(),
     }
     store("tiny", features, {"train": tiny[:20], "test": tiny[20:]})
+    several = [[], [1, 2], [0], [0, 1, 2]]
+    store(
+        "several",
+        {
+            "image": tfds.features.Image(shape=(8, 8, 3)),
+            "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=["x", "y", "z"])),
+            "labels_no_difficult": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=3)),
+        },
+        {
+            "train": [
+                {"image": picture(i), "labels": classes, "labels_no_difficult": classes[-1:]}
+                for i, classes in enumerate(several)
+            ]
+        },
+    )
     grey = [{"image": picture(i)[..., :1]} for i in range(4)]
     store("grey", {"image": tfds.features.Image(shape=(8, 8, 1))}, {"train": grey})
     return root
@@ -610,6 +641,16 @@ class TestTFDS:
     def test_class_names_and_size(self, prepared):
         source = data.load("tiny", "train", data_dir=prepared)
         assert (source.class_names, source.image_size) == (["x", "y", "z"], 8)
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**20])
+    def test_images_of_several_classes(self, prepared, cache_bytes):
+        """1 for a class, -1 where it is difficult: in `labels`, not in `labels_no_difficult`."""
+        source = data.load("several", "train[1:]", data_dir=prepared, cache_bytes=cache_bytes)
+        assert source.multi_label and not source.labelled and source.labels() is None
+        assert source.class_names == ["x", "y", "z"]
+        assert "3 classes, several per image" in source.description
+        assert source.targets().tolist() == [[0, -1, 1], [1, 0, 0], [-1, -1, 1]]
+        assert not data.load("tiny", data_dir=prepared).multi_label
 
     def test_grey_without_labels(self, prepared):
         source = data.load("grey", data_dir=prepared)

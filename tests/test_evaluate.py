@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -139,7 +140,11 @@ def test_tuples_bare_images_and_floats_give_the_same_h():
         np.testing.assert_allclose(found.h, expected.h, atol=1e-6)
         assert found.ids is None
     np.testing.assert_array_equal(pairs.labels, y)
-    assert bare.labels is None
+    one_hot = extract_features(
+        net, [(x[:8], np.eye(5)[y[:8]]), (x[8:], np.eye(5, dtype=int)[y[8:]])]
+    )
+    np.testing.assert_array_equal(one_hot.labels, y)
+    assert bare.labels is None and one_hot.labels.dtype == np.int64
 
 
 def test_functions_with_and_without_training_flag_are_encoders():
@@ -203,7 +208,7 @@ def test_padding_outside_an_images_extent_is_not_seen():
         ([np.full((2, 8, 8, 3), np.nan)], r"lie in \[0, 1\]; got values from nan"),
         ([np.zeros((2, 8, 8, 3), np.int64)], "uint8, or float in"),
         ([{"picture": np.zeros((2, 8, 8, 3), np.uint8)}], r"key \"image\"; got \['picture'\]"),
-        ([(np.zeros((2, 8, 8, 3), np.uint8), np.eye(2))], "integers \\[B\\]; got float64"),
+        ([(np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 2)))], "one 1 in each row; got float64"),
         (
             [(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2)), np.zeros((2, 8, 8, 3), np.uint8)],
             "in every batch or in none; got it in 1 of 2",
@@ -400,6 +405,57 @@ def test_linear_probe_chooses_c_for_many_classes_of_few_rows():
     assert probe.accuracy == 1.0 and probe.classes.tolist() == list(range(40))
 
 
+def accuracy_of(classify, *arguments):
+    result = classify(*arguments)
+    return result if isinstance(result, float) else result.accuracy
+
+
+@pytest.mark.parametrize("classify", [knn_accuracy, linear_probe])
+def test_examples_without_a_label_do_not_count(classify):
+    """Label -1 in either set: what the labelled rows alone give; not a class, not an error."""
+    (train_h, train_labels), (test_h, test_labels) = clusters(), clusters(60, seed=1)
+    expected = accuracy_of(classify, train_h, train_labels, test_h, test_labels)
+    rng = np.random.default_rng(5)
+    rows, test_rows = np.argsort(rng.random(400)) < 300, np.argsort(rng.random(90)) < 60
+    mixed = [rng.normal(size=(400, 12)).astype("f"), np.full(400, -1)]
+    test_mixed = [rng.normal(size=(90, 12)).astype("f"), np.full(90, -1)]
+    mixed[0][rows], mixed[1][rows] = train_h, train_labels
+    test_mixed[0][test_rows], test_mixed[1][test_rows] = test_h, test_labels
+    assert accuracy_of(classify, *mixed, *test_mixed) == pytest.approx(expected, abs=1e-9)
+    for arguments in (
+        (train_h, -np.ones(300, int), test_h, test_labels),
+        (train_h, train_labels, test_h, -np.ones(60, int)),
+    ):
+        with pytest.raises(ValueError, match=r"must hold a label; all \d+ are -1"):
+            classify(*arguments)
+
+
+@pytest.mark.parametrize("classify", [knn_accuracy, linear_probe])
+def test_one_hot_labels_are_labels(classify):
+    (train_h, train_labels), (test_h, test_labels) = clusters(), clusters(60, seed=1)
+    expected = accuracy_of(classify, train_h, train_labels, test_h, test_labels)
+    one_hot = np.eye(12, dtype="f")
+    labels = one_hot[train_labels], one_hot[test_labels].astype(bool)
+    assert accuracy_of(classify, train_h, labels[0], test_h, labels[1]) == expected
+
+
+def test_linear_probe_scores_more_than_top_1():
+    """Top-5 and mean per class as scikit-learn has them; a class never seen is an error."""
+    (train_h, train_labels), (test_h, test_labels) = (
+        clusters(600, classes=8, spread=3.0, seed=seed) for seed in (0, 1)
+    )
+    test_labels[:20] = 99
+    probe = linear_probe(train_h, train_labels, test_h, test_labels, C=0.1)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-3))
+    scores = model.fit(train_h, train_labels).predict_proba(test_h[20:])
+    top_5 = metrics.top_k_accuracy_score(test_labels[20:], scores, k=5)
+    assert probe.top_5_accuracy == pytest.approx(top_5 * 580 / 600, abs=2 / 600)
+    per_class = metrics.recall_score(test_labels, probe.predicted, average=None, zero_division=0)
+    assert probe.mean_per_class_accuracy == pytest.approx(per_class.mean())
+    binary = linear_probe(train_h, train_labels % 2, test_h, test_labels % 2, C=0.1)
+    assert binary.top_5_accuracy == 1.0
+
+
 @pytest.mark.parametrize("classify", [knn_accuracy, linear_probe])
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -409,7 +465,7 @@ def test_linear_probe_chooses_c_for_many_classes_of_few_rows():
         ({0: np.full((10, 4), np.nan)}, "train_h must be finite; 10 of 10 rows"),
         ({2: np.full((6, 4), np.inf)}, "test_h must be finite; 6 of 6 rows"),
         ({1: np.arange(9)}, "one for each of the 10 rows"),
-        ({1: np.arange(10) / 2}, "must be integers"),
+        ({1: np.arange(10) / 2}, r"train_labels must be integers \[B\], or one-hot"),
         ({2: np.ones((6, 5))}, "same number of features; got 4 and 5"),
         ({0: np.ones((0, 4)), 1: np.arange(0)}, "n and D of 1 or more"),
     ],

@@ -147,6 +147,13 @@ def build_head(options):
     )
 
 
+def build_encoder_and_head(options, image_size):
+    """The encoder and the head that the options name, built: a dict for `submodels_of_run`."""
+    encoder, head = build_encoder(options, image_size), build_head(options)
+    head.build(encoder.compute_output_shape((None, image_size, image_size, 3)))
+    return {"encoder": encoder, "projection_head": head}
+
+
 def build_model(options, image_size):
     """The `SimCLR` that the options name, built for square images of `image_size` pixels."""
     blur = {"auto": "auto", "yes": True, "no": False}[options.blur]
@@ -213,6 +220,7 @@ class LoadedEncoder(NamedTuple):
       source: the flag that named it: "run_dir", "saved_model" or "official_weights".
       path: the value of that flag.
       progress: {"epoch": epochs done, "planned_epochs": see `planned_epochs`} of a run; else {}.
+      projection_head: a built `ProjectionHead`; None where it was not asked for or is not there.
     """
 
     encoder: Any
@@ -220,9 +228,10 @@ class LoadedEncoder(NamedTuple):
     source: str
     path: str
     progress: dict
+    projection_head: Any = None
 
 
-def load_encoder(options, trained=None):
+def load_encoder(options, trained=None, projection_head=False):
     """The encoder of --run_dir, --saved_model or --official_weights, whichever is given.
 
     Also sets seeds and precision of this process: those of the run, else 0 and float32.
@@ -230,6 +239,7 @@ def load_encoder(options, trained=None):
     Args:
       options: attributes saved_model, official_weights and image_size (None: the encoder's own).
       trained: the options of the run's `pretrain`, in place of the other two.
+      projection_head: whether to load it too; an exported SavedModel has none.
 
     Returns:
       A `LoadedEncoder`.
@@ -241,20 +251,29 @@ def load_encoder(options, trained=None):
     if trained:
         prepare_process(trained, strategy="one")
         restored = submodels_of_run(
-            trained, lambda image_size: {"encoder": build_encoder(trained, image_size)}
+            trained, lambda side: _submodels(trained, side, projection_head)
         )
         progress = {"epoch": restored.position[0], "planned_epochs": planned_epochs(trained)}
-        encoder = restored.submodels["encoder"]
-        found = encoder, restored.image_size, "run_dir", trained.run_dir
+        encoder, head = (restored.submodels.get(name) for name in ("encoder", "projection_head"))
+        found = encoder, restored.image_size, "run_dir", trained.run_dir, head
     else:
         progress = {}
         keras.utils.set_random_seed(0)
         keras.mixed_precision.set_global_policy("float32")
         source = "saved_model" if options.saved_model else "official_weights"
         with errors.renamed_arguments(path=f"--{source}"):
-            found = _exported(options) if options.saved_model else _official(options)
-    encoder, image_size, source, path = found
-    return LoadedEncoder(encoder, options.image_size or image_size, source, str(path), progress)
+            found = (
+                _exported(options) if options.saved_model else _official(options, projection_head)
+            )
+    encoder, image_size, source, path, head = found
+    size = options.image_size or image_size
+    return LoadedEncoder(encoder, size, source, str(path), progress, head)
+
+
+def _submodels(options, image_size, projection_head):
+    if projection_head:
+        return build_encoder_and_head(options, image_size)
+    return {"encoder": build_encoder(options, image_size)}
 
 
 def _exported(options):
@@ -263,10 +282,11 @@ def _exported(options):
         raise errors.UsageError(
             f"{options.saved_model} does not state the size of its images. Pass --image_size."
         )
-    return encoder, encoder.image_size, "saved_model", options.saved_model
+    return encoder, encoder.image_size, "saved_model", options.saved_model, None
 
 
-def _official(options):
+def _official(options, projection_head):
     path = options.official_weights
-    encoder = pretrained.from_official(path, options.image_size, projection_head=False).encoder
-    return encoder, encoder.built_shape[1], "official_weights", path
+    found = pretrained.from_official(path, options.image_size, projection_head)
+    size = found.encoder.built_shape[1]
+    return found.encoder, size, "official_weights", path, found.projection_head

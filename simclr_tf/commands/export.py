@@ -7,8 +7,7 @@ import numpy as np
 from simclr_tf import _quiet
 from simclr_tf.commands.build import (
     DataOptions,
-    build_encoder,
-    build_head,
+    build_encoder_and_head,
     ended_by_sigterm,
     load,
     log,
@@ -29,7 +28,7 @@ def export(options, invocation):
     """
     trained = invocation.trained
     prepare_process(trained, strategy="one")
-    restored = submodels_of_run(trained, lambda side: _encoder_and_head(trained, side))
+    restored = submodels_of_run(trained, lambda side: build_encoder_and_head(trained, side))
     submodels, image_size = restored.submodels, restored.image_size
     arguments = {
         "image_shape": (image_size, image_size, 3),
@@ -45,12 +44,6 @@ def export(options, invocation):
     with ended_by_sigterm(), noise_hidden, storage_errors(options.output):
         path = write(submodels["encoder"], options.output, **arguments)
     log(f"wrote the encoder to {path}")
-
-
-def _encoder_and_head(options, image_size):
-    encoder, head = build_encoder(options, image_size), build_head(options)
-    head.build(encoder.compute_output_shape((None, image_size, image_size, 3)))
-    return {"encoder": encoder, "projection_head": head}
 
 
 def _examples(options, trained, image_size):

@@ -12,7 +12,7 @@ import numpy as np
 
 from simclr_tf.data.examples import UNLABELLED, Example, describe_labels, describe_path
 from simclr_tf.errors import ArgumentError
-from simclr_tf.images import check_range
+from simclr_tf.images import check_range, class_indices
 
 # Keys (images, labels) by split; the first one found is used.
 _SPLIT_KEYS = {
@@ -42,7 +42,7 @@ class Arrays:
     Args:
       images: [n, height, width], or with 1 or 3 channels last; integers in [0, 255], or float in
         [0, 1].
-      labels: integers [n] or [n, 1], or None.
+      labels: integers [n] or [n, 1], or one-hot [n, C], or None; -1 where an example has none.
       class_names: names by label.
       prefix: ids are `prefix/00000`, `prefix/00001`, ...
 
@@ -67,7 +67,7 @@ class Arrays:
             if labels is None
             else _integer_labels(labels, len(images))
         )
-        self.labelled = labels is not None
+        self.labelled = bool((self._labels != UNLABELLED).any())
         self.class_names = class_names
         self.description = describe_labels(class_names, self.labelled)
         self.skipped_suffixes = {}
@@ -191,11 +191,9 @@ def _uint8(images: np.ndarray) -> np.ndarray:
 
 
 def _integer_labels(labels: np.ndarray, num_images: int) -> np.ndarray:
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.shape != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
+    if not labels.ndim or len(labels) != num_images:
         raise ArgumentError(
-            f"labels must be integers [{num_images}], one for each image; "
-            f"got {labels.dtype} {list(labels.shape)}. Leave them out if there are none."
+            f"labels must be integers, one for each of the {num_images} images; got {labels.dtype} "
+            f"{list(labels.shape)}. Leave them out if there are none."
         )
-    return labels.astype(np.int64)
+    return class_indices(labels)

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-UNLABELLED = -1
+from simclr_tf.images import UNLABELLED
 
 
 def as_text(name: str | bytes) -> str:
@@ -73,7 +73,7 @@ class Examples(Protocol):
 
     Attributes:
       class_names: names by class index, or None.
-      labelled: whether every example has a label.
+      labelled: whether the examples have labels; some may still be `UNLABELLED`.
       description: one line about splits and labels.
       skipped_suffixes: numbers of files left out, by suffix.
     """

@@ -38,7 +38,9 @@ class Source:
       num_examples: number of readable examples; of a data set too large for memory, which is not
         read in advance, the number of all examples.
       class_names: names by class index, or None.
-      labelled: whether the examples have labels.
+      labelled: whether the examples have labels; the label of some may still be -1, which stands
+        for none.
+      multi_label: whether an image may have several classes (`targets`); `labelled` is then False.
       description: one line: the split's folder, and the number of classes or the reason why there
         are no labels.
       skipped_suffixes: numbers of files in a folder that were left out because they are not images,
@@ -82,9 +84,12 @@ class Source:
             )
         self.name, self.split = name, split
         self.class_names, self.labelled = examples.class_names, examples.labelled
+        self.multi_label = getattr(examples, "multi_label", False)
         self.description = f"{name}, split {split}: {examples.description}"
         self.skipped_suffixes = examples.skipped_suffixes
-        self.digest = _digest(examples)
+        ids = [examples.id(index) for index in range(len(examples))]
+        self.digest = _digest(ids)
+        self._id_hashes = np.array([hash(each) for each in ids], np.int64)  # of this process
         common_size = _common_size(examples)
         self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
         self.whole_side = _whole_side(self.image_size, common_size, source_size)
@@ -96,7 +101,7 @@ class Source:
         if self.cached:
             self._cache = Cache(self._total, self._training_side, self._read_for_training)
             self.check_corrupt()
-            if not self.whole_side:
+            if not self.whole_side and not self.multi_label:
                 self._examples = None  # what they hold in memory has been copied
         self._rows = np.array([i for i in range(self._total) if i not in self._corrupt], np.int64)
         self.num_examples = len(self._rows)
@@ -258,6 +263,33 @@ class Source:
             labels = np.concatenate([b["label"] for b in batches]) if self.labelled else None
         return images, labels if self.labelled else None, np.array([i.decode() for i in ids])
 
+    def labels(self) -> np.ndarray | None:
+        """The labels of the readable examples, in the order of the source; images are not decoded.
+
+        Returns:
+          int64 [n], -1 where an example has none; None where the data set has no labels.
+        """
+        if not self.labelled:
+            return None
+        return self._cache.labels[self._rows] if self.cached else self._examples.labels(self._rows)
+
+    def targets(self) -> np.ndarray | None:
+        """The classes of images that may have several, for the examples that `batches` has read.
+
+        Returns:
+          int8 [n, C]: 1 where an image has the class, 0 where it has not, -1 where that is
+          unknown ("difficult"); None where `multi_label` is False.
+        """
+        if not self.multi_label:
+            return None
+        with self._lock:
+            rows = [row for row in self._rows if row not in self._corrupt]
+        return self._examples.targets(np.array(rows, np.int64))
+
+    def overlap(self, other: Source) -> int:
+        """Returns the number of examples, by their ids, that are in both of two splits."""
+        return len(np.intersect1d(self._id_hashes, other._id_hashes))
+
     @property
     def _training_side(self) -> int:
         return self.whole_side or self.image_size
@@ -340,11 +372,11 @@ def _check_batch_size(batch_size: int) -> None:
         raise ArgumentError(f"batch_size must be at least 1; got {batch_size}.")
 
 
-def _digest(examples: Examples) -> str:
+def _digest(ids: list[str]) -> str:
     """Hexadecimal SHA-256 of the ids."""
     digest = hashlib.sha256()
-    for index in range(len(examples)):
-        digest.update(examples.id(index).encode() + b"\n")
+    for each in ids:
+        digest.update(each.encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -100,11 +100,26 @@ def _fields(info, name: str) -> tuple[Fields, list[str] | None]:
     keys = [key for key in keys if isinstance(key, str) and key in features]
     images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
     labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
+    lists = [key for key in keys if _is_list_of_classes(features[key])]
     if not images or np.dtype(features[images[0]].np_dtype).kind != "u":
         raise ArgumentError(
             f"{name!r} must have a feature of type Image with unsigned integers; "
             f"it has {', '.join(features)}."
         )
     ids = tuple(key for key in _ID_KEYS if key in features)
+    if lists and not labels:
+        key = min(lists, key=len)
+        certain = f"{key}_no_difficult" if f"{key}_no_difficult" in lists else key  # as in VOC
+        names = list(features[key].feature.names)
+        return Fields(tuple(images[:1]), (), ids, key, certain), names
     names = features[labels[0]].names if labels else None
     return Fields(tuple(images[:1]), tuple(labels[:1]), ids), list(names) if names else None
+
+
+def _is_list_of_classes(feature) -> bool:
+    import tensorflow_datasets as tfds
+
+    label = getattr(feature, "feature", None)  # of a Sequence
+    return isinstance(feature, tfds.features.Sequence) and isinstance(
+        label, tfds.features.ClassLabel
+    )

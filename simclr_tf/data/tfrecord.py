@@ -29,11 +29,17 @@ _CHUNK = 256  # records that a thread reads per task
 
 
 class Fields(NamedTuple):
-    """Feature keys of a `tf.train.Example`; of several keys, the first one present is used."""
+    """Feature keys of a `tf.train.Example`; of several keys, the first one present is used.
+
+    `classes` is the key of a list of class indices, where an image may have several classes;
+    `certain_classes` that of those which are not marked as difficult.
+    """
 
     image: tuple[str, ...] = _IMAGE_KEYS
     label: tuple[str, ...] = _LABEL_KEYS
     id: tuple[str, ...] = ()
+    classes: str | None = None
+    certain_classes: str | None = None
 
 
 class Shard(NamedTuple):
@@ -70,8 +76,11 @@ class Records:
         counts = [len(each) for each in offsets]
         self._first = np.cumsum([0, *counts])  # position of each shard's first record
         self.labelled = self._has_labels()
-        self.class_names = class_names if self.labelled else None
+        self.multi_label = fields.classes is not None
+        self.class_names = class_names if self.labelled or self.multi_label else None
         self.description = describe_labels(self.class_names, self.labelled)
+        if self.multi_label:
+            self.description = f"{len(class_names)} classes, several per image"
         self.skipped_suffixes = {}
 
     def __len__(self) -> int:
@@ -89,8 +98,9 @@ class Records:
         if images is None:
             raise CorruptImageError(f"no encoded image under {' or '.join(self._fields.image)}")
         label = self._label(features)
-        if self.labelled and label == UNLABELLED:
+        if label is None and self.labelled:
             raise CorruptImageError("no label, where others have one")
+        label = UNLABELLED if label is None else label
         return Example(as_text(ids) if ids else self.id(index), images, label)
 
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
@@ -109,25 +119,37 @@ class Records:
                 [label for labels in pool.map(read, chunks) for label in labels], np.int64
             )
 
+    def targets(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the classes of images that may have several, without decoding images.
+
+        Returns:
+          int8 [n, C]: 1 where an image has the class, -1 where it has it but is marked as
+          difficult, 0 where it has not.
+        """
+        targets = np.zeros((len(indices), len(self.class_names)), np.int8)
+        for row, index in enumerate(indices):
+            features = self._features(int(index))
+            for key, value in ((self._fields.classes, -1), (self._fields.certain_classes, 1)):
+                if key in features:
+                    targets[row, list(features[key].int64_list.value)] = value
+        return targets
+
     def _readable_label(self, index: int) -> int:
         try:
-            return self._label(self._features(index))
+            label = self._label(self._features(index))
         except CorruptImageError:  # counted when it is read for its image
             return UNLABELLED
+        return UNLABELLED if label is None else label
 
-    def _label(self, features) -> int:
-        """The label of an example; TFDS writes -1 where there is none."""
+    def _label(self, features) -> int | None:
+        """The label of an example, None if it is missing; TFDS writes -1 where there is none."""
         label = _value(features, self._fields.label, "int64_list")
-        return UNLABELLED if label is None or label < 0 else label
+        return label if label is None else max(label, UNLABELLED)
 
     def _has_labels(self) -> bool:
-        """Whether the first readable record has a label."""
-        for index in range(min(len(self), _LABEL_SAMPLE)):
-            try:
-                return self._label(self._features(index)) != UNLABELLED
-            except CorruptImageError:  # counted when it is read for its image
-                continue
-        return False
+        """Whether one of the first records has a label."""
+        sample = range(min(len(self), _LABEL_SAMPLE))
+        return any(self._readable_label(index) != UNLABELLED for index in sample)
 
     def _locate(self, index: int) -> tuple[Shard, int]:
         """The shard of an example, and its position in that file."""

@@ -12,7 +12,15 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf.errors import ArgumentError
-from simclr_tf.images import as_float, centre_square, check_images, check_range, unpack
+from simclr_tf.images import (
+    UNLABELLED,
+    as_float,
+    centre_square,
+    check_images,
+    check_range,
+    class_indices,
+    unpack,
+)
 
 
 class Features(NamedTuple):
@@ -20,7 +28,7 @@ class Features(NamedTuple):
 
     Attributes:
       h: float32 [n, D], the outputs of the encoder.
-      labels: int64 [n], or None where the dataset has none.
+      labels: int64 [n], -1 where an example has none; or None where the dataset has none.
       ids: [n], strings or integers as in the dataset, or None where the dataset has none.
 
     Example:
@@ -83,7 +91,7 @@ def stream_features(encoder, dataset, image_size=None):
       dataset: a finite `tf.data.Dataset`, or another iterable, of batches in any form that
         `images.unpack` accepts: images alone; tuples (images, labels) or (images, labels, ids);
         dicts with "image" and optionally "label", "id" and "extent". Images are [B, H, W, 3],
-        uint8, or float in [0, 1]; labels are integers [B].
+        uint8, or float in [0, 1]; labels are integers [B], or one-hot [B, C], which is converted.
       image_size: int, pixels: the side of the centre square that images of another size are cut
         and resized to, exactly as an exported encoder does (`images.centre_square`). None leaves
         images as they are; batches with "extent" need it, as their images are padded.
@@ -93,8 +101,8 @@ def stream_features(encoder, dataset, image_size=None):
 
     Raises:
       ArgumentError: an endless or empty dataset; images of another shape, dtype or range; labels
-        that are not integers [B]; labels or ids in some batches only; batches with "extent" without
-        an `image_size`; an encoder that does not map images to vectors.
+        that are neither integers [B] nor one-hot; labels or ids in some batches only; batches with
+        "extent" without an `image_size`; an encoder that does not map images to vectors.
 
     Example:
 
@@ -102,8 +110,8 @@ def stream_features(encoder, dataset, image_size=None):
     >>> [features.h.shape for features in stream]
     [(5, 8), (3, 8)]
     """
-    _check_finite(dataset)
-    encode = _inference(encoder)
+    check_finite(dataset)
+    encode = inference(encoder)
     num_images = num_batches = padded_size = 0
     first = None
     for batch in dataset:
@@ -157,7 +165,7 @@ def check_features(h, labels, name):
 
     Args:
       h: float [n, D].
-      labels: integers [n].
+      labels: integers [n], or one-hot [n, C].
       name: "train" or "test", the prefix of the arguments' names in messages.
 
     Returns:
@@ -177,12 +185,11 @@ def check_features(h, labels, name):
         raise ArgumentError(
             f"{name}_labels must be given; got None. Use a dataset that has labels."
         )
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iub" or labels.shape != h.shape[:1]:
+    labels = class_indices(labels, f"{name}_labels")
+    if labels.shape != h.shape[:1]:
         raise ArgumentError(
             f"{name}_labels must be integers, one for each of the {len(h)} rows of {name}_h; "
-            f"got {labels.dtype} of shape {labels.shape}. "
-            "Pass the labels of extract_features."
+            f"got {len(labels)}. Pass the labels of extract_features."
         )
     bad_rows = int((~np.isfinite(h).all(axis=1)).sum())
     if bad_rows:
@@ -190,7 +197,7 @@ def check_features(h, labels, name):
             f"{name}_h must be finite; {bad_rows} of {len(h)} rows hold NaN or infinity. "
             "Check the encoder: its training may have diverged."
         )
-    return h, labels.astype(np.int64)
+    return h, labels
 
 
 def check_pair(train_h, train_labels, test_h, test_labels):
@@ -199,6 +206,29 @@ def check_pair(train_h, train_labels, test_h, test_labels):
     test_h, test_labels = check_features(test_h, test_labels, "test")
     check_same_width(train_h, test_h)
     return train_h, train_labels, test_h, test_labels
+
+
+def without_unlabelled(h, labels, name):
+    """Leaves out the rows whose label is -1, which stands for an example without a label.
+
+    Args:
+      h: float [n, D].
+      labels: int64 [n].
+      name: "train" or "test", the prefix of the arguments' names in messages.
+
+    Returns:
+      (h, labels) of the labelled rows.
+
+    Raises:
+      ArgumentError: there is none.
+    """
+    labelled = labels != UNLABELLED
+    if not labelled.any():
+        raise ArgumentError(
+            f"{name}_labels must hold a label; all {len(labels)} are {UNLABELLED}, which stands "
+            "for unlabelled. Use a split that has labels."
+        )
+    return (h, labels) if labelled.all() else (h[labelled], labels[labelled])
 
 
 def check_same_width(train_h, test_h):
@@ -210,7 +240,7 @@ def check_same_width(train_h, test_h):
         )
 
 
-def _inference(encoder):
+def inference(encoder):
     """Returns a function from images to the encoder's float32 output in inference mode."""
     if not isinstance(encoder, keras.layers.Layer):
         # Not compiled: it may use NumPy, or be a tf.function or a loaded SavedModel.
@@ -231,7 +261,8 @@ def _takes_training(function):
         return False
 
 
-def _check_finite(dataset):
+def check_finite(dataset):
+    """Raises ArgumentError for a `tf.data.Dataset` that is known to be endless."""
     cardinality = getattr(dataset, "cardinality", None)
     if cardinality and cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ArgumentError(
@@ -259,15 +290,7 @@ def _num_batches(dataset):
 
 
 def _labels(labels):
-    if labels is None:
-        return None
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iub":
-        raise ArgumentError(
-            f"labels must be integers [B]; got {labels.dtype} of shape {labels.shape}. "
-            "Convert one-hot labels with argmax."
-        )
-    return labels.astype(np.int64)
+    return None if labels is None else class_indices(labels)
 
 
 def _ids(ids):

@@ -7,7 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf.errors import check_number
-from simclr_tf.evaluate.features import check_features, check_pair, check_same_width
+from simclr_tf.evaluate.features import (
+    check_features,
+    check_pair,
+    check_same_width,
+    without_unlabelled,
+)
 
 # Similarities held at a time where `batch_size` is not given: 128 MB of float32.
 _MAX_SIMILARITIES = 2**25
@@ -27,9 +32,10 @@ def knn_accuracy(
 
     Args:
       train_h: float [n, D], features of the training set.
-      train_labels: integers [n].
+      train_labels: integers [n], or one-hot [n, C]; rows labelled -1, those without a label, are
+        left out.
       test_h: float [m, D], features of the test set.
-      test_labels: integers [m].
+      test_labels: integers [m], or one-hot [m, C]; rows labelled -1 are left out.
       k: int, at least 1, the number of neighbours that vote.
       temperature: float above 0, of the weights of the votes.
       weighted: bool; False for votes of equal weight.
@@ -50,6 +56,7 @@ def knn_accuracy(
     train_h, train_labels, test_h, test_labels = check_pair(
         train_h, train_labels, test_h, test_labels
     )
+    test_h, test_labels = without_unlabelled(test_h, test_labels, "test")
     predicted = knn_predict(train_h, train_labels, test_h, k, temperature, weighted, batch_size)
     return float(np.mean(predicted == test_labels))
 
@@ -70,7 +77,8 @@ def knn_predict(
 
     Args:
       train_h: float [n, D], features of the training set.
-      train_labels: integers [n]; any integers.
+      train_labels: integers [n], or one-hot [n, C]; rows labelled -1, those without a label, are
+        left out.
       test_h: float [m, D], features of the test set.
       k: int, at least 1; where the training set has fewer rows, all of them vote.
       temperature: float above 0; not used in an unweighted vote.
@@ -82,8 +90,9 @@ def knn_predict(
       int64 [m], values of `train_labels`.
 
     Raises:
-      ArgumentError: `k`, `temperature` or `batch_size` out of range; `train_labels` missing or of
-        another length than `train_h`; features that are NaN, infinite or of different widths.
+      ArgumentError: `k`, `temperature` or `batch_size` out of range; `train_labels` missing, all
+        -1, or of another length than `train_h`; features that are NaN, infinite or of different
+        widths.
 
     Example:
 
@@ -91,19 +100,14 @@ def knn_predict(
     array([3])
     """
     train_h, train_labels = check_features(train_h, train_labels, "train")
+    train_h, train_labels = without_unlabelled(train_h, train_labels, "train")
     test_h, _ = check_features(test_h, np.zeros(len(test_h), np.int64), "test")
     check_same_width(train_h, test_h)
-    if batch_size is None:
-        batch_size = max(1, _MAX_SIMILARITIES // len(train_h))
     _check_settings(k, temperature, batch_size)
-    k = min(k, len(train_h))
     classes, train_classes = np.unique(train_labels, return_inverse=True)
-    train_unit, test_unit = _normalise(train_h), _normalise(test_h)
     predicted = []
-    for start in range(0, len(test_unit), batch_size):
-        nearest = _nearest(test_unit[start : start + batch_size], train_unit, k)
-        similarities, indices = (tensor.numpy() for tensor in nearest)  # [b, k]
-        weights = _weights(similarities, temperature) if weighted else np.ones(similarities.shape)
+    for similarities, indices in nearest_rows(train_h, test_h, k, batch_size):
+        weights = weights_of(similarities, temperature) if weighted else np.ones(similarities.shape)
         predicted.append(_vote(train_classes[indices], weights, len(classes)))
     return classes[np.concatenate(predicted)]
 
@@ -111,7 +115,24 @@ def knn_predict(
 def _check_settings(k, temperature, batch_size):
     check_number("k", k, at_least=1, whole=True, hint="The usual value is 200.")
     check_number("temperature", temperature, above=0, hint="The usual value is 0.1.")
-    check_number("batch_size", batch_size, at_least=1, whole=True, hint="None chooses it.")
+    if batch_size is not None:
+        check_number("batch_size", batch_size, at_least=1, whole=True, hint="None chooses it.")
+
+
+def nearest_rows(train_h, test_h, k, batch_size=None):
+    """Yields similarities and indices [b, k] of the nearest training rows, for b test rows.
+
+    Args:
+      train_h: float32 [n, D].
+      test_h: float32 [m, D].
+      k: int, at least 1; n where it is larger.
+      batch_size: test rows at a time; None chooses it.
+    """
+    batch_size = batch_size or max(1, _MAX_SIMILARITIES // len(train_h))
+    train_unit, test_unit = _normalise(train_h), _normalise(test_h)
+    for start in range(0, len(test_unit), batch_size):
+        nearest = _nearest(test_unit[start : start + batch_size], train_unit, min(k, len(train_h)))
+        yield [tensor.numpy() for tensor in nearest]
 
 
 def _normalise(h):
@@ -127,7 +148,7 @@ def _nearest(test_unit, train_unit, k):
     return tf.math.top_k(similarities, k)  # in a tie the lower index comes first
 
 
-def _weights(similarities, temperature):
+def weights_of(similarities, temperature):
     """Returns exp(s / temperature) relative to the nearest row's, which cannot overflow."""
     similarities = similarities.astype(np.float64)
     return np.exp((similarities - similarities[:, :1]) / temperature)

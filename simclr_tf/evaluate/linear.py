@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_tf.errors import ArgumentError, check_number
-from simclr_tf.evaluate.features import check_pair
+from simclr_tf.evaluate.features import check_pair, without_unlabelled
+from simclr_tf.evaluate.scores import mean_per_class_accuracy, top_k_accuracy
+from simclr_tf.images import UNLABELLED
 
 # From strong regularisation to nearly none, on standardised features.
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -31,7 +33,10 @@ class LinearProbe(NamedTuple):
       classes: int64 [classes], the labels of the training set, ascending.
       n_iter: int, iterations of the final fit.
       converged: bool; False where the final fit stopped at `max_iter`.
-      predicted: int64 [m], the labels predicted for the test rows.
+      predicted: int64 [m], the labels predicted for the test rows, those without a label included.
+      top_5_accuracy: float in [0, 1], on the test set; 1 where there are five classes or fewer and
+        all of them are in the training set.
+      mean_per_class_accuracy: float in [0, 1], on the test set.
 
     Example:
 
@@ -48,6 +53,8 @@ class LinearProbe(NamedTuple):
     n_iter: int
     converged: bool
     predicted: np.ndarray
+    top_5_accuracy: float
+    mean_per_class_accuracy: float
 
 
 def linear_probe(
@@ -76,9 +83,10 @@ def linear_probe(
 
     Args:
       train_h: float [n, D], features of the training set.
-      train_labels: integers [n], of at least two classes.
+      train_labels: integers [n], or one-hot [n, C], of at least two classes; rows labelled -1,
+        those without a label, are left out.
       test_h: float [m, D], features of the test set.
-      test_labels: integers [m].
+      test_labels: integers [m], or one-hot [m, C]; rows labelled -1 are not scored.
       C: float above 0, scikit-learn's inverse regularisation strength; None chooses it.
       max_iter: int, at least 1: the maximum number of iterations of each fit.
       tolerance: float above 0: a fit has converged when no entry of its gradient is larger.
@@ -102,17 +110,20 @@ def linear_probe(
     train_h, train_labels, test_h, test_labels = check_pair(
         train_h, train_labels, test_h, test_labels
     )
+    train_h, train_labels = without_unlabelled(train_h, train_labels, "train")
+    without_unlabelled(test_h, test_labels, "test")  # raises where nothing could be scored
     _check_settings(train_labels, C, max_iter, tolerance)
-    train_h, test_h = _standardise(train_h, test_h)
+    train_h, test_h = standardize(train_h, test_h)
     held_out_accuracy, best_c = {}, C
     if C is None:
         held_out_accuracy = _try_grid(train_h, train_labels, max_iter, tolerance, seed)
         best_c = max(held_out_accuracy, key=held_out_accuracy.get)  # the smallest in a tie
-    model = _classifier(best_c, max_iter, tolerance)
-    converged = _fit(model, train_h, train_labels)
+    model = logistic_regression(best_c, max_iter, tolerance)
+    converged = fit(model, train_h, train_labels)
     predicted = model.predict(test_h)
+    scored = test_labels != UNLABELLED
     return LinearProbe(
-        accuracy=float(np.mean(predicted == test_labels)),
+        accuracy=float(np.mean(predicted[scored] == test_labels[scored])),
         train_accuracy=float(model.score(train_h, train_labels)),
         C=float(best_c),
         held_out_accuracy=held_out_accuracy,
@@ -120,23 +131,45 @@ def linear_probe(
         n_iter=int(model.n_iter_.max()),
         converged=converged,
         predicted=predicted,
+        top_5_accuracy=_top_5(model, test_h[scored], test_labels[scored]),
+        mean_per_class_accuracy=mean_per_class_accuracy(predicted[scored], test_labels[scored]),
     )
 
 
+def _top_5(model, h, labels):
+    scores = model.decision_function(h)
+    if scores.ndim == 1:  # two classes: the score of the second
+        scores = np.stack([-scores, scores], axis=1)
+    return top_k_accuracy(scores, column_of(labels, model.classes_), 5)
+
+
+def column_of(labels, classes):
+    """Returns the position of each label in `classes`, ascending; -1 where it is not there."""
+    columns = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+    return np.where(classes[columns] == labels, columns, -1)
+
+
 def _check_settings(train_labels, c, max_iter, tolerance):
-    classes = np.unique(train_labels)
-    if len(classes) < 2:
-        raise ArgumentError(
-            f"train_labels must have two classes or more; got only label {classes[0]}. "
-            "A split of sorted data may have a single class: shuffle the data before the split."
-        )
+    check_classes(train_labels)
     if c is not None:
         check_number("C", c, above=0, hint="None chooses it on the training set.")
     check_number("max_iter", max_iter, at_least=1, whole=True, hint="The default is 300.")
     check_number("tolerance", tolerance, above=0, hint="The default is 1e-3.")
 
 
-def _standardise(train_h, test_h):
+def check_classes(train_labels):
+    """Returns the labels that there are, ascending, without -1; raises unless there are two."""
+    classes = np.unique(train_labels[train_labels != UNLABELLED])
+    if len(classes) < 2:
+        label = classes[0] if len(classes) else UNLABELLED
+        raise ArgumentError(
+            f"train_labels must have two classes or more; got only label {label}. "
+            "A split of sorted data may have a single class: shuffle the data before the split."
+        )
+    return classes
+
+
+def standardize(train_h, test_h):
     """Scales both sets by the training set's mean and deviation; constant features by 1."""
     from sklearn.preprocessing import StandardScaler
 
@@ -144,13 +177,14 @@ def _standardise(train_h, test_h):
     return scaler.transform(train_h), scaler.transform(test_h)
 
 
-def _classifier(c, max_iter, tolerance, warm_start=False):
+def logistic_regression(c, max_iter, tolerance, warm_start=False):
+    """Returns scikit-learn's classifier, not fitted yet."""
     from sklearn.linear_model import LogisticRegression  # imported on use: it takes a second
 
     return LogisticRegression(C=c, max_iter=max_iter, tol=tolerance, warm_start=warm_start)
 
 
-def _fit(model, h, labels):
+def fit(model, h, labels):
     """Fits `model` in place and returns whether it converged."""
     from sklearn.exceptions import ConvergenceWarning
 
@@ -168,11 +202,11 @@ def _fit(model, h, labels):
 def _try_grid(h, labels, max_iter, tolerance, seed):
     """Returns a dict from each C of the grid to its top-1 on held-out rows."""
     fit_rows, held_out_rows = _hold_out(labels, seed)
-    model = _classifier(C_GRID[0], max_iter, tolerance, warm_start=True)
+    model = logistic_regression(C_GRID[0], max_iter, tolerance, warm_start=True)
     accuracy = {}
     for c in C_GRID:  # each fit starts from the solution of the previous one
         model.set_params(C=c)
-        _fit(model, h[fit_rows], labels[fit_rows])
+        fit(model, h[fit_rows], labels[fit_rows])
         accuracy[c] = float(model.score(h[held_out_rows], labels[held_out_rows]))
     return accuracy
 
