@@ -58,8 +58,9 @@ def query_rows(features, ids, count, seed=0):
     row_of = {name: row for row, name in enumerate(features.ids)}
     unknown = [name for name in ids if name not in row_of]
     if unknown:
+        example = features.ids[0].item()
         raise ValueError(
-            f"--like must be an id of the file, such as {features.ids[0]!r}; got {unknown[0]!r}."
+            f"--like must be an id of the file, such as {example!r}; got {unknown[0]!r}."
         )
     return np.array([row_of[name] for name in ids])
 

@@ -439,6 +439,29 @@ def unscale_gradients(optimizer, gradients):
     return gradients
 
 
+def with_overflow_of_any_replica(optimizer, gradients):
+    """Makes gradients NaN on every replica where those of one are not finite (float16).
+
+    Keras 3 decides by the gradients of the first replica, before they are added, whether to skip a
+    step: those of another would make the weights infinite. Keras 2 adds them first.
+
+    Args:
+      optimizer: of this step, in a replica context.
+      gradients: list of tensors, or None where a variable has no gradient.
+    """
+    strategy = tf.distribute.get_strategy()
+    if IS_KERAS_2 or strategy.num_replicas_in_sync == 1 or not scales_dynamically(optimizer):
+        return gradients
+    given = [gradient for gradient in gradients if gradient is not None]
+    finite = [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in given]
+    overflows = 1.0 - tf.cast(tf.reduce_all(finite), tf.float32)
+    any_overflows = tf.distribute.get_replica_context().all_reduce("SUM", overflows) > 0
+    nan = tf.constant(float("nan"))
+    return [
+        None if g is None else tf.where(any_overflows, tf.cast(nan, g.dtype), g) for g in gradients
+    ]
+
+
 def scales_dynamically(optimizer):
     """Whether an optimizer adapts its loss scale (float16), and so may skip steps.
 

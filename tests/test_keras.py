@@ -125,3 +125,22 @@ def test_lars_finds_the_buffer_of_each_replica(replicas, compiled):
     for gradient, variable, buffer in zip([1.0, 2.0], variables, optimizer.momentum_buffers):
         np.testing.assert_allclose(variable, np.full([2, 2], 1 - gradient * (1 + 1.9)), rtol=1e-5)
         np.testing.assert_allclose(buffer, np.full([2, 2], gradient * 1.9), rtol=1e-5)
+
+
+@pytest.mark.skipif(_keras.IS_KERAS_2, reason="Keras 2 adds the gradients first")
+def test_keras_3_overlooks_an_overflow_of_another_replica():
+    """Why `with_overflow_of_any_replica` is there; where this fails, it can go."""
+    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:2]
+    strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
+    with strategy.scope():
+        weight = keras.Variable([1.0])
+        optimizer = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+        optimizer.build([weight])
+
+    def step():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        gradient = tf.constant([0.0, np.inf])[replica]
+        optimizer.apply_gradients([(gradient[None], weight)])
+
+    tf.function(strategy.run)(tf.function(step))
+    assert not np.isfinite(weight.numpy()).any()

@@ -362,6 +362,7 @@ class SimCLR(_keras.Model):
     def _descend(self, gradients):
         """Updates the variables, unless the loss scale skips the step."""
         gradients = _keras.unscale_gradients(self.optimizer, gradients)
+        gradients = _keras.with_overflow_of_any_replica(self.optimizer, gradients)
         skipped = self._running_means.skipped_steps
         scale = None if skipped is None else _keras.loss_scale(self.optimizer)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
