@@ -15,6 +15,7 @@ from simclr_tf import errors, optimizers, training
 
 H = np.random.default_rng(0).normal(size=[8, 4])
 LABELS = np.arange(8) % 2
+TARGETS = np.eye(2, dtype=int)[LABELS]
 # What a call needs besides the argument that is tested.
 REQUIRED = {
     "simclr_tf.LARS": {"learning_rate": 0.1},
@@ -29,6 +30,18 @@ REQUIRED = {
     "simclr_tf.data.Source": {"examples": [0], "name": "none", "split": "train"},
     "simclr_tf.data.load": {"name": "shapes", "split": "test[:9]"},
     "simclr_tf.encoders.by_name": {"name": "resnet50"},
+    "simclr_tf.evaluate.confidence_interval": {"values": [0.1, 0.2]},
+    "simclr_tf.evaluate.finetune": {
+        "encoder": keras.Sequential(), "train": tf.data.Dataset.range(1), "test": []
+    },
+    "simclr_tf.evaluate.linear_classifier": {"encoder": None, "train": [], "test": []},
+    "simclr_tf.evaluate.multi_label_knn": {
+        "train_h": H, "train_targets": TARGETS, "test_h": H, "k": 1
+    },
+    "simclr_tf.evaluate.multi_label_probe": {
+        "train_h": H, "train_targets": TARGETS, "test_h": H, "test_targets": TARGETS
+    },
+    "simclr_tf.evaluate.whiten": {"train_h": H, "test_h": H},
     "simclr_tf.evaluate.knn_accuracy": {
         "train_h": H, "train_labels": LABELS, "test_h": H, "test_labels": LABELS, "k": 1
     },
@@ -55,7 +68,10 @@ OTHERS = {
     ("simclr_tf.augment.by_name", "strength"),
     ("simclr_tf.training.Alarms", "chance_loss"),
 }
-RESULTS = {"simclr_tf.evaluate.LinearProbe"}  # what a function returns, no arguments
+RESULTS = {  # what a function returns, no arguments
+    f"simclr_tf.evaluate.{name}"
+    for name in ("FineTuned", "LinearClassifier", "LinearProbe", "MultiLabelProbe")
+}
 
 
 def float_parameters():

@@ -118,7 +118,7 @@ def linear_classifier(
     True
     """
     _check_settings(epochs, batch_size, optimizer, learning_rate, min_crop_area, image_size)
-    data = _training_set(train, batch_size, seed)
+    data = training_set(train, batch_size, seed)
     image_size = image_size or data.image_size
     rate = scale_learning_rate(learning_rate, data.batch_size, "linear")
     rate = WarmupCosine(rate, total_steps=epochs * data.steps)
@@ -173,7 +173,7 @@ def _score(features, kernel, bias, classes, loss):
     )
 
 
-class _TrainingSet(NamedTuple):
+class TrainingSet(NamedTuple):
     """A training set and the batches that it is read in.
 
     Attributes:
@@ -191,7 +191,8 @@ class _TrainingSet(NamedTuple):
     image_size: int
 
 
-def _training_set(train, batch_size, seed):
+def training_set(train, batch_size, seed):
+    """Returns the `TrainingSet` of a `data.Source` or of batches that can be read again."""
     if hasattr(train, "epochs"):  # a data.Source
         batch_size = min(batch_size, train.num_examples)
         steps = train.steps_per_epoch(batch_size)
@@ -200,7 +201,7 @@ def _training_set(train, batch_size, seed):
             return train.epochs(batch_size, seed, number, labels=True).take(steps)
 
         classes = check_classes(train.labels())
-        return _TrainingSet(epoch, steps, batch_size, classes, train.image_size)
+        return TrainingSet(epoch, steps, batch_size, classes, train.image_size)
     check_finite(train)
     labels, image_size = [], None
     for batch in map(unpack, train):
@@ -211,7 +212,7 @@ def _training_set(train, batch_size, seed):
     if not labels:
         raise ArgumentError("train must hold at least one image; got none.")
     classes = check_classes(np.concatenate(labels))
-    return _TrainingSet(lambda _: train, len(labels), max(map(len, labels)), classes, image_size)
+    return TrainingSet(lambda _: train, len(labels), max(map(len, labels)), classes, image_size)
 
 
 class _Columns(NamedTuple):
