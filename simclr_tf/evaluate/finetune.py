@@ -147,6 +147,7 @@ def _check_settings(train, epochs, batch_size, learning_rate):
 
 def _copy(encoder, image_size, from_scratch):
     """A model of the same architecture, with the same weights or new random ones."""
+    validate_encoder(encoder, image_size)  # which also builds it
     try:
         copy = type(encoder).from_config(encoder.get_config())
         validate_encoder(copy, image_size)
