@@ -112,7 +112,7 @@ def to_hue(planar):
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
     inverse = 1.0 / tf.where(chroma > 0.0, chroma, 1.0)  # a grey pixel has no hue
-    # Not `value == red`: XLA may compute both anew, with other roundings, and find them unequal.
+    # Not `value == red`: XLA may compute both again, with other roundings, and find them unequal.
     sixths = tf.where(
         (red >= green) & (red >= blue),
         (green - blue) * inverse,

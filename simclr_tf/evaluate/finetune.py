@@ -79,7 +79,7 @@ def finetune(
 
     Args:
       encoder: a `keras.Model` from images [B, H, W, 3], float32 in [0, 1], to h [B, D], that Keras
-        can make anew from its config.
+        can make again from its config.
       train: a `data.Source` with labels, such as `data.load(..., label_fraction=0.01)`; or a finite
         `tf.data.Dataset` of batches with labels in a form that `images.unpack` accepts. Examples
         labelled -1 do not count.
