@@ -557,7 +557,19 @@ class Model(keras.Model):
     """`keras.Model` that `fit` builds without averaging a batch over replicas.
 
     Keras 3 does so before the first step, which fails where replicas have unequal numbers of rows.
+    Its `build` sets `_image_shape`, (H, W, 3), from which a saved model is built again.
     """
+
+    _image_shape = None
+
+    def get_build_config(self):
+        """What `build` was called with."""
+        return {"input_shape": (None, *self._image_shape)} if self._image_shape else None
+
+    def build_from_config(self, config):
+        """Builds from `get_build_config`."""
+        if config:
+            self.build(config["input_shape"])
 
     def _maybe_symbolic_build(self, *args, **kwargs):
         if not self.built:

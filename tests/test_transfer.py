@@ -43,18 +43,18 @@ def write_npz(path, unlabelled=0):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def root(tmp_path_factory):
     """A run on set.npz with random weights, and a folder of photographs."""
-    place = tmp_path_factory.mktemp("transfer")
-    write_npz(place / "set.npz")
+    root = tmp_path_factory.mktemp("transfer")
+    write_npz(root / "set.npz")
     for split, seed in (("train", 3), ("test", 4)):
         for index, (image, label) in enumerate(zip(*pictures(24, seed))):
-            path = place / "photos" / split / f"class{label}" / f"{index}.png"
+            path = root / "photos" / split / f"class{label}" / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).resize((11, 9)).save(path)
     with fewer_residual_blocks():
-        runs.untrained_run(place / "run", place / "set.npz", SIDE)
-    return place
+        runs.untrained_run(root / "run", root / "set.npz", SIDE)
+    return root
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +74,11 @@ def output_of(encoder, head, images):
     return encoder(images, training=False)
 
 
-def features_of(place, layer_of=output_of, images=None):
+def features_of(root, layer_of=output_of, images=None):
     """Output of a layer, and labels, of both splits, computed with the model's own methods."""
-    options = cli.options_of_run(str(place / "run"))
+    options = cli.options_of_run(str(root / "run"))
     loaded = build.load_encoder(cli.Options(image_size=None), options, projection_head=True)
-    with np.load(place / "set.npz") as arrays:
+    with np.load(root / "set.npz") as arrays:
         labels = arrays["y_train"], arrays["y_test"]
         images = images or {split: arrays[f"x_{split}"] for split in ("train", "test")}
     floats = [images[split] / np.float32(255) for split in ("train", "test")]
@@ -89,10 +89,10 @@ def features_of(place, layer_of=output_of, images=None):
 # ---- one data set
 
 
-def test_the_numbers_of_one_data_set_are_those_of_the_functions(place, capsys):
+def test_the_numbers_of_one_data_set_are_those_of_the_functions(root, capsys):
     """Defaults, and what the JSON line says of them."""
-    result, out, _ = run(capsys, f"--run_dir={place / 'run'}", "--protocol=knn,linear")
-    (train_h, y), (test_h, y_test) = features_of(place)
+    result, out, _ = run(capsys, f"--run_dir={root / 'run'}", "--protocol=knn,linear")
+    (train_h, y), (test_h, y_test) = features_of(root)
     pair = np.asarray(train_h), y, np.asarray(test_h), y_test
     assert result["knn"] == pytest.approx(evaluate.knn_accuracy(*pair), abs=1 / 37)
     probe = evaluate.linear_probe(*pair)
@@ -110,7 +110,7 @@ def test_the_numbers_of_one_data_set_are_those_of_the_functions(place, capsys):
     assert "linear_confidence_95" not in result and "trained encoder" in out
 
 
-def test_several_seeds_give_an_interval(place, capsys, monkeypatch):
+def test_several_seeds_give_an_interval(root, capsys, monkeypatch):
     """The mean over the seeds, and the half width of Student's interval; the flags arrive."""
     results, train_classifier = [], evaluate.linear_classifier
 
@@ -125,7 +125,7 @@ def test_several_seeds_give_an_interval(place, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "linear_classifier", classifier)
     flags = ["--protocol=linear_views", "--seeds=3", "--linear_views_epochs=2"]
     flags += ["--linear_views_learning_rate=20", "--linear_views_batch_size=32"]
-    result, _, _ = run(capsys, f"--run_dir={place / 'run'}", *flags)
+    result, _, _ = run(capsys, f"--run_dir={root / 'run'}", *flags)
     values = results[0].accuracy + np.array([0.0, 0.1, 0.2])
     assert result["linear_views"] == pytest.approx(values.mean())
     half_width = evaluate.confidence_interval(values)[1]
@@ -141,9 +141,9 @@ def test_several_seeds_give_an_interval(place, capsys, monkeypatch):
     assert len(results[0].predicted) == 37
 
 
-def test_all_layers_stand_side_by_side(place, capsys):
+def test_all_layers_stand_side_by_side(root, capsys):
     """h, the head's hidden layer and z, each as when it is scored alone."""
-    run_dir = f"--run_dir={place / 'run'}"
+    run_dir = f"--run_dir={root / 'run'}"
     result, out, _ = run(capsys, run_dir, "--layer=all", "--knn_k=5")
     assert [line.split()[0] for line in out.splitlines()[:4]] == ["features", "h", "head1", "z"]
     assert list(result["layers"]) == ["h", "head1", "z"] and result["layer"] == "h"
@@ -151,7 +151,7 @@ def test_all_layers_stand_side_by_side(place, capsys):
     assert result["accuracy"] == plain["accuracy"] == result["layers"]["h"]["knn"]
     for index, name in ((1, "head1"), (2, "z")):
         (train_h, y), (test_h, y_test) = features_of(
-            place,
+            root,
             lambda encoder, head, x, i=index: head.hidden_outputs(encoder(x, training=False))[i],
         )
         expected = evaluate.knn_accuracy(np.asarray(train_h), y, np.asarray(test_h), y_test, k=5)
@@ -160,9 +160,9 @@ def test_all_layers_stand_side_by_side(place, capsys):
     assert block["layer"] == "group2" and block["layers"]["z"] == result["layers"]["z"]
 
 
-def test_layers_are_the_outputs_of_the_models_own_methods(place):
+def test_layers_are_the_outputs_of_the_models_own_methods(root):
     """Stored side by side, and alone."""
-    options = cli.options_of_run(str(place / "run"))
+    options = cli.options_of_run(str(root / "run"))
     loaded = build.load_encoder(cli.Options(image_size=None), options, projection_head=True)
     x = np.random.default_rng(0).random((3, SIDE, SIDE, 3)).astype(np.float32)
     outputs = loaded.projection_head.hidden_outputs(loaded.encoder(x, training=False))
@@ -174,27 +174,27 @@ def test_layers_are_the_outputs_of_the_models_own_methods(place):
         np.testing.assert_allclose(chosen.only(name)(x), output, rtol=1e-5, atol=1e-6)
 
 
-def test_official_weights_have_layers_too(place, tmp_path, capsys):
+def test_official_weights_have_layers_too(root, tmp_path, capsys):
     """The head is read from the official code's files; without one, a line says so."""
-    options = cli.options_of_run(str(place / "run"))
+    options = cli.options_of_run(str(root / "run"))
     loaded = build.load_encoder(cli.Options(image_size=None), options, projection_head=True)
-    dataset = [f"--dataset=npz:{place / 'set.npz'}", "--image_size=8", "--knn_k=5"]
+    dataset = [f"--dataset=npz:{root / 'set.npz'}", "--image_size=8", "--knn_k=5"]
     official = Official(loaded.encoder, loaded.projection_head).save_checkpoint(tmp_path / "both")
     result, _, _ = run(capsys, f"--official_weights={official}", "--layer=all", *dataset)
-    expected, _, _ = run(capsys, f"--run_dir={place / 'run'}", "--layer=all", "--knn_k=5")
+    expected, _, _ = run(capsys, f"--run_dir={root / 'run'}", "--layer=all", "--knn_k=5")
     assert result["layers"] == expected["layers"]
     official = Official(loaded.encoder).save_checkpoint(tmp_path / "encoder")
     assert cli.main(["evaluate", f"--official_weights={official}", "--layer=z", *dataset]) == 2
     assert "--layer=z needs the projection head; --official_weights" in capsys.readouterr().err
 
 
-def test_examples_without_a_label_are_counted(place, tmp_path, capsys):
+def test_examples_without_a_label_are_counted(root, tmp_path, capsys):
     """A line, and the JSON; the numbers are those without them."""
     dataset = f"--dataset=npz:{write_npz(tmp_path / 'set.npz', unlabelled=20)}"
-    result, _, error = run(capsys, f"--run_dir={place / 'run'}", dataset, "--protocol=all")
+    result, _, error = run(capsys, f"--run_dir={root / 'run'}", dataset, "--protocol=all")
     assert (result["train_unlabelled"], result["test_unlabelled"]) == (20, 10)
     assert "20 of the 90 examples of --train_split have no label and are left out" in error
-    (train_h, y), (test_h, y_test) = features_of(place)
+    (train_h, y), (test_h, y_test) = features_of(root)
     expected = evaluate.knn_accuracy(
         np.asarray(train_h)[20:], y[20:], np.asarray(test_h)[10:], y_test[10:]
     )
@@ -216,8 +216,8 @@ def test_examples_without_a_label_are_counted(place, tmp_path, capsys):
         ),
     ],
 )
-def test_a_mistake_is_one_line(flags, message, place, capsys):
-    assert cli.main(["evaluate", f"--run_dir={place / 'run'}", *flags]) == 2
+def test_a_mistake_is_one_line(flags, message, root, capsys):
+    assert cli.main(["evaluate", f"--run_dir={root / 'run'}", *flags]) == 2
     *others, error = capsys.readouterr().err.splitlines()
     assert message in error and set(others) <= {"the run has 1 of 100 epochs."}
 
@@ -231,15 +231,15 @@ def test_the_command_line_knows_all_protocols():
 # ---- kNN options
 
 
-def test_knn_on_averaged_views(place, capsys):
+def test_knn_on_averaged_views(root, capsys):
     """The mirror image's features are averaged in, and named."""
-    flags = [f"--run_dir={place / 'run'}", "--knn_k=5", "--knn_views=flip", "--knn_whiten"]
+    flags = [f"--run_dir={root / 'run'}", "--knn_k=5", "--knn_views=flip", "--knn_whiten"]
     result, _, _ = run(capsys, *flags)
 
     def both(encoder, head, x):
         return (encoder(x, training=False) + encoder(x[:, :, ::-1], training=False)) / 2
 
-    (train_h, y), (test_h, y_test) = features_of(place, both)
+    (train_h, y), (test_h, y_test) = features_of(root, both)
     train_h, test_h = whiten(np.asarray(train_h), np.asarray(test_h))
     expected = evaluate.knn_accuracy(train_h, y, test_h, y_test, k=5)
     assert result["knn"] == pytest.approx(expected, abs=1 / 37)
@@ -323,14 +323,14 @@ def test_near_duplicates_are_found_and_others_are_not():
         count_near_duplicates(train, small)
 
 
-def test_splits_that_share_examples_are_known_by_their_ids(place):
+def test_splits_that_share_examples_are_known_by_their_ids(root):
     """Slices of one split; the same names in another split are other examples."""
-    name = f"npz:{place / 'set.npz'}"
+    name = f"npz:{root / 'set.npz'}"
     load = data.load
     whole, part, rest = (load(name, s) for s in ("train", "train[:30%]", "train[30%:]"))
     assert whole.overlap(part) == part.num_examples == 27
     assert part.overlap(rest) == 0 and whole.overlap(load(name, "test")) == 0
-    folder = f"folder:{place / 'photos'}"
+    folder = f"folder:{root / 'photos'}"
     uncached, test = load(folder, "test[:25%]", cache_bytes=0), load(folder, "test")
     assert uncached.overlap(test) == 6 and load(folder, "train").overlap(test) == 0
 
@@ -379,7 +379,7 @@ def test_the_probe_of_several_classes_is_scikit_learns():
         evaluate.multi_label_probe(train_h, targets, test_h, test_targets[1:])
 
 
-def test_a_table_of_images_of_several_classes(place, tmp_path, capsys):
+def test_a_table_of_images_of_several_classes(root, tmp_path, capsys):
     """VOC2007's metric of a set in TFDS's form; twice, the second time from the cache."""
     import tensorflow_datasets as tfds
 
@@ -406,12 +406,12 @@ def test_a_table_of_images_of_several_classes(place, tmp_path, capsys):
         data_dir=tmp_path,
         disable_shuffling=True,
     )
-    flags = [f"--run_dir={place / 'run'}", "--dataset=voc2007=halves,halves", "--knn_k=5"]
+    flags = [f"--run_dir={root / 'run'}", "--dataset=voc2007=halves,halves", "--knn_k=5"]
     flags += [f"--output={tmp_path}/table", f"--data_dir={tmp_path}", "--protocol=knn,linear"]
     result, _, _ = run(capsys, *flags)
     voc, plain = result["rows"]
     assert (voc["metric"], plain["metric"]) == ("mAP (11 points)", "mAP")
-    pairs = features_of(place, images={key: x for key, (x, _) in arrays.items()})
+    pairs = features_of(root, images={key: x for key, (x, _) in arrays.items()})
     (train_h, _), (test_h, _) = pairs
     y, y_test = arrays["train"][1], arrays["test"][1]
     scores = evaluate.multi_label_knn(np.asarray(train_h), y, np.asarray(test_h), k=5)
@@ -430,17 +430,17 @@ def test_a_table_of_images_of_several_classes(place, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def table(place):
+def table(root):
     """The flags of a table over five data sets, of which two can be scored; and its rows."""
     names = [
-        f"npz:{place}/set.npz",
-        f"pets=folder:{place}/photos",
+        f"npz:{root}/set.npz",
+        f"pets=folder:{root}/photos",
         "cifar10",
         "voc2007",
         "birdsnap",
     ]
-    flags = [f"--run_dir={place / 'run'}", f"--dataset={','.join(names)}", "--protocol=knn,linear"]
-    flags += [f"--output={place}/table", f"--data_dir={place}/none", "--knn_k=5"]
+    flags = [f"--run_dir={root / 'run'}", f"--dataset={','.join(names)}", "--protocol=knn,linear"]
+    flags += [f"--output={root}/table", f"--data_dir={root}/none", "--knn_k=5"]
     text = io.StringIO()
     with (
         fewer_residual_blocks(),
@@ -451,37 +451,37 @@ def table(place):
     return flags, json.loads(text.getvalue().splitlines()[-1])["rows"], text.getvalue()
 
 
-def test_a_table_has_a_row_for_each_data_set(table, place, capsys):
+def test_a_table_has_a_row_for_each_data_set(table, root, capsys):
     """CSV, Markdown and JSON agree; what is not there is a row with its reason."""
     _, rows, text = table
     assert [row["error"] is None for row in rows] == [True, True, False, False, False]
     assert "must be prepared on disk first" in rows[2]["error"]
     assert "must be prepared on disk first" in rows[3]["error"]
     assert "Pass birdsnap=folder:PATH" in rows[4]["error"] and rows[4]["error"] in text
-    with open(place / "table" / "table.csv", newline="") as file:
+    with open(root / "table" / "table.csv", newline="") as file:
         from_csv = list(csv.DictReader(file))
     assert [float(row["knn"] or -1) for row in from_csv] == [
         -1 if row["knn"] is None else row["knn"] for row in rows
     ]
-    from_json = json.loads((place / "table" / "table.json").read_text())
+    from_json = json.loads((root / "table" / "table.json").read_text())
     assert from_json["rows"] == rows and from_json["settings"]["knn"]["k"] == 5
-    assert f"{100 * rows[0]['linear']:.2f}" in (place / "table" / "table.md").read_text()
-    alone, _, _ = run(capsys, f"--run_dir={place / 'run'}", "--protocol=knn,linear", "--knn_k=5")
+    assert f"{100 * rows[0]['linear']:.2f}" in (root / "table" / "table.md").read_text()
+    alone, _, _ = run(capsys, f"--run_dir={root / 'run'}", "--protocol=knn,linear", "--knn_k=5")
     assert (rows[0]["knn"], rows[0]["linear"]) == (alone["knn"], alone["linear"])
     assert rows[0]["metric"] == "top-1"
 
 
-def test_a_data_set_is_scored_as_is_customary(table, place, capsys):
+def test_a_data_set_is_scored_as_is_customary(table, root, capsys):
     """Pets: the mean per class, which differs from top-1 here."""
     row = table[1][1]
-    dataset = f"--dataset=folder:{place}/photos"
-    alone, _, _ = run(capsys, f"--run_dir={place / 'run'}", dataset, "--protocol=all", "--knn_k=5")
+    dataset = f"--dataset=folder:{root}/photos"
+    alone, _, _ = run(capsys, f"--run_dir={root / 'run'}", dataset, "--protocol=all", "--knn_k=5")
     assert row["metric"] == "mean per class"
     assert row["knn"] == alone["knn_mean_per_class"] != alone["knn"]
     assert row["linear"] == alone["linear_mean_per_class"]
 
 
-def test_a_second_table_computes_no_features(table, place, capsys, monkeypatch):
+def test_a_second_table_computes_no_features(table, root, capsys, monkeypatch):
     """Until a file is damaged, or the data changes."""
     flags, rows, _ = table
     computed = []
@@ -492,11 +492,11 @@ def test_a_second_table_computes_no_features(table, place, capsys, monkeypatch):
 
     monkeypatch.setattr(evaluate, "extract_features", counting)
     assert run(capsys, *flags)[0]["rows"] == rows and not computed
-    stored = sorted((place / "table" / "features").iterdir())
+    stored = sorted((root / "table" / "features").iterdir())
     assert len(stored) == 4
     stored[0].write_bytes(stored[0].read_bytes()[:1000])
     assert run(capsys, *flags)[0]["rows"] == rows and len(computed) == 1
-    photo = sorted((place / "photos" / "test").glob("*/*.png"))[0]
+    photo = sorted((root / "photos" / "test").glob("*/*.png"))[0]
     before = photo.read_bytes()
     Image.new("RGB", (11, 9), "red").save(photo)
     run(capsys, *flags)
@@ -504,9 +504,9 @@ def test_a_second_table_computes_no_features(table, place, capsys, monkeypatch):
     assert len(computed) == 2
 
 
-def test_no_data_set_at_all_is_a_failure(place, tmp_path, capsys):
+def test_no_data_set_at_all_is_a_failure(root, tmp_path, capsys):
     """Exit code 2; the table is there."""
-    flags = [f"--run_dir={place / 'run'}", "--dataset=birdsnap,aircraft", f"--output={tmp_path}/t"]
+    flags = [f"--run_dir={root / 'run'}", "--dataset=birdsnap,aircraft", f"--output={tmp_path}/t"]
     assert cli.main(["evaluate", *flags]) == 2
     assert "none of birdsnap, aircraft could be scored" in capsys.readouterr().err
     assert (tmp_path / "t" / "table.csv").read_text().count("\n") == 3
@@ -530,7 +530,7 @@ def test_the_twelve_data_sets_of_the_paper():
     assert transfer.customary("folder:x=y").load_as == "folder:x=y"
 
 
-def test_a_digest_changes_with_what_the_features_depend_on(place, tmp_path):
+def test_a_digest_changes_with_what_the_features_depend_on(root, tmp_path):
     """A weight, a statistic, an image, a label; not the name that Keras counts up."""
 
     def encoder():

@@ -171,15 +171,6 @@ class Classifier(_keras.Model):
             config["augment"] = restore(config["augment"], custom_objects=custom_objects)
         return cls(**config)
 
-    def get_build_config(self):
-        """What `build` was called with."""
-        return {"input_shape": (None, *self._image_shape)} if self.built else None
-
-    def build_from_config(self, config):
-        """Builds from `get_build_config`."""
-        if config:
-            self.build(config["input_shape"])
-
 
 def _labels(batch):
     """Labels of a batch, integers [B]."""

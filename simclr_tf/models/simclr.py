@@ -571,15 +571,6 @@ class SimCLR(_keras.Model):
             config["objective"] = restore(config["objective"], custom_objects=custom_objects)
         return cls(**config)
 
-    def get_build_config(self):
-        """What `build` was called with."""
-        return {"input_shape": (None, *self._image_shape)} if self._image_shape else None
-
-    def build_from_config(self, config):
-        """Builds from `get_build_config`."""
-        if config:
-            self.build(config["input_shape"])
-
 
 def _check_keras(version):
     """Raises `ArgumentError` for the config of a file that the other Keras wrote."""
