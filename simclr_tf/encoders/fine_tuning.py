@@ -14,7 +14,8 @@ _CLONE_ERRORS = (ValueError, TypeError, NotImplementedError)
 def copy_encoder(encoder, image_shape, keep_weights=True):
     """Returns a copy of an encoder that shares no variable with it.
 
-    The copy belongs to the `tf.distribute` strategy in whose scope it is made.
+    The copy belongs to the `tf.distribute` strategy in whose scope it is made. All of it is
+    trainable.
 
     Args:
         encoder: a built `keras.Model`: functional, or a class whose config rebuilds it.
@@ -29,6 +30,7 @@ def copy_encoder(encoder, image_shape, keep_weights=True):
         if not copy.built:
             # That of the encoder decides the stem of a ResNet.
             copy.build(getattr(encoder, "built_shape", None) or (None, *image_shape))
+        copy.trainable = True
         if keep_weights:
             copy_weights(encoder, copy)
     except _CLONE_ERRORS as error:
