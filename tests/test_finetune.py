@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import ProjectionHead, ResNet, data, evaluate
+from simclr_tf import Classifier, ProjectionHead, ResNet, data, evaluate, export
 from simclr_tf.data import shapes
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, ExportError
+from simclr_tf.export import classifier as export_classifier_module
 
 IMAGES, LABELS = shapes.draw(50, 0, size=12)
 
@@ -159,3 +160,68 @@ def test_wrong_arguments(encoder, arguments, message):
     arguments = {"train": (IMAGES, LABELS), "test": (IMAGES, LABELS), "epochs": 1, **arguments}
     with pytest.raises(ArgumentError, match=message):
         evaluate.finetune(encoder, **arguments)
+
+
+# -- the export -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier(encoder):
+    """A classifier of three classes on the head's hidden layer, with random logits."""
+    model = Classifier(encoder, 3, head_of(encoder), head_layer=1)
+    model.build((None, 12, 12, 3))
+    rng = np.random.default_rng(0)
+    model.logits_layer.set_weights([rng.normal(size=[32, 3]), rng.normal(size=3)])
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(classifier, tmp_path_factory):
+    """Its SavedModel."""
+    path = tmp_path_factory.mktemp("models") / "shop" / "1"
+    return export.export_classifier(classifier, path, ["shoe", "hat", "müll"])
+
+
+def test_every_signature_returns_classes_and_the_embedding(classifier, exported):
+    """Against the classifier itself and NumPy's softmax."""
+    signatures = tf.saved_model.load(str(exported)).signatures
+    images, floats = IMAGES[:5], IMAGES[:5] / np.float32(255)
+    files = tf.constant([tf.io.encode_png(image).numpy() for image in images])
+    logits, h = classifier(images).numpy(), classifier.encoder(floats).numpy()
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    for name, request in (
+        ("serving_default", {"images": tf.constant(images)}),
+        ("serving_float", {"images": tf.constant(floats)}),
+        ("serving_bytes", {"image_bytes": files}),
+    ):
+        got = signatures[name](**request)
+        np.testing.assert_allclose(got["embedding"], h, atol=1e-5)
+        np.testing.assert_allclose(got["logits"], logits, atol=1e-4)
+        np.testing.assert_allclose(got["probabilities"], e / e.sum(1, keepdims=True), atol=1e-5)
+        assert got["class_index"].numpy().tolist() == logits.argmax(axis=1).tolist()
+        names = np.array(["shoe", "hat", "müll"])[logits.argmax(axis=1)]
+        assert [each.decode() for each in got["class_name"].numpy()] == names.tolist()
+
+
+def test_it_loads_as_an_encoder_that_classifies(encoder, classifier, exported):
+    """`load_exported` and plain Keras read it as an encoder's export."""
+    loaded = export.load_exported(exported.parent)
+    assert loaded.class_names == ["shoe", "hat", "müll"] and loaded.image_size == 12
+    h = encoder(IMAGES / np.float32(255)).numpy()
+    np.testing.assert_allclose(loaded(IMAGES), h, atol=1e-5)
+    np.testing.assert_allclose(loaded.classify(IMAGES)["logits"], classifier(IMAGES), atol=1e-4)
+    plain = keras.models.load_model(exported / "encoder.keras")
+    np.testing.assert_allclose(plain(IMAGES / np.float32(255)), h, atol=1e-5)
+    with pytest.raises(ArgumentError, match="one for each of the 3 classes; got 2"):
+        export.export_classifier(classifier, exported.parent / "2", ["shoe", "hat"])
+
+
+def test_an_export_that_classifies_otherwise_is_refused(classifier, tmp_path, monkeypatch):
+    """Wrong logits are found by the check, and nothing is written."""
+    right = export_classifier_module.functional_logits(classifier)
+    kernel, *rest = right.layers[-1].get_weights()
+    right.layers[-1].set_weights([kernel + 0.01, *rest])
+    monkeypatch.setattr(export_classifier_module, "functional_logits", lambda _: right)
+    with pytest.raises(ExportError, match=r"differs from the encoder by .* number of logits"):
+        export.export_classifier(classifier, tmp_path / "1")
+    assert not list(tmp_path.iterdir())

@@ -172,6 +172,25 @@ def _head_output(h, layer, head):
         return copy.hidden_outputs(h)[index]
 
 
+def functional_logits(classifier):
+    """Copies what a `Classifier` computes from h to a functional model in float32.
+
+    Args:
+      classifier: a built `models.Classifier`.
+
+    Returns:
+      A functional `keras.Model` from h, float32 [B, D], to logits [B, C].
+    """
+    layer, head = classifier.head_layer, classifier.projection_head
+    first = classifier.logits_layer if head is None else head.dense_layers[0]
+    h = keras.Input((first.kernel.shape[0],))
+    features = _head_output(h, f"head{layer}", head) if layer else h
+    logits = keras.layers.Dense(classifier.num_classes, dtype="float32", name="logits")
+    model = keras.Model(h, logits(features))
+    logits.set_weights(classifier.logits_layer.get_weights())
+    return model
+
+
 # -- batch normalisation folded into the preceding layer ------------------------------------------
 
 

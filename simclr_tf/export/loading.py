@@ -63,6 +63,8 @@ class Exported:
       image_size: side in pixels of the square images that the encoder takes; None if it is unknown
         or the images are not square.
       embedding_dim: D, or None if it is unknown.
+      class_names: list of str, those of a fine-tuned classifier (`export_classifier`); None of an
+        encoder.
     """
 
     def __init__(self, path, loaded, metadata):
@@ -73,6 +75,7 @@ class Exported:
         sizes = metadata.get("image_size") or _input(first).shape[1:3]
         self.image_size = sizes[0] if sizes[0] == sizes[1] else None
         self.embedding_dim = _output(first).shape[-1]
+        self.class_names = metadata.get("class_names")
 
     def __call__(self, images):
         """Embeds a batch.
@@ -87,6 +90,31 @@ class Exported:
           ArgumentError: images of another shape, dtype or range, or of a size that the SavedModel
             does not take.
         """
+        outputs, name = self._run(images)
+        return tf.cast(outputs[name], tf.float32)
+
+    def classify(self, images):
+        """Classifies a batch.
+
+        Args:
+          images: as for a call.
+
+        Returns:
+          Dict of "logits" and "probabilities", float32 [B, C]; "class_index", int64 [B];
+          "class_name", string [B]; and "embedding", float32 [B, D].
+
+        Raises:
+          ArgumentError: it is an encoder without classes; and as a call.
+        """
+        if self.class_names is None:
+            raise ArgumentError(
+                f"classify needs a fine-tuned classifier; {self.path} is an encoder. Fine-tune it "
+                "with `simclr-tf finetune`."
+            )
+        return self._run(images)[0]
+
+    def _run(self, images):
+        """All outputs of a batch, a dict, and the name of the embedding among them."""
         images = tf.convert_to_tensor(images)
         if tf.executing_eagerly():  # in a graph, `serving_float` checks the range itself
             check_range(images)
@@ -101,7 +129,7 @@ class Exported:
                 f"{self.path} takes images of shape {wanted.shape}; got {images.shape}. "
                 "Resize them."
             )
-        return tf.cast(signature(**{wanted.name: images})[output.name], tf.float32)
+        return signature(**{wanted.name: images}), output.name
 
 
 def _version(path):
