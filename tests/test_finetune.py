@@ -1,14 +1,26 @@
 """Fine-tuning: `evaluate.finetune`, and `simclr-tf finetune` from flags to an export."""
 
+import contextlib
+import io
+import json
+import os
+import signal
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from runs import untrained_run, weights_of
 from tensorflow import keras
+from test_pretrained import Official
 
-from simclr_tf import Classifier, ProjectionHead, ResNet, data, evaluate, export
+from simclr_tf import Classifier, ProjectionHead, ResNet, cli, data, evaluate, export
+from simclr_tf.commands import build
+from simclr_tf.commands import finetune as finetune_command
 from simclr_tf.data import shapes
-from simclr_tf.errors import ArgumentError, ExportError
+from simclr_tf.errors import ArgumentError, ExportError, UsageError
 from simclr_tf.export import classifier as export_classifier_module
+from simclr_tf.training import run_directory
 
 IMAGES, LABELS = shapes.draw(50, 0, size=12)
 
@@ -68,7 +80,7 @@ def small_encoder():
     """A convolution with batch normalisation, functional."""
     layers = keras.layers
     inputs = keras.Input((12, 12, 3))
-    norm = layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs))
+    norm = layers.BatchNormalization(momentum=0.9)(layers.Conv2D(4, 3)(inputs))
     return keras.Model(inputs, layers.GlobalAveragePooling2D()(norm))
 
 
@@ -88,8 +100,9 @@ def test_the_same_seed_gives_the_same_result_from_every_form_of_data(tmp_path):
     assert (weights[0] != weights[2]).any() and (weights[0] != weights[3]).any()
 
 
-def test_it_learns_from_few_labels_and_from_scratch_starts_anew(encoder):
+def test_it_learns_from_few_labels_and_from_scratch_starts_anew():
     """Dark against light images are learnt; the baseline does not start at the given weights."""
+    encoder = small_encoder()
     rng = np.random.default_rng(0)
     labels = np.arange(32) % 2
     images = (rng.random([32, 12, 12, 3]) * 90 + 150 * labels[:, None, None, None]).astype("uint8")
@@ -225,3 +238,214 @@ def test_an_export_that_classifies_otherwise_is_refused(classifier, tmp_path, mo
     with pytest.raises(ExportError, match=r"differs from the encoder by .* number of logits"):
         export.export_classifier(classifier, tmp_path / "1")
     assert not list(tmp_path.iterdir())
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, quick_runs):
+    """A directory with set.npz, three classes of 12 pixels, and "run", a pretrained run."""
+    place = tmp_path_factory.mktemp("place")
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    pixels = rng.random([120, 12, 12, 3]) * 60 + 90 * labels[:, None, None, None]
+    pixels = pixels.astype(np.uint8)
+    arrays = {"x_train": pixels[:90], "y_train": labels[:90]}
+    np.savez(place / "set.npz", **arrays, x_test=pixels[90:], y_test=labels[90:])
+    untrained_run(place / "run", place / "set.npz", 12)
+    return place
+
+
+def command(place, run_dir, *flags):
+    """Words of a small fine-tuning."""
+    words = ["finetune", f"--pretrained={place}/run", f"--run_dir={run_dir}"]
+    return [*words, "--precision=float32", "--epochs=4", "--batch_size=10", *flags]
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(place):
+    """A run on 8 labels of each class, with its baseline, and what it printed."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert (
+            cli.main(command(place, place / "tuned", "--labels_per_class=8", "--from_scratch")) == 0
+        )
+    return place / "tuned", out.getvalue()
+
+
+def test_a_run_ends_with_a_table_and_a_json_line(place, fine_tuned):
+    """Both results, the labels that were used, and every setting; the run has its files."""
+    run, out = fine_tuned
+    result = json.loads(out.splitlines()[-1])
+    rows = [line.split() for line in out.splitlines() if "%" in line]
+    assert [row[0] for row in rows] == ["fine-tuned", "from"]
+    assert rows[0][1] == f"{100 * result['accuracy']:.2f}"
+    assert rows[1][2] == f"{100 * result['accuracy_from_scratch']:.2f}"
+    assert (result["labels"], result["labels_per_class"], result["classes"]) == (24, 8, 3)
+    assert result["test_examples"] == 30 and result["dataset"] == f"npz:{place}/set.npz"
+    settings = result["settings"]
+    assert (settings["batch_size"], settings["epochs"], settings["head_layer"]) == (8, 4, 0)
+    for name in ("flags.cfg", "metrics.jsonl", "checkpoints", "report.html", "logs"):
+        assert (run / name).exists()
+    rows = run_directory.read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 6, 9, 12] and "accuracy" in rows[0]
+    assert rows[0]["learning_rate"] == pytest.approx(0.0125 * 8**0.5 * 0.9, rel=0.06)
+
+
+@pytest.mark.parametrize("by", ["run_dir", "saved_model"])
+def test_evaluate_reads_it_back(place, fine_tuned, by, capsys):
+    """The same accuracy, whether by the run or by its export."""
+    run, out = fine_tuned
+    flags = [f"--run_dir={run}"]
+    if by == "saved_model":
+        flags = [f"--saved_model={run}/export", f"--dataset=npz:{place}/set.npz"]
+    assert cli.main(["evaluate", *flags]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    trained = json.loads(out.splitlines()[-1])
+    for key in ("accuracy", "top_5_accuracy", "mean_per_class_accuracy"):
+        assert result[key] == trained[key]
+    assert result["protocol"] == "classifier" and result["encoder_source"] == by
+
+
+def test_a_fine_tuned_run_is_an_encoder_too(fine_tuned, tmp_path, capsys):
+    """`evaluate --protocol=knn` and `embed` use its h; other commands say what it is in a line."""
+    run, _ = fine_tuned
+    assert cli.main(["evaluate", f"--run_dir={run}", "--protocol=knn"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["protocol"] == "knn"
+    path = tmp_path / "h.npz"
+    assert cli.main(["embed", f"--run_dir={run}", "--split=test", f"--output={path}"]) == 0
+    h = export.load_exported(run / "export")(
+        data.load(f"npz:{run.parent}/set.npz", "test").arrays()[0]
+    )
+    np.testing.assert_allclose(np.load(path)["embeddings"], h, atol=1e-5)
+    capsys.readouterr()
+    assert cli.main(["export", f"--run_dir={run}", f"--output={tmp_path}/1"]) == 2
+    assert "export takes a run of `simclr-tf pretrain`; " in capsys.readouterr().err
+    assert cli.main(["pretrain", f"--run_dir={run}"]) == 2
+    assert "holds a run of `simclr-tf finetune`, not of pretrain" in capsys.readouterr().err
+
+
+def test_the_same_command_on_a_finished_run_prints_its_result(place, fine_tuned, capsys):
+    """Nothing is trained; another flag is refused by name."""
+    run, out = fine_tuned
+    words = command(place, run, "--labels_per_class=8", "--from_scratch")
+    assert cli.main(words) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1]) == json.loads(out.splitlines()[-1])
+    assert "holds all 4 epochs" in printed.err
+    assert cli.main([*words, "--weight_decay=0.1"]) == 2
+    assert "other flags: --weight_decay=0.0, now --weight_decay=0.1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def without_export(monkeypatch):
+    """Runs end without a SavedModel and a score, which take longer than the training."""
+    monkeypatch.setattr(finetune_command, "export_classifier", lambda *arguments: None)
+    monkeypatch.setattr(finetune_command, "load_exported", lambda path: None)
+    scores = {"accuracy": 0.5, "top_5_accuracy": 1.0, "mean_per_class_accuracy": 0.5}
+    monkeypatch.setattr(finetune_command, "_score", lambda *arguments: scores)
+
+
+def encoder_of_one_layer(options, image_size):
+    """In place of `build.build_encoder`: quick to trace."""
+    return small_encoder()
+
+
+@pytest.mark.usefixtures("without_export")
+def test_an_interrupted_run_ends_as_another(place, tmp_path, monkeypatch, capsys):
+    """Bit for bit, stopped within the fine-tuning and then within the baseline."""
+    monkeypatch.setattr(build, "build_encoder", encoder_of_one_layer)
+    untrained_run(tmp_path / "run", place / "set.npz", 12)
+    flags = ["--labels_per_class=8", "--from_scratch", "--checkpoint_every_steps=2"]
+    assert cli.main(command(tmp_path, tmp_path / "whole", *flags)) == 0
+    make_loop, stop_at = finetune_command._loop, [8]
+
+    def stopped_once(*arguments):
+        loop = make_loop(*arguments)
+
+        def after_step(batch, logs):
+            if stop_at and int(loop.model.optimizer.iterations.numpy()) == stop_at[0]:
+                stop_at.pop()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        loop._callbacks.insert(0, keras.callbacks.LambdaCallback(on_train_batch_end=after_step))
+        return loop
+
+    monkeypatch.setattr(finetune_command, "_loop", stopped_once)
+    words = command(tmp_path, tmp_path / "stopped", *flags)
+    assert cli.main(words) == 75
+    assert "keeps 2 whole epochs and 2 steps; the same command resumes" in capsys.readouterr().err
+    assert not (tmp_path / "stopped" / "from_scratch").exists()
+    stop_at.append(4)
+    assert cli.main(words) == 75
+    assert "from_scratch keeps 1 whole epochs and 1 steps" in capsys.readouterr().err
+    assert cli.main(words) == 0
+    for name in (".", "from_scratch"):
+        ours, theirs = (weights_of(tmp_path / run / name) for run in ("stopped", "whole"))
+        assert ours.keys() == theirs.keys() and len(ours) > 15
+        for key in ours:
+            np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+
+
+def test_every_kind_of_pretrained_encoder(place, fine_tuned, tmp_path):
+    """Of a run, its export, a fine-tuned run and official weights: the same h; heads of two."""
+    trained = cli.options_of_run(place / "run")
+    encoder = build.load_encoder(cli.Options(image_size=None), trained).encoder
+    exported = export.export_encoder(encoder, tmp_path / "export" / "1")
+    head = ProjectionHead(output_dim=4, layers=3)
+    head.build((None, 32))
+    official = Official(encoder, head).save_checkpoint(tmp_path / "official")
+    h = encoder(IMAGES / np.float32(255)).numpy()
+    for path, run, has_head in (
+        (place / "run", trained, True),
+        (exported.parent, None, False),
+        (official, None, True),
+        (fine_tuned[0], cli.options_of_run(fine_tuned[0]), False),
+    ):
+        options = cli.Options(pretrained=str(path), image_size=None, head_layer=1)
+        found, its_head, size = finetune_command._load_pretrained(options, run)
+        same = np.allclose(found(IMAGES / np.float32(255), training=False), h, atol=1e-4)
+        assert same == (path != fine_tuned[0]) and (its_head is not None) == has_head
+        assert size == (32 if path == official else 12)
+
+
+def test_classes_are_matched_by_name():
+    """A test folder without one of the classes, with one that is unknown, in another order."""
+    of = finetune_command._labels_of
+    source = SimpleNamespace(name="folder:b", class_names=["bird", "cat", "emu"])
+    assert of(source, ["ant", "bird", "cat"])(np.array([0, 1, 2, 1])).tolist() == [1, 2, 3, 2]
+    assert of(source, source.class_names) is None
+    assert of(SimpleNamespace(class_names=None), ["0", "1"]) is None
+    with pytest.raises(UsageError, match="--dataset must have classes of the classifier"):
+        of(source, ["0", "1"])
+
+
+@pytest.mark.usefixtures("without_export")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--label_fraction=0.1", "--labels_per_class=2"], "got both. Leave out one."),
+        (["--label_fraction=2"], "--label_fraction must be a finite number in"),
+        (["--labels_per_class=31"], "--labels_per_class must be at most the number of examples"),
+        (["--train_from=group7"], "--train_from must be a block or layer of resnet18; got"),
+        (["--head_layer=2"], "--head_layer must be a hidden layer of the head, 1 to 1, or 0"),
+        (["--test_split=train[:10]"], "--test_split must not share examples with --train_split"),
+        (["--pretrained=nowhere"], "--pretrained must be a SavedModel's directory, a checkpoint"),
+        (["--pretrained=nowhere", "--dataset="], "--dataset must be followed by its value"),
+    ],
+)
+def test_a_mistake_is_one_line(place, tmp_path, flags, message, capsys):
+    """Exit code 2, and no checkpoint, so that the run directory can be used again."""
+    dataset = [f"--dataset=npz:{place}/set.npz"]
+    assert cli.main(command(place, tmp_path / "run", *dataset, *flags)) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_is_needed_for_the_default_dataset(place, tmp_path, capsys):
+    """One line before TensorFlow does anything."""
+    words = ["finetune", "--pretrained=export", f"--run_dir={tmp_path}/run"]
+    assert cli.main(words) == 2
+    assert "finetune needs --dataset where --pretrained is not a run." in capsys.readouterr().err
+    assert cli.main(["evaluate", f"--run_dir={place}/run", "--protocol=knn,no"]) == 2

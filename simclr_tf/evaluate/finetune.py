@@ -63,7 +63,8 @@ def finetune(
     epochs=None,
     batch_size=256,
     optimizer="nesterov",
-    learning_rate=0.05,
+    learning_rate=0.0125,
+    learning_rate_scaling="sqrt",
     weight_decay=0.0,
     label_smoothing=0.0,
     min_crop_area=0.08,
@@ -74,9 +75,11 @@ def finetune(
 ):
     """Trains a copy of an encoder and a linear layer on labelled images, and scores it once.
 
-    The defaults are those of SimCLR (arXiv:2002.05709, appendix B.5): Nesterov momentum 0.9, the
-    rate 0.05 x batch / 256 with a cosine decay to 0, no warm-up, no regularisation, random crops
-    and flips. 60 epochs for 1 % of ImageNet's labels and 30 for 10 % become `default_epochs`. The
+    The defaults are those of SimCLR (arXiv:2002.05709, appendix B.5): Nesterov momentum 0.9, a
+    cosine decay to 0, no warm-up, no regularisation, random crops and flips. They scale with the
+    number of labels: 60 epochs for 1 % of ImageNet and 30 for 10 % become `default_epochs`, and the
+    rate of 0.8 for a batch of 4,096 becomes 0.0125 x sqrt(batch). (In proportion to the batch, as
+    in the paper, it would be so low for the few steps of a small set that little is learnt.) The
     score is that of the last epoch, on the centre square of every labelled test image. The given
     encoder and head do not change.
 
@@ -95,7 +98,8 @@ def finetune(
       batch_size: int, at least 1: the largest batch; see `even_batch_size`. A dataset has its own
         batches.
       optimizer: "nesterov", "lars" (both with momentum 0.9) or "adamw".
-      learning_rate: float above 0, for a batch of 256; it is proportional to the batch.
+      learning_rate: float above 0, the rate before scaling.
+      learning_rate_scaling: "sqrt": rate x sqrt(batch); "linear": rate x batch / 256; or "none".
       weight_decay: float, 0 or more; biases and normalisation parameters take none.
       label_smoothing: float in [0, 1).
       min_crop_area: float in (0, 1], minimum area of a crop as a fraction of the image.
@@ -137,12 +141,15 @@ def finetune(
         label_smoothing=label_smoothing,
         seed=seed,
     )
-    rate = optimizers.scale_learning_rate(learning_rate, data.batch_size, "linear")
+    rate = optimizers.scale_learning_rate(learning_rate, data.batch_size, learning_rate_scaling)
     schedule = optimizers.WarmupCosine(rate, total_steps=epochs * data.steps)
     classifier.compile(build_optimizer(optimizer, schedule, weight_decay))
     options = {"epochs": epochs, "steps_per_epoch": data.steps, "verbose": verbose}
     history = classifier.fit(data.dataset, shuffle=False, **options).history
-    return score(classifier, _batches(test, batch_size), size, history["loss"][-1])
+    predicted, scores = score(classifier, _batches(test, batch_size), size)
+    return FineTuned(
+        **scores, loss=float(history["loss"][-1]), predicted=predicted, classifier=classifier
+    )
 
 
 def default_epochs(num_labels):
@@ -188,7 +195,7 @@ def check_settings(optimizer, learning_rate, min_crop_area, epochs, batch_size, 
     if optimizer not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         raise ArgumentError(f"optimizer must be one of {known}; got {optimizer!r}.")
-    check_number("learning_rate", learning_rate, above=0, hint="The paper's is 0.05.")
+    check_number("learning_rate", learning_rate, above=0, hint="Try 0.0125.")
     check_number("min_crop_area", min_crop_area, above=0, at_most=1, hint="The paper's is 0.08.")
     check_number("batch_size", batch_size, at_least=1, whole=True)
     for name, value in (("epochs", epochs), ("image_size", image_size)):
@@ -231,26 +238,39 @@ def build_classifier(
     return classifier
 
 
-def score(classifier, batches, image_size=None, loss=float("nan")):
-    """Returns the `FineTuned` of a classifier on labelled batches, as `finetune` scores it."""
-    logits, labels = check_features(
-        *extract_features(classifier, batches, image_size)[:2], name="test"
-    )
+def score(classify, batches, image_size=None, labels_of=None):
+    """Scores a classifier on labelled batches.
+
+    Args:
+      classify: a `Classifier`, or another function of images, as `extract_features` takes it, to
+        logits [B, C].
+      batches: labelled batches in any form that `extract_features` accepts.
+      image_size: as there.
+      labels_of: function of the labels of the batches, int64 [m], to classes of the classifier; any
+        number from C on stands for a class that it does not know. None: they are the same.
+
+    Returns:
+      (predicted, scores): int64 [m], and a dict of "accuracy", "top_5_accuracy" and
+      "mean_per_class_accuracy".
+
+    Raises:
+      ArgumentError: there is no label; and as `extract_features`.
+    """
+    logits, labels = extract_features(classify, batches, image_size)[:2]
+    logits, labels = check_features(logits, labels, "test")
     scored = labels != UNLABELLED
     if not scored.any():
         raise ArgumentError(
             f"test must hold a label; all {len(labels)} examples are unlabelled. Use a split that "
             "has labels."
         )
-    predicted = logits.argmax(axis=1)
-    return FineTuned(
-        accuracy=float(np.mean(predicted[scored] == labels[scored])),
-        top_5_accuracy=top_k_accuracy(logits[scored], labels[scored], 5),
-        mean_per_class_accuracy=mean_per_class_accuracy(predicted[scored], labels[scored]),
-        loss=float(loss),
-        predicted=predicted,
-        classifier=classifier,
-    )
+    predicted, known = logits.argmax(axis=1), labels[scored]
+    known = known if labels_of is None else labels_of(known)
+    return predicted, {
+        "accuracy": float(np.mean(predicted[scored] == known)),
+        "top_5_accuracy": top_k_accuracy(logits[scored], known, 5),
+        "mean_per_class_accuracy": mean_per_class_accuracy(predicted[scored], known),
+    }
 
 
 class _LabelledImages(NamedTuple):

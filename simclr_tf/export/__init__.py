@@ -11,7 +11,7 @@ from simclr_tf.errors import ExportError
 from simclr_tf.export.classifier import export_classifier
 from simclr_tf.export.functional import folded, functional_copy
 from simclr_tf.export.image_files import MAX_PIXELS
-from simclr_tf.export.loading import load_exported
+from simclr_tf.export.loading import load_exported, load_trainable
 from simclr_tf.export.saved_model import export_encoder
 from simclr_tf.export.tflite import export_tflite
 
@@ -24,4 +24,5 @@ __all__ = [
     "folded",
     "functional_copy",
     "load_exported",
+    "load_trainable",
 ]

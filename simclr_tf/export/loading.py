@@ -9,6 +9,7 @@ import json
 import pathlib
 
 import tensorflow as tf
+from tensorflow import keras
 
 from simclr_tf.errors import ArgumentError, storage_errors
 from simclr_tf.export.saved_model import METADATA_FILE
@@ -53,6 +54,47 @@ def load_exported(path):
             f"path must be a SavedModel that can be read; {path} is not: {reason}. Export it again."
         ) from error
     return Exported(path, loaded, metadata)
+
+
+def load_trainable(path):
+    """Loads the encoder of an export for further training: its `encoder.keras`.
+
+    Args:
+      path: as for `load_exported`.
+
+    Returns:
+      (encoder, image_size): a functional `keras.Model` from float32 images [B, H, W, 3] in [0, 1]
+      to [B, D], all of it trainable; and the side in pixels of its images.
+
+    Raises:
+      ArgumentError: there is no export, or it has no `encoder.keras` that this Keras reads.
+      StorageError: the directory is not accessible.
+
+    Example:
+
+    >>> path = simclr_tf.export.export_encoder(encoder, "encoder/3")
+    >>> encoder, image_size = simclr_tf.export.load_trainable(path)
+    >>> image_size, encoder.trainable
+    (32, True)
+    """
+    with storage_errors(path, "read"):
+        path = _version(pathlib.Path(path))
+        there = (path / "encoder.keras").is_file()
+    if not there:
+        raise ArgumentError(
+            f"path must be an export with encoder.keras to train it further; {path} has none. Pass "
+            "the run that it is from, or an encoder that Keras can save."
+        )
+    try:
+        encoder = keras.models.load_model(path / "encoder.keras", compile=False)
+        metadata = json.loads((path / METADATA_FILE).read_text())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ArgumentError(
+            f"path must be an export that this Keras can read; {path}/encoder.keras is not: "
+            f"{str(error).strip().splitlines()[0]}. Pass the run that it is from."
+        ) from error
+    encoder.trainable = True
+    return encoder, metadata["image_size"][0]
 
 
 class Exported:
