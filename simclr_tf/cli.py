@@ -37,7 +37,9 @@ class Command:
       required: flags without which the command is refused.
       exactly_one: flags of which exactly one must be given; none: no such rule.
       required_without_run: flags that are required where --run_dir is not given.
-      reads_run: whether --run_dir names a run that exists; its options are then passed.
+      run_flag: the flag that names a run that exists, whose options are then passed; None: none.
+        One other than --run_dir may also name something else than a run.
+      takes_fine_tuned: whether that run may be one of `finetune`.
       resumable: flags that do not change what is learnt and may differ when a run is resumed.
       check: called with the `Options` before TensorFlow is imported; raises `errors.UsageError`.
 
@@ -54,7 +56,8 @@ class Command:
     required: tuple = ()
     exactly_one: tuple = ()
     required_without_run: tuple = ()
-    reads_run: bool = True
+    run_flag: str | None = "run_dir"
+    takes_fine_tuned: bool = True
     resumable: tuple = ()
     check: Callable | None = None
 
@@ -87,7 +90,8 @@ class Invocation:
     Attributes:
       flags: dict of flag name to its text, for flags.cfg.
       resumable: names of flags that may change when a run is resumed.
-      trained: the `Options` of the run at --run_dir; None where the command reads no run.
+      trained: the `Options` of the run that the command reads, and as `command` the name of the
+        command that trained it; None where it reads no run.
 
     Example:
 
@@ -117,6 +121,10 @@ def _define_data(define):
     define.string("data_dir", None, "Directory of the TFDS data sets.")
     define.string("train_split", "train", "Split to train on, slices as in TFDS: train[:90%].")
     define.string("test_split", "test", "Labelled split for the kNN probe and `evaluate`.")
+    _define_images(define)
+
+
+def _define_images(define):
     define.integer(
         "image_size",
         None,
@@ -185,16 +193,28 @@ def _define_training(define):
     define.integer("batch_size", 512, "Images per step, over all devices.", 2)
     define.enum("optimizer", "lars", ["lars", "lamb", "sgd", "adamw"], "Optimizer.")
     define.float("learning_rate", 0.3, "Peak rate, before scaling, above 0.", 1e-12)
-    define.enum(
-        "learning_rate_scaling",
-        "linear",
-        ["linear", "sqrt", "none"],
-        "linear: rate x batch / 256; sqrt: rate x sqrt(batch); none.",
-    )
+    _define_learning_rate_scaling(define, "linear")
     define.float("warmup_epochs", None, "By default a tenth of the epochs, 10 at most.", 0.0)
     define.float("weight_decay", 1e-6, "Weight decay; biases and norms take none.", 0.0)
     define.float("momentum", 0.9, "Momentum of lars and sgd.", 0.0, 0.9999)
     define.integer("micro_batch_size", None, "Views per micro-batch; by default all at once.", 1)
+    _define_execution(define)
+    define.integer(
+        "probe_every_epochs", 0, "Epochs between kNN probes; 0: ten in a run; -1: none.", -1
+    )
+    define.integer("probe_examples", 5000, "Examples of each split that the probe uses.", 1)
+
+
+def _define_learning_rate_scaling(define, default):
+    define.enum(
+        "learning_rate_scaling",
+        default,
+        ["linear", "sqrt", "none"],
+        "linear: rate x batch / 256; sqrt: rate x sqrt(batch); none.",
+    )
+
+
+def _define_execution(define):
     define.integer(
         "steps_per_execution",
         0,
@@ -222,10 +242,60 @@ def _define_training(define):
         "How to use the devices; auto: all GPUs of this machine.",
     )
     define.string("tpu", None, "Name or address of the TPU.")
-    define.integer(
-        "probe_every_epochs", 0, "Epochs between kNN probes; 0: ten in a run; -1: none.", -1
+
+
+def _define_finetune(define):
+    define.string(
+        "pretrained",
+        None,
+        "A run, an exported SavedModel, or a SavedModel or checkpoint of the official SimCLR code.",
     )
-    define.integer("probe_examples", 5000, "Examples of each split that the probe uses.", 1)
+    define.string("dataset", None, "As for pretrain; by default that of the pretrained run.")
+    define.string("data_dir", None, "By default that of the pretrained run.")
+    define.string("train_split", None, "By default that of the pretrained run, or train.")
+    define.string("test_split", None, "By default that of the pretrained run, or test.")
+    _define_images(define)
+    define.float(
+        "label_fraction",
+        None,
+        "Fraction of the labels of each class to train on, such as 0.01; by default all.",
+        1e-9,
+        1.0,
+    )
+    define.integer("labels_per_class", None, "Instead: labels of each class to train on.", 1)
+    define.boolean(
+        "from_scratch", False, "Also train the same network without pretraining, to compare."
+    )
+    define.integer(
+        "head_layer",
+        0,
+        "What the logits are on: 0: h; 1: the first hidden layer of the projection head.",
+        0,
+        2,
+    )
+    define.string(
+        "train_from",
+        None,
+        "First block of the encoder to train, such as group3; by default all are trained.",
+    )
+    define.integer(
+        "epochs",
+        None,
+        "By default 60 x 2**-log10(labels / 12,811), at least 30, as in the paper.",
+        1,
+    )
+    define.integer(
+        "batch_size", 256, "Largest number of images per step; it is made to divide the labels.", 1
+    )
+    define.enum("optimizer", "nesterov", ["nesterov", "lars", "adamw"], "Optimizer.")
+    define.float("learning_rate", 0.0125, "Rate at the start, before scaling, above 0.", 1e-12)
+    _define_learning_rate_scaling(define, "sqrt")
+    define.float("weight_decay", 0.0, "Weight decay; biases and norms take none.", 0.0)
+    define.float("label_smoothing", 0.0, "Label smoothing.", 0.0, 0.999)
+    define.float(
+        "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
+    )
+    _define_execution(define)
 
 
 def _define_encoder(define):
@@ -257,8 +327,9 @@ def _define_encoder(define):
 def _define_evaluate(define):
     define.string(
         "protocol",
-        "knn",
-        "One or several of knn, linear (logistic regression on stored features) and linear_views "
+        None,
+        "By default knn, and for a fine-tuned model the accuracy of its own classifier. One or "
+        "several of knn, linear (logistic regression on stored features) and linear_views "
         "(a linear layer on crops and flips, as the paper trains it), joined by commas; all: knn "
         "and linear.",
     )
@@ -373,7 +444,8 @@ PROTOCOLS = ("knn", "linear", "linear_views")
 
 
 def _check_evaluate(options):
-    unknown = [word for word in options.protocol.split(",") if word not in (*PROTOCOLS, "all")]
+    words = (options.protocol or "knn").split(",")
+    unknown = [word for word in words if word not in (*PROTOCOLS, "all")]
     if unknown:
         raise errors.UsageError(
             f"--protocol must be one or several of {', '.join(PROTOCOLS)}, or all; got "
@@ -398,6 +470,14 @@ def _check_evaluate(options):
 def _is_path_with_comma(dataset):
     kind, _, path = dataset.partition(":")
     return kind == "tfrecord" or os.path.exists(os.path.expanduser(path))
+
+
+def _check_finetune(options):
+    _check_run_dir(options)
+    if options.label_fraction is not None and options.labels_per_class is not None:
+        raise errors.UsageError(
+            "finetune takes --label_fraction or --labels_per_class; got both. Leave out one."
+        )
 
 
 def _check_embed(options):
@@ -460,7 +540,7 @@ COMMANDS = {
             run="simclr_tf.commands.pretrain:pretrain",
             groups=(_define_common, _define_data, _define_model, _define_views, _define_training),
             required=("run_dir",),
-            reads_run=False,
+            run_flag=None,
             check=_check_run_dir,
             resumable=(
                 "run_dir",
@@ -485,6 +565,26 @@ COMMANDS = {
             check=_check_evaluate,
         ),
         Command(
+            name="finetune",
+            help="train a pretrained encoder with few or many labels; given again, it resumes",
+            run="simclr_tf.commands.finetune:finetune",
+            groups=(_define_common, _define_finetune),
+            required=("run_dir", "pretrained"),
+            run_flag="pretrained",
+            check=_check_finetune,
+            resumable=(
+                "run_dir",
+                "data_dir",
+                "cache_gigabytes",
+                "checkpoint_every_steps",
+                "steps_per_execution",
+                "max_corrupt_share",
+                "test_split",
+                "from_scratch",
+                "debug",
+            ),
+        ),
+        Command(
             name="embed",
             help="embeddings, labels and ids of a data set, as npz, Parquet or TFRecord",
             run="simclr_tf.commands.embed:embed",
@@ -500,6 +600,7 @@ COMMANDS = {
             run="simclr_tf.commands.export:export",
             groups=(_define_common, _define_export),
             required=("run_dir", "output"),
+            takes_fine_tuned=False,
             check=_check_export,
         ),
     )
@@ -508,6 +609,7 @@ COMMANDS = {
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
+_PATHS += ("pretrained",)
 
 
 def _flag_values(command):
@@ -620,7 +722,7 @@ def flag_texts(values):
 
 
 def options_of_run(run_dir):
-    """The `pretrain` options of a run, from its flags.cfg.
+    """The options that a run was trained with, from its flags.cfg, with `command` for its command.
 
     Raises:
       errors.UsageError: there is no run.
@@ -638,14 +740,17 @@ def options_of_run(run_dir):
             "Make one with `simclr-tf pretrain`."
         )
     _check_text(path)
+    begin = re.match(r"# simclr-tf (\w+)\n", path.read_text(encoding="utf-8"))
+    command = begin[1] if begin else "pretrain"
     try:
-        _, values = parse(["pretrain", f"--flagfile={path}"])
+        _, values = parse([command, f"--flagfile={path}"])
     except errors.UsageError as error:
         raise errors.UsageError(
             f"--run_dir must be the directory of a run; {path} does not hold the flags of one: "
             f"{error}"
         ) from error
-    return options_of(values).replace(run_dir=run_dir)  # the directory may have been moved
+    # The directory may have been moved.
+    return options_of(values).replace(run_dir=run_dir, command=command)
 
 
 def _check_legacy_keras():
@@ -658,13 +763,26 @@ def _check_legacy_keras():
         )
 
 
+def _options_of_run_read(command, options):
+    """The `Options` of the run that a command reads, or None."""
+    path = command.run_flag and getattr(options, command.run_flag)
+    if not path or (command.run_flag != "run_dir" and not os.path.isfile(f"{path}/flags.cfg")):
+        return None
+    trained = options_of_run(path)
+    if trained.command == "finetune" and not command.takes_fine_tuned:
+        raise errors.UsageError(
+            f"{command.name} takes a run of `simclr-tf pretrain`; {path} is a fine-tuned one, "
+            f"whose export is {path}/export/1."
+        )
+    return trained
+
+
 def _execute(command, values):
     """Runs a parsed command."""
     options = options_of(values)
     if command.check:
         command.check(options)
-    reads_run = command.reads_run and options.run_dir
-    trained = options_of_run(options.run_dir) if reads_run else None
+    trained = _options_of_run_read(command, options)
     invocation = Invocation(flag_texts(values), command.resumable, trained)
     _check_legacy_keras()
     from simclr_tf import _quiet

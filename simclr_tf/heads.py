@@ -115,27 +115,33 @@ class ProjectionHead(keras.layers.Layer):
             name=name,
         )
 
+    def freeze_after(self, last):
+        """Makes the layers after layer `last` (from 1) not trainable, for models without them."""
+        for layer in [*self.dense_layers[last:], *self.norm_layers[last:]]:
+            layer.trainable = False
+
     def call(self, h, training=None):
         """Computes z of h; see the class."""
         return self.hidden_outputs(h, training=training)[-1]
 
-    def hidden_outputs(self, h, training=False):
-        """Computes the output of every layer.
+    def hidden_outputs(self, h, training=False, last=None):
+        """Computes the output of every layer, or of the first ones.
 
         SimCLRv2 fine-tunes from item 1, the first hidden layer (arXiv:2006.10029, section 3).
 
         Args:
             h: float [batch, D].
             training: bool; whether batch normalisation uses the statistics of the batch.
+            last: int, the last layer to compute; None computes all.
 
         Returns:
-            A list of `layers + 1` tensors: h, every hidden layer's output after its ReLU [batch,
-            hidden_dim], and z [batch, output_dim].
+            A list of `layers + 1` tensors, or of `last + 1`: h, every hidden layer's output after
+            its ReLU [batch, hidden_dim], and z [batch, output_dim].
         """
         if not self.built:
             self.build(h.shape)
         outputs = [h]
-        for index, dense in enumerate(self.dense_layers):
+        for index, dense in enumerate(self.dense_layers[:last]):
             x = dense(outputs[-1])
             if self.batch_norm:
                 x = self.norm_layers[index](x, training=training)

@@ -1,5 +1,7 @@
 """Tests of views: operators against tf.image, Pillow or a loop; draws against the paper."""
 
+import time
+
 import numpy as np
 import pytest
 import reference
@@ -10,7 +12,7 @@ from tensorflow import keras
 
 from simclr_tf import SimCLR, _keras, augment, errors
 from simclr_tf.augment.color import ORDERS
-from simclr_tf.augment.random import Draw, fold_in, threefry
+from simclr_tf.augment.random import Draw, fold_in, rounds, threefry
 from simclr_tf.augment.transforms import draw_boxes
 
 RNG = np.random.default_rng(7)
@@ -171,6 +173,35 @@ def test_tensorflows_philox_depends_on_xla():
     np.testing.assert_array_equal(tf.function(uniform)(seed), uniform(seed))
     compiled = tf.function(uniform, jit_compile=True)(seed)
     assert np.abs(compiled - uniform(seed)).max() > 0.01
+
+
+def test_xla_compiles_rounds_in_a_row_slowly_with_tensorflow_2_21():
+    """Why the rounds of `threefry` are in a loop: four more of 20 take ten times the time.
+
+    When this test fails on the newer TensorFlow, the loop in `augment/random.py` can go.
+    """
+    jitter = augment.ColorJitter()
+
+    class InARow:
+        def __init__(self, count, seed):
+            self.count, self.seed = count, seed
+
+        def uniform(self, columns):
+            word = tf.reshape(tf.range(6 * columns, dtype=tf.int64), [6, columns]) + self.seed
+            rotations = [tf.constant(13, tf.int64)] * self.count
+            return tf.cast(rounds(word, word, rotations)[1], tf.float32) * 2.0**-32
+
+    def seconds(count):
+        @tf.function(jit_compile=True, autograph=False)
+        def call(images, seed):
+            return jitter.apply(images, jitter.draw(InARow(count, seed)))
+
+        start = time.perf_counter()
+        call(IMAGES, tf.constant(7, tf.int64))
+        return time.perf_counter() - start
+
+    seconds(1)  # what is loaded once
+    assert (seconds(12) > 3 * seconds(8)) == (not tf.__version__.startswith("2.15."))
 
 
 def test_draws_are_uniform_and_normal():

@@ -44,6 +44,18 @@ def _model(optimizer=None):
     return model
 
 
+def _classifier():
+    encoder, head = simclr_tf.ResNet(18, width=1 / 16), simclr_tf.ProjectionHead(output_dim=4)
+    encoder.build((None, 12, 12, 3))
+    head.build((None, encoder.feature_dim))
+    model = simclr_tf.Classifier(encoder, 5, head, head_layer=1, train_from="group2", seed=1)
+    model.build((None, 12, 12, 3))
+    model.compile(optimizer=simclr_tf.LARS(0.1))
+    kernel, bias = model.logits_layer.get_weights()  # zeros
+    model.logits_layer.set_weights([np.cos(np.arange(kernel.size)).reshape(kernel.shape), bias])
+    return model
+
+
 def _descend(optimizer):
     """One step on fixed weights, as the optimizer's own update gives it."""
     weight = tf.Variable(np.linspace(-1, 1, 6).reshape(2, 3).astype("f"), name="kernel")
@@ -62,6 +74,7 @@ def _batch_norm_in_inference(layer, inputs):
 
 ROWS = {
     "SimCLR": Row(_model, lambda m: m(IMAGES), saved_in_a_model=True),
+    "Classifier": Row(_classifier, lambda m: m(IMAGES), saved_in_a_model=True),
     "ResNet": Row(
         lambda: simclr_tf.ResNet(18, width=1 / 16),
         lambda m: _batch_norm_in_inference(m, IMAGES),

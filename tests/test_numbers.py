@@ -34,6 +34,7 @@ REQUIRED = {
     "simclr_tf.evaluate.finetune": {
         "encoder": keras.Sequential(), "train": tf.data.Dataset.range(1), "test": []
     },
+    "simclr_tf.Classifier": {"encoder": keras.Sequential(), "num_classes": 2},
     "simclr_tf.evaluate.linear_classifier": {"encoder": None, "train": [], "test": []},
     "simclr_tf.evaluate.multi_label_knn": {
         "train_h": H, "train_targets": TARGETS, "test_h": H, "k": 1

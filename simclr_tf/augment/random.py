@@ -24,7 +24,6 @@ from simclr_tf.errors import ArgumentError
 _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
-_SHIFTS = {shift for group in _ROTATIONS for bits in group for shift in (bits, 32 - bits)}
 _SIGNATURE = [tf.TensorSpec([], tf.int64)] * 2 + [tf.TensorSpec(None, tf.int64)] * 2
 
 
@@ -43,28 +42,42 @@ def threefry(key, counter):
     return tuple(tf.ensure_shape(word, shape) for word in _traced_threefry(*key, *counter))
 
 
-# Traced once for all shapes, so that a call is one operation: a training step makes seven calls of
-# 166 operations each, which would be most of what is traced.
+# Traced once for all shapes, so that a call is one operation. The five groups of rounds are a loop,
+# as XLA of TensorFlow 2.21 would need hours to compile them in a row: it doubles the code with each
+# round where a colour jitter uses the result. `tests/test_augment.py` shows it.
 @functools.partial(tf.function, autograph=False, input_signature=_SIGNATURE)
 def _traced_threefry(key_0, key_1, counter_0, counter_1):
-    bitwise = tf.bitwise
-    mask = tf.constant(_MASK, tf.int64)
-    bits = {n: tf.constant(n, tf.int64) for n in _SHIFTS}
-    parity = bitwise.bitwise_xor(bitwise.bitwise_xor(key_0, key_1), _PARITY)
-    keys = (key_0, key_1, parity)
-    # Bits above the lower 32 are cleared in b alone, which is shifted to the right; in sums, they
-    # do not affect lower ones.
-    a = counter_0 + key_0
-    b = bitwise.bitwise_and(counter_1 + key_1, mask)
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            a += b
-            left = bitwise.left_shift(b, bits[rotation])
-            b = bitwise.bitwise_or(left, bitwise.right_shift(b, bits[32 - rotation]))
-            b = bitwise.bitwise_and(bitwise.bitwise_xor(b, a), mask)
-        a += keys[(group + 1) % 3]
-        b = bitwise.bitwise_and(b + (keys[(group + 2) % 3] + (group + 1)), mask)
-    return bitwise.bitwise_and(a, mask), b
+    parity = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key_0, key_1), _PARITY)
+    keys = tf.stack([key_0, key_1, parity])
+    rotations = tf.constant(_ROTATIONS, tf.int64)
+
+    def add_keys(a, b, group):
+        b += keys[(group + 1) % 3] + tf.cast(group, tf.int64)
+        return a + keys[group % 3], tf.bitwise.bitwise_and(b, _MASK)
+
+    def body(group, a, b):
+        a, b = rounds(a, b, tf.unstack(rotations[group % 2]))
+        return group + 1, *add_keys(a, b, group + 1)
+
+    shape = tf.broadcast_dynamic_shape(tf.shape(counter_0), tf.shape(counter_1))
+    start = add_keys(tf.broadcast_to(counter_0, shape), tf.broadcast_to(counter_1, shape), 0)
+    _, a, b = tf.while_loop(lambda group, a, b: group < 5, body, (0, *start))
+    return tf.bitwise.bitwise_and(a, _MASK), b
+
+
+def rounds(a, b, rotations):
+    """Applies rounds of Threefry, one for each rotation, to two words held in int64.
+
+    Bits above the lower 32 are cleared in b alone, which is shifted to the right; in sums, they do
+    not affect lower ones.
+    """
+    for rotation in rotations:
+        a += b
+        turned = tf.bitwise.bitwise_or(
+            tf.bitwise.left_shift(b, rotation), tf.bitwise.right_shift(b, 32 - rotation)
+        )
+        b = tf.bitwise.bitwise_and(tf.bitwise.bitwise_xor(turned, a), _MASK)
+    return a, b
 
 
 def as_seed(seed):

@@ -238,7 +238,8 @@ def load_encoder(options, trained=None, projection_head=False):
 
     Args:
       options: attributes saved_model, official_weights and image_size (None: the encoder's own).
-      trained: the options of the run's `pretrain`, in place of the other two.
+      trained: the options of the run, in place of the other two; of one of `finetune` its export
+        is loaded.
       projection_head: whether to load it too; an exported SavedModel has none.
 
     Returns:
@@ -248,7 +249,9 @@ def load_encoder(options, trained=None, projection_head=False):
       errors.UsageError: no checkpoint yet; an export that does not state its image size.
       errors.ArgumentError: no SavedModel or weights there.
     """
-    if trained:
+    if trained and trained.command == "finetune":
+        progress, found = {}, _fine_tuned(trained)
+    elif trained:
         prepare_process(trained, strategy="one")
         restored = submodels_of_run(
             trained, lambda side: _submodels(trained, side, projection_head)
@@ -268,6 +271,19 @@ def load_encoder(options, trained=None, projection_head=False):
     encoder, image_size, source, path, head = found
     size = options.image_size or image_size
     return LoadedEncoder(encoder, size, source, str(path), progress, head)
+
+
+def _fine_tuned(trained):
+    """The export of a run of `finetune`, as an encoder."""
+    keras.utils.set_random_seed(0)
+    path = RunDirectory(trained.run_dir).export
+    if not path.exists():
+        raise errors.UsageError(
+            f"--run_dir must hold a fine-tuning that has ended; {path} is not there yet. Start the "
+            "same `simclr-tf finetune` again."
+        )
+    encoder = load_exported(path)
+    return encoder, encoder.image_size, "run_dir", trained.run_dir, None
 
 
 def _submodels(options, image_size, projection_head):

@@ -25,6 +25,12 @@ def load_splits(options, image_size, **arguments):
     """
     train = _labelled(load(options, options.train_split, "--train_split", image_size, **arguments))
     test = _labelled(load(options, options.test_split, "--test_split", image_size, **arguments))
+    check_disjoint(train, test)
+    return train, test
+
+
+def check_disjoint(train, test):
+    """Raises UsageError where two `data.Source`s share examples."""
     shared = train.overlap(test)
     if shared:
         raise UsageError(
@@ -32,7 +38,6 @@ def load_splits(options, image_size, **arguments):
             f"{test.num_examples:,} of {test.split} are in {train.split} of {test.name}. Pass "
             "slices that do not overlap, such as train[:90%] and train[90%:]."
         )
-    return train, test
 
 
 def _labelled(source):

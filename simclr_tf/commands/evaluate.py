@@ -9,6 +9,7 @@ from tensorflow import keras
 from simclr_tf import evaluate
 from simclr_tf.commands.build import DataOptions, build_encoder, load_encoder, log
 from simclr_tf.commands.data_set_scores import DataSetScores, load_splits
+from simclr_tf.commands.finetune import evaluate_classifier, is_classifier
 from simclr_tf.commands.layers import Layers, OneLayer, needs_head
 from simclr_tf.commands.protocols import PROTOCOLS, protocol_names, settings_of
 from simclr_tf.commands.transfer import transfer
@@ -24,6 +25,9 @@ def evaluate_encoder(options, invocation):
     """
     trained = invocation.trained
     loaded = load_encoder(options, trained, needs_head(options.layer))
+    if options.protocol is None and not options.output and is_classifier(loaded.encoder):
+        return evaluate_classifier(options, trained, loaded)
+    options = options.replace(protocol=options.protocol or "knn")
     layers = Layers(loaded, options.layer)
     score = transfer if options.output else _one_data_set
     result = {"protocol": options.protocol, **score(options, trained, loaded, layers)}
@@ -64,7 +68,7 @@ def _baselines(options, trained, loaded):
     if not options.baselines:
         return
     yield "raw pixels", evaluate.pixel_features
-    if trained:
+    if trained and trained.command == "pretrain":
         keras.utils.set_random_seed(trained.seed)
         yield "random encoder", build_encoder(trained, loaded.image_size)
     else:

@@ -3,8 +3,8 @@
 features: h, label and id of every example. feature_variants: averaged over views, whitened.
 feature_cache: features on disk. duplicates: images that are in both splits. scores: what
 predictions are worth. knn: nearest neighbours. linear: logistic regression. linear_on_views: a
-linear layer trained on crops and flips. finetune: all weights trained on labels. multi_label:
-images of several classes. transfer: data sets and their metrics, tables of results.
+linear layer trained on crops and flips. finetune: the encoder trained with it. multi_label: images
+of several classes. transfer: data sets and their metrics, tables of results.
 """
 
 from simclr_tf.evaluate.duplicates import count_near_duplicates, small_grey
@@ -15,7 +15,7 @@ from simclr_tf.evaluate.features import (
     pixel_features,
     stream_features,
 )
-from simclr_tf.evaluate.finetune import FineTuned, finetune
+from simclr_tf.evaluate.finetune import FineTuned, default_epochs, even_batch_size, finetune
 from simclr_tf.evaluate.knn import knn_accuracy, knn_predict
 from simclr_tf.evaluate.linear import LinearProbe, linear_probe
 from simclr_tf.evaluate.linear_on_views import LinearClassifier, linear_classifier
@@ -36,6 +36,8 @@ __all__ = [
     "average_over_views",
     "confidence_interval",
     "count_near_duplicates",
+    "default_epochs",
+    "even_batch_size",
     "extract_features",
     "finetune",
     "knn_accuracy",

@@ -24,15 +24,15 @@ TIMEOUT_SECONDS = 600  # for loading the SavedModel and running all requests
 
 
 def check_export(path, module, expect, tolerance):
-    """Raises `ExportError` unless every signature returns the encoder's embeddings.
+    """Raises `ExportError` unless every signature returns what the encoder computes.
 
     Requests that must fail are sent in between: they must not affect later ones.
 
     Args:
       path: directory of the SavedModel.
       module: the `serving.Serving` that was saved.
-      expect: function of float32 images [batch, H, W, 3] in [0, 1] that returns the embeddings
-        expected.
+      expect: function of float32 images [batch, H, W, 3] in [0, 1] to a dict of the outputs
+        expected, of which those that are not float32 are not compared.
       tolerance: largest difference, as a fraction of the largest number expected.
 
     Raises:
@@ -40,7 +40,8 @@ def check_export(path, module, expect, tolerance):
     """
     images = np.random.default_rng(0).integers(0, 256, [2, *module.size, 3], np.uint8)
     with tf.device("/CPU:0"):  # as the separate process does
-        expected = np.asarray(expect(tf.constant(images / np.float32(255))))
+        expected = expect(tf.constant(images / np.float32(255)))
+    expected = {name: each.numpy() for name, each in expected.items() if each.dtype == tf.float32}
     invalid = [
         ("serving_bytes", [b"not an image"]),
         ("serving_default", images[0]),  # of rank 3
@@ -53,23 +54,25 @@ def check_export(path, module, expect, tolerance):
         ("serving_float", images / np.float32(255)),
         ("serving_float", images / np.float32(255)),
     ]
-    requests = [request for pair in zip(invalid, valid) for request in pair]
+    pairs = [(name, *pair) for name in expected for pair in zip(invalid, valid)]
+    requests = [(*request, name) for name, *pair in pairs for request in pair]
     outputs = run_signatures(path, requests)
-    for (signature, _), output in zip(invalid, outputs[::2]):
-        if not isinstance(output, str):
-            raise ExportError(f"{signature} accepted an invalid request. Nothing was written.")
-    for (signature, _), output in zip(valid, outputs[1::2]):
-        _check_output(signature, output, expected, tolerance)
+    for (name, (of_invalid, _), (of_valid, _)), refused, output in zip(
+        pairs, outputs[::2], outputs[1::2]
+    ):
+        if not isinstance(refused, str):
+            raise ExportError(f"{of_invalid} accepted an invalid request. Nothing was written.")
+        _check_output(of_valid, name, output, expected[name], tolerance)
 
 
-def _check_output(signature, output, expected, tolerance):
+def _check_output(signature, name, output, expected, tolerance):
     if isinstance(output, str):
         raise ExportError(f"{signature} of the exported encoder fails: {output}")
     error = np.abs(output - expected).max() / max(np.abs(expected).max(), 1e-12)
     if not error <= tolerance:  # a NaN fails too
         raise ExportError(
-            f"{signature} of the exported encoder differs from the encoder by {error:.1e} of "
-            f"the largest number, where {tolerance:.0e} is allowed. Nothing was written."
+            f"{signature} of the exported encoder differs from the encoder by {error:.1e} of the "
+            f"largest number of {name}, where {tolerance:.0e} is allowed. Nothing was written."
         )
 
 
@@ -81,7 +84,9 @@ def run_signatures(path, requests):
 
     Args:
       path: directory of the SavedModel.
-      requests: (signature, value) pairs; a value is a uint8 or float32 array, or a list of bytes.
+      requests: (signature, value) or (signature, value, output) tuples; a value is a uint8 or
+        float32 array, or a list of bytes; output is the name of a float32 output, by default
+        "embedding", or the only one.
 
     Returns:
       A list with the output of each request, a float32 array, or the error message, a str.
@@ -146,10 +151,11 @@ def _serialized(path, requests, folder):
     saved_model = (pathlib.Path(path) / "saved_model.pb").read_bytes()
     graphs = saved_model_pb2.SavedModel.FromString(saved_model).meta_graphs
     rows = []
-    for number, (name, value) in enumerate(requests):
+    for number, (name, value, *key) in enumerate(requests):
         signature = graphs[0].signature_def[name]
-        (source,), (result,) = signature.inputs.values(), signature.outputs.values()
-        row = {"signature": name, "input": source.name, "output": result.name}
+        (source,), outputs = signature.inputs.values(), signature.outputs
+        key = key[0] if key else "embedding" if "embedding" in outputs else min(outputs)
+        row = {"signature": name, "input": source.name, "output": outputs[key].name, "key": key}
         if isinstance(value, list):
             row["strings"] = [file.hex() for file in value]
         else:

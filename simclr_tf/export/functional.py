@@ -16,6 +16,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import _keras
+from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.errors import ArgumentError
 
 # Raised by Keras when it cannot clone or save a model: a subclass, or a layer without a config.
@@ -79,10 +80,10 @@ def _copy(encoder, image_shape):
             if hasattr(encoder, "to_functional"):
                 own = type(encoder).from_config({**encoder.get_config(), "dtype": "float32"})
                 own.build((None, *image_shape))
-                _copy_weights(encoder, own)
+                copy_weights(encoder, own)
                 return own.to_functional((None, None, image_shape[-1]))
             copy = keras.models.clone_model(encoder, clone_function=_in_float32)
-            _copy_weights(encoder, copy)
+            copy_weights(encoder, copy)
             return copy
     except CLONE_ERRORS:  # a subclass: how its layers are connected is not known
         return None
@@ -108,7 +109,7 @@ def in_float32(encoder, image_shape):
         with _policy("float32"):
             copy = type(encoder).from_config(encoder.get_config())
             copy.build((None, *image_shape))
-            _copy_weights(encoder, copy)
+            copy_weights(encoder, copy)
             return copy
     except CLONE_ERRORS:  # a class without a config of its own
         return encoder
@@ -123,17 +124,6 @@ def _policy(name):
         yield
     finally:
         keras.mixed_precision.set_global_policy(before)
-
-
-def _copy_weights(source, target):
-    """Copies weights even if some are frozen: Keras lists trainable weights first."""
-    flags = [(layer, layer.trainable) for layer in _keras.all_layers(source)]
-    source.trainable = target.trainable = True
-    try:
-        target.set_weights(source.get_weights())
-    finally:
-        for layer, flag in flags:  # a layer before those within it
-            layer.trainable = flag
 
 
 def _in_float32(layer):
@@ -178,8 +168,27 @@ def _head_output(h, layer, head):
     with _policy("float32"):
         copy = type(head).from_config({**head.get_config(), "dtype": "float32"})
         copy.build((None, h.shape[-1]))
-        _copy_weights(head, copy)
+        copy_weights(head, copy)
         return copy.hidden_outputs(h)[index]
+
+
+def functional_logits(classifier):
+    """Copies what a `Classifier` computes from h to a functional model in float32.
+
+    Args:
+      classifier: a built `models.Classifier`.
+
+    Returns:
+      A functional `keras.Model` from h, float32 [B, D], to logits [B, C].
+    """
+    layer, head = classifier.head_layer, classifier.projection_head
+    first = classifier.logits_layer if head is None else head.dense_layers[0]
+    h = keras.Input((first.kernel.shape[0],))
+    features = _head_output(h, f"head{layer}", head) if layer else h
+    logits = keras.layers.Dense(classifier.num_classes, dtype="float32", name="logits")
+    model = keras.Model(h, logits(features))
+    logits.set_weights(classifier.logits_layer.get_weights())
+    return model
 
 
 # -- batch normalisation folded into the preceding layer ------------------------------------------

@@ -9,6 +9,7 @@ import json
 import pathlib
 
 import tensorflow as tf
+from tensorflow import keras
 
 from simclr_tf.errors import ArgumentError, storage_errors
 from simclr_tf.export.saved_model import METADATA_FILE
@@ -55,6 +56,47 @@ def load_exported(path):
     return Exported(path, loaded, metadata)
 
 
+def load_trainable(path):
+    """Loads the encoder of an export for further training: its `encoder.keras`.
+
+    Args:
+      path: as for `load_exported`.
+
+    Returns:
+      (encoder, image_size): a functional `keras.Model` from float32 images [B, H, W, 3] in [0, 1]
+      to [B, D], all of it trainable; and the side in pixels of its images.
+
+    Raises:
+      ArgumentError: there is no export, or it has no `encoder.keras` that this Keras reads.
+      StorageError: the directory is not accessible.
+
+    Example:
+
+    >>> path = simclr_tf.export.export_encoder(encoder, "encoder/3")
+    >>> encoder, image_size = simclr_tf.export.load_trainable(path)
+    >>> image_size, encoder.trainable
+    (32, True)
+    """
+    with storage_errors(path, "read"):
+        path = _version(pathlib.Path(path))
+        there = (path / "encoder.keras").is_file()
+    if not there:
+        raise ArgumentError(
+            f"path must be an export with encoder.keras to train it further; {path} has none. Pass "
+            "the run that it is from, or an encoder that Keras can save."
+        )
+    try:
+        encoder = keras.models.load_model(path / "encoder.keras", compile=False)
+        metadata = json.loads((path / METADATA_FILE).read_text())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ArgumentError(
+            f"path must be an export that this Keras can read; {path}/encoder.keras is not: "
+            f"{str(error).strip().splitlines()[0]}. Pass the run that it is from."
+        ) from error
+    encoder.trainable = True
+    return encoder, metadata["image_size"][0]
+
+
 class Exported:
     """The signatures of a SavedModel as one function of images; see `load_exported`.
 
@@ -63,6 +105,8 @@ class Exported:
       image_size: side in pixels of the square images that the encoder takes; None if it is unknown
         or the images are not square.
       embedding_dim: D, or None if it is unknown.
+      class_names: list of str, those of a fine-tuned classifier (`export_classifier`); None of an
+        encoder.
     """
 
     def __init__(self, path, loaded, metadata):
@@ -73,6 +117,7 @@ class Exported:
         sizes = metadata.get("image_size") or _input(first).shape[1:3]
         self.image_size = sizes[0] if sizes[0] == sizes[1] else None
         self.embedding_dim = _output(first).shape[-1]
+        self.class_names = metadata.get("class_names")
 
     def __call__(self, images):
         """Embeds a batch.
@@ -87,6 +132,31 @@ class Exported:
           ArgumentError: images of another shape, dtype or range, or of a size that the SavedModel
             does not take.
         """
+        outputs, name = self._run(images)
+        return tf.cast(outputs[name], tf.float32)
+
+    def classify(self, images):
+        """Classifies a batch.
+
+        Args:
+          images: as for a call.
+
+        Returns:
+          Dict of "logits" and "probabilities", float32 [B, C]; "class_index", int64 [B];
+          "class_name", string [B]; and "embedding", float32 [B, D].
+
+        Raises:
+          ArgumentError: it is an encoder without classes; and as a call.
+        """
+        if self.class_names is None:
+            raise ArgumentError(
+                f"classify needs a fine-tuned classifier; {self.path} is an encoder. Fine-tune it "
+                "with `simclr-tf finetune`."
+            )
+        return self._run(images)[0]
+
+    def _run(self, images):
+        """All outputs of a batch, a dict, and the name of the embedding among them."""
         images = tf.convert_to_tensor(images)
         if tf.executing_eagerly():  # in a graph, `serving_float` checks the range itself
             check_range(images)
@@ -101,7 +171,7 @@ class Exported:
                 f"{self.path} takes images of shape {wanted.shape}; got {images.shape}. "
                 "Resize them."
             )
-        return tf.cast(signature(**{wanted.name: images})[output.name], tf.float32)
+        return signature(**{wanted.name: images}), output.name
 
 
 def _version(path):

@@ -3,7 +3,8 @@
     python python_api.py EXPORT_DIR REQUESTS.json
 
 Used in place of `c_api` where TensorFlow is installed without its C library. Requests have the
-name of the "signature" too; the output is the same. The process does not import this package.
+name of the "signature" and the "key" of the output too; what is printed is the same. The process
+does not import this package.
 """
 
 import json
@@ -25,7 +26,7 @@ def run(signatures, request):
     signature = signatures[request["signature"]]
     (name,) = signature.structured_input_signature[1]
     try:
-        (output,) = signature(**{name: tensor_of(request)}).values()
+        output = signature(**{name: tensor_of(request)})[request["key"]]
     except (tf.errors.OpError, TypeError, ValueError) as error:
         return {"error": str(error)}
     return {"shape": output.shape.as_list(), "values": output.numpy().ravel().tolist()}

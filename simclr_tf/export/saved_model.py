@@ -80,6 +80,30 @@ def export_encoder(
     >>> sorted(file.name for file in path.glob("*.*"))
     ['assets.extra', 'encoder.json', 'encoder.keras', 'fingerprint.pb', 'saved_model.pb']
     """
+    return write_saved_model(encoder, path, image_shape, normalize, layer, head, precision)
+
+
+def write_saved_model(
+    encoder,
+    path,
+    image_shape=None,
+    normalize=False,
+    layer="h",
+    head=None,
+    precision="float32",
+    top=None,
+    expected_of=None,
+    metadata=(),
+):
+    """Does what `export_encoder` does, with further outputs.
+
+    Args:
+      encoder, path, image_shape, normalize, layer, head, precision: as there.
+      top: of `serving.Serving`.
+      expected_of: function of float32 images [B, H, W, 3] in [0, 1] to a dict of the outputs that
+        the signatures are compared with; None computes them by the encoder and `top`.
+      metadata: dict of what METADATA_FILE holds besides.
+    """
     path = pathlib.Path(path)
     if path.exists():
         raise ArgumentError(f"{path} exists. Remove it, or export to another path.")
@@ -88,11 +112,14 @@ def export_encoder(
     image_shape = resolve_image_shape(encoder, image_shape)
     copy, served = _trainable_and_serving(encoder, image_shape, layer, head, precision)
     model = in_float32(encoder, image_shape) if copy is None else copy
-    module = Serving(model, image_shape[:2], normalize, served or model)
-    metadata = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
+    module = Serving(model, image_shape[:2], normalize, served or model, top)
+    about = {"image_size": list(image_shape[:2]), "layer": layer, "normalize": normalize}
     with storage_errors(path), _atomic.atomic_path(path) as scratch_path:
-        _write(scratch_path, module, copy, metadata)
-        expect = module if layer != "h" or in_half(encoder) else module.with_encoder(encoder)
+        _write(scratch_path, module, copy, {**about, **dict(metadata)})
+        in_other_precision = layer != "h" or in_half(encoder)
+        expect = module.with_encoder(module if in_other_precision else encoder)
+        if expected_of is not None and not in_other_precision:
+            expect = expected_of
         check_export(scratch_path, module, expect, TOLERANCES[precision])
     return path
 

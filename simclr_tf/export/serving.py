@@ -30,12 +30,14 @@ class Serving(tf.Module):
       normalize: whether to scale each embedding to length 1.
       served: a model for inference that computes the same, used by the signatures; None uses the
         encoder.
+      top: a function of h, float32 [B, D], to a dict of further outputs of the signatures, with an
+        attribute `variables`, such as `ClassOutputs`; None: there are none.
     """
 
     # These replace the properties of tf.Module, which would include the variables of `served`.
     variables = trainable_variables = None
 
-    def __init__(self, encoder, size, normalize=False, served=None):
+    def __init__(self, encoder, size, normalize=False, served=None, top=None):
         super().__init__()
         self.size = tuple(size)
         # The variables are attributes and the models are not: TensorFlow would trace every Keras
@@ -44,10 +46,15 @@ class Serving(tf.Module):
         self.trainable_variables = _keras.tf_variables(encoder.trainable_variables)
         served = served or encoder
         self.served_variables = _keras.tf_variables(served.variables)
+        self.top_variables = _keras.tf_variables(top.variables) if top else []
 
         self._normalize = normalize
+
+        def further_outputs(h):
+            return top(h) if top else {}
+
         # A function is not saved; an attribute that is a model would be.
-        self._encode = _quickly_traced(encoder)
+        self._further_outputs, self._encode = further_outputs, _quickly_traced(encoder)
         serve = _quickly_traced(served)
 
         @tf.function
@@ -56,7 +63,7 @@ class Serving(tf.Module):
             nonempty = tf.debugging.assert_positive(batch_size, "a request needs an image")
             with tf.control_dependencies([nonempty]):
                 images = tf.identity(images)
-            return {"embedding": self._finish(serve(images, False))}
+            return self._answer(serve(images, False))
 
         # Traced once for all signatures.
         images = tf.TensorSpec([None, *self.size, 3], tf.float32)
@@ -70,9 +77,14 @@ class Serving(tf.Module):
         h = tf.cast(h, tf.float32)
         return tf.math.l2_normalize(h, axis=1) if self._normalize else h
 
+    def _answer(self, h):
+        """All outputs of a signature, a dict."""
+        h = self._finish(h)
+        return {"embedding": h, **self._further_outputs(h)}
+
     def with_encoder(self, encoder):
-        """Returns a function of images: another encoder, normalised as this one is."""
-        return lambda images: self._finish(encoder(images, training=False))
+        """Returns a function of images to all outputs with another encoder, a dict."""
+        return lambda images: self._answer(encoder(images, training=False))
 
     @tf.function
     def __call__(self, images, training=False):
@@ -81,7 +93,7 @@ class Serving(tf.Module):
 
     @tf.function(input_signature=[_images(tf.uint8)])
     def of_uint8(self, images):
-        """Embeds images [batch, height, width, 3]; returns {"embedding": [batch, D]}."""
+        """Embeds images [batch, height, width, 3]; returns {"embedding": [batch, D], ...}."""
         return self._embed(centre_square(images, self.size))
 
     @tf.function(input_signature=[_images(tf.float32)])
@@ -93,12 +105,39 @@ class Serving(tf.Module):
 
     @tf.function(input_signature=[_FILES])
     def of_bytes(self, image_bytes):
-        """Embeds image files [batch]; returns {"embedding": [batch, D]}."""
+        """Embeds image files [batch]; returns {"embedding": [batch, D], ...}."""
 
         def read(file):
             return centre_square(decode_image(file)[None], self.size)[0]
 
         return self._embed(tf.map_fn(read, image_bytes, fn_output_signature=tf.float32))
+
+
+class ClassOutputs:
+    """The outputs of a classifier by h, for `Serving`.
+
+    Args:
+      logits: a `keras.Model` in float32 from h [B, D] to logits [B, C].
+      class_names: list of C strings.
+
+    Attributes:
+      variables: those of the model.
+    """
+
+    def __init__(self, logits, class_names):
+        self.variables = logits.variables
+        self._logits, self._class_names = logits, class_names
+
+    def __call__(self, h):
+        """A dict of logits and probabilities [B, C], class_index int64 and class_name [B]."""
+        logits = self._logits(h, training=False)
+        index = tf.argmax(logits, axis=1)
+        return {
+            "logits": logits,
+            "probabilities": tf.nn.softmax(logits),
+            "class_index": index,
+            "class_name": tf.gather(tf.constant(self._class_names), index),
+        }
 
 
 def _quickly_traced(encoder):

@@ -1,4 +1,4 @@
-"""Methods as Keras models, one file each: SimCLR, and the classifier of fine-tuning."""
+"""Keras models, one file each: contrastive learning, and fine-tuning with labels."""
 
 from simclr_tf.models.classifier import Classifier
 from simclr_tf.models.loss_scale import LossScale

@@ -6,6 +6,7 @@ the images is read off the first batch.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -14,7 +15,7 @@ from tensorflow import keras
 
 from simclr_tf.devices import convolves_nothing
 from simclr_tf.errors import ArgumentError
-from simclr_tf.images import check_images, unpack
+from simclr_tf.images import RANGE_RULE, UNLABELLED, check_images, range_message, unpack
 
 
 def check_batch_size(batch_size, element_shape=None):
@@ -27,11 +28,12 @@ def check_batch_size(batch_size, element_shape=None):
         )
 
 
-def check(x):
+def check(x, single=False):
     """Raises `ArgumentError` for what can be told of the input before the first step.
 
     Args:
       x: what `fit` takes.
+      single: whether a batch may be a single image.
     """
     if isinstance(x, tf.data.Dataset):
         if int(x.cardinality()) == 0:
@@ -41,7 +43,8 @@ def check(x):
             )
         for spec in tf.nest.flatten(unpack(x.element_spec).images):
             check_images(spec)
-            check_batch_size(None, spec.shape)
+            if not single:
+                check_batch_size(None, spec.shape)
     elif hasattr(x, "shape") and hasattr(x, "dtype"):
         check_images(x)
 
@@ -90,6 +93,15 @@ def static_size(x):
     return tuple(x.shape[1:3]) if hasattr(x, "shape") else None
 
 
+LABEL_RULE = "labels must be -1 (no label) or lie in [0, num_classes)"
+
+
+def labels_assertion(labels, num_classes):
+    """Returns an operation that fails where a label is neither -1 nor a class; XLA drops it."""
+    known = (labels >= UNLABELLED) & (labels < num_classes)
+    return tf.debugging.Assert(tf.reduce_all(known), [LABEL_RULE, labels])
+
+
 REPLICA_RULE = "every replica needs images in every step"
 
 
@@ -119,6 +131,32 @@ def may_end_unevenly(x):
         specs = tf.nest.flatten(unpack(x.element_spec).images)
         return any(spec.shape.rank is None or spec.shape[0] is None for spec in specs)
     return not isinstance(x, tf.distribute.DistributedDataset)  # whose batches its maker divides
+
+
+@contextlib.contextmanager
+def named_errors(x, several_replicas):
+    """Raises what TensorFlow says of the input within the block as an `ArgumentError`.
+
+    Args:
+      x: what `fit` takes.
+      several_replicas: whether several replicas share each batch.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if RANGE_RULE in str(error):
+            raise ArgumentError(range_message()) from error
+        if LABEL_RULE in str(error):
+            raise ArgumentError(
+                f"{LABEL_RULE}, and some do not. Count the classes from 0, or raise num_classes."
+            ) from error
+        if several_replicas and is_uneven(error) and may_end_unevenly(x):
+            raise ArgumentError(
+                f"{REPLICA_RULE} and, with steps_per_execution above 1, as many as in "
+                "the other steps; the last batch has too few. Batch the dataset with "
+                "drop_remainder=True."
+            ) from error
+        raise
 
 
 def validation_input(data):

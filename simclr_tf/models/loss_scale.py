@@ -72,6 +72,24 @@ def _message(epoch, skipped, steps, scale):
     return f"warning: {line} Nothing was learnt. If this continues, use bfloat16 or float32."
 
 
+def descend(optimizer, gradients, variables, skipped_steps=None):
+    """Updates variables by the gradients of a scaled loss, unless the loss scale skips the step.
+
+    Args:
+      optimizer: of the model.
+      gradients: of `_keras.scale_loss(optimizer, loss)`, one per variable.
+      variables: to update.
+      skipped_steps: a `SkippedSteps` that counts, for an optimizer that `scales_dynamically`; None
+        for another.
+    """
+    gradients = _keras.unscale_gradients(optimizer, gradients)
+    gradients = _keras.with_overflow_of_any_replica(optimizer, gradients)
+    scale = None if skipped_steps is None else _keras.loss_scale(optimizer)
+    optimizer.apply_gradients(zip(gradients, variables))
+    if skipped_steps is not None:
+        skipped_steps.update_state(_keras.was_skipped(optimizer, scale))
+
+
 def with_loss_scale(callbacks):
     """Returns the callbacks of a call of `fit` with a `LossScale`, unless there is one.
 

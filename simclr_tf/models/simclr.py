@@ -16,18 +16,11 @@ from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
 from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.heads import ProjectionHead
-from simclr_tf.images import (
-    RANGE_RULE,
-    as_float,
-    check_range,
-    range_assertion,
-    range_message,
-    unpack,
-)
+from simclr_tf.images import as_float, check_range, range_assertion, unpack
 from simclr_tf.losses import check_temperature, nt_xent_with_top1
 from simclr_tf.metrics import RunningMeans, SkippedSteps
 from simclr_tf.models import inputs
-from simclr_tf.models.loss_scale import with_loss_scale
+from simclr_tf.models.loss_scale import descend, with_loss_scale
 from simclr_tf.models.micro_batches import MicroBatches, cached_gradients, must_unroll
 from simclr_tf.models.views import (
     SizesOfViews,
@@ -361,13 +354,8 @@ class SimCLR(_keras.Model):
 
     def _descend(self, gradients):
         """Updates the variables, unless the loss scale skips the step."""
-        gradients = _keras.unscale_gradients(self.optimizer, gradients)
-        gradients = _keras.with_overflow_of_any_replica(self.optimizer, gradients)
         skipped = self._running_means.skipped_steps
-        scale = None if skipped is None else _keras.loss_scale(self.optimizer)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
-        if skipped is not None:
-            skipped.update_state(_keras.was_skipped(self.optimizer, scale))
+        descend(self.optimizer, gradients, self.trainable_variables, skipped)
 
     def _input_checks(self, data):
         """A context in which everything waits for two checks of the images.
@@ -474,19 +462,9 @@ class SimCLR(_keras.Model):
 
     def _run(self, loop, x, *args, **kwargs):
         """Calls a loop of Keras; raises what TensorFlow says of the input as an `ArgumentError`."""
-        try:
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        with inputs.named_errors(x, several):
             return loop(x, *args, **kwargs)
-        except tf.errors.OpError as error:
-            if RANGE_RULE in str(error):
-                raise ArgumentError(range_message()) from error
-            several = self.distribute_strategy.num_replicas_in_sync > 1
-            if several and inputs.is_uneven(error) and inputs.may_end_unevenly(x):
-                raise ArgumentError(
-                    f"{inputs.REPLICA_RULE} and, with steps_per_execution above 1, as many as in "
-                    "the other steps; the last batch has too few. Batch the dataset with "
-                    "drop_remainder=True."
-                ) from error
-            raise
 
     def _prepare(self, x):
         """Checks an input, and reads from its first batch what Keras does not know of it."""

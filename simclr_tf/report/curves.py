@@ -5,18 +5,20 @@ from __future__ import annotations
 _ACCURACIES = {
     "contrastive_accuracy": ("contrastive accuracy", "tab:grey"),
     "knn_accuracy": ("kNN accuracy", "tab:orange"),
+    "accuracy": ("training accuracy", "tab:green"),
 }
 
 
 def draw_curve(rows, path, title=""):
     """Draws loss and accuracies of a run against its epochs.
 
-    The left panel shows the loss; the right panel shows contrastive accuracy and kNN accuracy in
-    percent. A metric may be missing in some rows or in all.
+    The left panel shows the loss; the right panel shows contrastive accuracy and kNN accuracy, or
+    the training accuracy of fine-tuning, in percent. A metric may be missing in some rows or in
+    all.
 
     Args:
       rows: list of dicts, the lines of metrics.jsonl: "epoch" (int, from 1), "loss", and optionally
-        "contrastive_accuracy" and "knn_accuracy", floats in [0, 1].
+        "contrastive_accuracy", "knn_accuracy" and "accuracy", floats in [0, 1].
       path: file to write; its suffix selects the format, such as .png, .svg or .pdf.
       title: str, shown above the panels.
 

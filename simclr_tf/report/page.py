@@ -25,7 +25,7 @@ img { max-width: 100%; } code { background: #eee; }
 </style>
 <h1>{{ name }}</h1>
 <p>{{ rows|length }} epochs{% if rows %}, {{ rows[-1].step|number }} steps{% endif %}.
-Run again with <code>simclr-tf pretrain --flagfile={{ flagfile }}</code>.</p>
+Run again with <code>simclr-tf {{ command }} --flagfile={{ flagfile }}</code>.</p>
 <h2>Training curves</h2>
 <img src="{{ curve }}" alt="Loss and accuracies by epoch">
 {% if views -%}
@@ -52,7 +52,7 @@ Run again with <code>simclr-tf pretrain --flagfile={{ flagfile }}</code>.</p>
 """
 
 
-def write_report(directory, rows, flags):
+def write_report(directory, rows, flags, command="pretrain"):
     """Writes report.html, a self-contained page on a run, and the curve.png that it shows.
 
     The page also shows views.png where the run has one (`draw_views`).
@@ -61,6 +61,7 @@ def write_report(directory, rows, flags):
       directory: a `training.run_directory.RunDirectory`; its files are read and written.
       rows: list of dicts, the lines of metrics.jsonl (`training.run_directory.read_metrics`).
       flags: dict from flag name to its value as text.
+      command: name of the command that the flags are of.
 
     Raises:
       OSError: the directory cannot be written.
@@ -82,6 +83,7 @@ def write_report(directory, rows, flags):
     page = environment.from_string(_PAGE).render(
         name=directory.path.resolve().name,
         flagfile=shlex.quote(str(directory.flags)),
+        command=command,
         rows=rows,
         keys=list(dict.fromkeys(key for row in rows for key in row)),
         flags=flags,

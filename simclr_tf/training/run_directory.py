@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 
 from simclr_tf import _atomic
@@ -55,18 +56,26 @@ class RunDirectory:
         self.report = self.path / "report.html"
         self.lock = self.path / "lock"
 
-    def check_resumable(self, flags, free=()):
+    def check_resumable(self, flags, free=(), command="pretrain"):
         """Raises UsageError if a flag that affects the result differs from the run's.
 
         Args:
           flags: dict of flag name to its text, of the command that is to resume the run.
           free: names of flags that may differ.
+          command: name of that command.
 
         Returns:
           Whether there is a run to resume.
         """
         if not self.flags.exists() or not list(self.checkpoints.glob("ckpt-*.index")):
             return False  # without a checkpoint, nothing has been learnt with those flags
+        written_by = re.match(r"# simclr-tf (\w+)\n", self.flags.read_text())
+        written_by = written_by[1] if written_by else "pretrain"
+        if written_by != command:
+            raise UsageError(
+                f"{self.path} holds a run of `simclr-tf {written_by}`, not of {command}. Pass "
+                "another run_dir."
+            )
         before = read_flags(self.flags)
         changed = [
             f"{name}={before.get(name)}, now {name}={flags.get(name)}"
@@ -150,9 +159,15 @@ class RunDirectory:
                 return file
             file.close()  # the process that had the lock removed the file in the meantime
 
-    def write_flags(self, flags):
-        """Writes flags.cfg; flags is a dict of flag name to its text."""
-        lines = [f"--{name}={value}" for name, value in sorted(flags.items())]
+    def write_flags(self, flags, command=None):
+        """Writes flags.cfg.
+
+        Args:
+          flags: dict of flag name to its text.
+          command: name of the command, for the first line; None, for `pretrain`: no such line.
+        """
+        lines = [f"# simclr-tf {command}"] if command else []
+        lines += [f"--{name}={value}" for name, value in sorted(flags.items())]
         write_atomically(self.flags, "\n".join(lines) + "\n")
 
     def truncate_metrics(self, epochs):
