@@ -153,6 +153,16 @@ def input_shape(model):
         return None
 
 
+def random_generators(model):
+    """Returns the `tf.random.Generator`s of a model's layers, such as those of `RandomFlip`.
+
+    Keras 2 does not track them for a SavedModel; of Keras 3, they are variables of the model.
+    """
+    found = [getattr(layer, "_random_generator", None) for layer in all_layers(model)]
+    found = [getattr(generator, "_generator", None) for generator in found]
+    return [each for each in found if isinstance(each, tf.random.Generator)]
+
+
 def all_layers(layer):
     """Returns a layer and all layers within it, at any depth; each before those within it.
 

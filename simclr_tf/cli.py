@@ -167,6 +167,15 @@ def _define_model(define):
     define.float("temperature", 0.1, "Temperature of NT-Xent, above 0.", 1e-6)
 
 
+def _define_init_from(define):
+    define.string(
+        "init_from",
+        None,
+        "Start a new run from the weights of a run, an exported SavedModel, or a SavedModel or "
+        "checkpoint of the official SimCLR code; the step and the optimizer start anew.",
+    )
+
+
 def _define_views(define):
     define.float(
         "color_jitter_strength",
@@ -538,9 +547,16 @@ COMMANDS = {
             name="pretrain",
             help="learn an encoder from images; given again, it resumes",
             run="simclr_tf.commands.pretrain:pretrain",
-            groups=(_define_common, _define_data, _define_model, _define_views, _define_training),
+            groups=(
+                _define_common,
+                _define_data,
+                _define_model,
+                _define_init_from,
+                _define_views,
+                _define_training,
+            ),
             required=("run_dir",),
-            run_flag=None,
+            run_flag="init_from",
             check=_check_run_dir,
             resumable=(
                 "run_dir",
@@ -609,7 +625,7 @@ COMMANDS = {
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
-_PATHS += ("pretrained",)
+_PATHS += ("pretrained", "init_from")
 
 
 def _flag_values(command):

@@ -7,6 +7,7 @@ pixels. Decoding files is in `data.decode`.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from simclr_tf.errors import ArgumentError
 
 UNLABELLED = -1  # the label of an example that has none
 RANGE_RULE = "float images must lie in [0, 1]"
+VIEW_RULE = "augment must return views in [0, 1]"
 _TOLERANCE = 1e-3  # a resize may overshoot by as much
 
 
@@ -196,10 +198,27 @@ def range_message(found=", and these do not") -> str:
     return f"{RANGE_RULE}{found}. Divide by 255, or pass uint8."
 
 
-def range_assertion(images):
+def view_message(error):
+    """Returns the message for views out of range, from the error of their `range_assertion`.
+
+    Example:
+
+    >>> simclr_tf.images.view_message("[augment must return views in [0, 1]] [-0.1] [33.5]")
+    'augment must return views in [0, 1]; got values from -0.1 to 33.5. Keras layers of colours ...'
+    """
+    values = re.search(re.escape(VIEW_RULE) + r"\] \[(\S+)\] \[(\S+)\]", str(error))
+    low, high = map(float, values.groups()) if values else (None, None)
+    found = f"; got values from {low:g} to {high:g}" if values else ""
+    return (
+        f"{VIEW_RULE}{found}. Keras layers of colours need value_range=(0, 1); clip what a filter "
+        "adds."
+    )
+
+
+def range_assertion(images, rule=RANGE_RULE):
     """Returns an operation that fails where float images are not in [0, 1]; None for uint8.
 
-    For use in a graph; XLA drops it.
+    For use in a graph; XLA drops it. Its message begins with `rule`, and has both extremes.
 
     Example:
 
@@ -210,7 +229,7 @@ def range_assertion(images):
         return None
     low, high = tf.reduce_min(images), tf.reduce_max(images)
     within = (low >= -_TOLERANCE) & (high <= 1.0 + _TOLERANCE)
-    return tf.debugging.Assert(within, [RANGE_RULE, low, high])
+    return tf.debugging.Assert(within, [rule, low, high])
 
 
 def centre_square(images, size):

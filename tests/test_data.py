@@ -416,6 +416,15 @@ class TestNpz:
         with pytest.raises(ValueError, match=r"has x_train, y_train, x_test; .* needs x_val"):
             self.load(tmp_path, "validation", **arrays)
 
+    @pytest.mark.parametrize("key", ["x_unlabeled", "x_unlabelled"])
+    def test_a_split_without_labels(self, tmp_path, key):
+        """As STL-10 has it: it is trained on, and the others are for evaluation."""
+        x = np.stack([picture(i) for i in range(5)])
+        arrays = {"x_train": x[:2], "y_train": np.array([0, 1]), key: x[2:]}
+        source = self.load(tmp_path, "unlabeled", **arrays)
+        assert source.num_examples == 3 and not source.labelled
+        assert self.load(tmp_path, "train", **arrays).labels().tolist() == [0, 1]
+
     @pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y"), ("image", "label")])
     def test_one_split(self, tmp_path, keys):
         arrays = dict(zip(keys, [np.zeros([3, 4, 4, 3], np.uint8), np.arange(3)]))

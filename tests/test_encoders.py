@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import _keras, encoders, export
+from simclr_tf import Classifier, SimCLR, _keras, encoders, export
 from simclr_tf.encoders import keras_applications
+from simclr_tf.encoders.by_name import warn_of_scaling
 from simclr_tf.encoders.resnet import ResNet
 
 
@@ -312,3 +313,43 @@ def test_validate_refuses_feature_maps_and_several_outputs():
 def test_validate_refuses_other_objects():
     with pytest.raises(ValueError, match=r"must be a keras.Model; got function"):
         encoders.validate(layers_of, 20)
+
+
+def first_layers(*layers):
+    """An encoder that begins with these layers."""
+    rest = [keras.layers.Conv2D(2, 3), keras.layers.GlobalAveragePooling2D()]
+    return keras.Sequential([keras.Input((8, 8, 3)), *layers, *rest])
+
+
+@pytest.mark.parametrize(
+    ("layers", "warns"),
+    [
+        ([keras.layers.Rescaling(1 / 255)], True),
+        ([keras.layers.Rescaling(1 / 127.5, offset=-1)], True),
+        ([keras.layers.Normalization(mean=[123.0, 116.0, 103.0], variance=[3e3] * 3)], True),
+        ([keras.layers.Normalization(mean=[0.48, 0.45, 0.4], variance=[0.05] * 3)], False),
+        ([keras.layers.Rescaling(255.0), keras.layers.Rescaling(1 / 255)], False),
+        ([keras.layers.Rescaling(2.0, offset=-1)], False),
+    ],
+)
+def test_an_encoder_for_pixels_up_to_255_is_told(layers, warns, monkeypatch):
+    """A warning when a model is built on it, with the layer's name; it gets images in [0, 1]."""
+    lines = []
+    monkeypatch.setattr("absl.logging.warning", lambda line, *args: lines.append(line % args))
+    for build in (SimCLR, lambda encoder: Classifier(encoder, 2)):
+        build(first_layers(*layers)).build((None, 8, 8, 3))
+    assert len(lines) == 2 * warns and all(layers[0].name in line for line in lines)
+
+
+def test_networks_of_keras_by_name_scale_for_themselves(monkeypatch):
+    """`by_name` undoes the scaling inside."""
+    lines = []
+    monkeypatch.setattr("absl.logging.warning", lambda *args: lines.append(args))
+    warn_of_scaling(encoders.by_name("keras_applications/mobilenet_v3_small", 32))
+    warn_of_scaling(encoders.by_name("keras_applications/efficientnet_b0", 32))
+    assert not lines
+    own = keras.applications.EfficientNetB0(
+        weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3)
+    )
+    warn_of_scaling(own)
+    assert len(lines) == 1

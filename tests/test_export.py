@@ -319,6 +319,22 @@ def test_a_model_that_needs_autograph_is_exported(tmp_path):
     np.testing.assert_allclose(got, [[0.5] * 3])
 
 
+def test_layers_that_are_random_in_training_are_exported(tmp_path):
+    """In the signatures they do nothing; called with training=True, the SavedModel draws."""
+    layers = keras.layers
+    stack = [layers.RandomFlip(), layers.RandomTranslation(0.4, 0.4), layers.Conv2D(4, 3)]
+    encoder = keras.Sequential(
+        [keras.Input((12, 12, 3)), *stack, layers.Dropout(0.5), layers.GlobalAveragePooling2D()]
+    )
+    loaded = tf.saved_model.load(str(export_encoder(encoder, tmp_path / "1")))
+    images = picture(12, 12)[None]
+    got = loaded.signatures["serving_default"](images=tf.constant(images))["embedding"]
+    images = images / np.float32(255)
+    np.testing.assert_allclose(got, encoder(images, training=False), atol=1e-5)
+    drawn = [loaded(images, training=True).numpy() for _ in range(2)]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+
+
 def test_a_subclassed_model_is_exported_as_it_is(tmp_path):
     """Without folding and encoder.keras; its signatures are checked as well."""
 

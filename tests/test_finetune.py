@@ -17,6 +17,7 @@ from test_pretrained import Official
 from simclr_tf import Classifier, ProjectionHead, ResNet, cli, data, evaluate, export
 from simclr_tf.commands import build
 from simclr_tf.commands import finetune as finetune_command
+from simclr_tf.commands.pretrained import load_pretrained
 from simclr_tf.data import shapes
 from simclr_tf.errors import ArgumentError, ExportError, UsageError
 from simclr_tf.export import classifier as export_classifier_module
@@ -403,8 +404,7 @@ def test_every_kind_of_pretrained_encoder(place, fine_tuned, tmp_path):
         (official, None, True),
         (fine_tuned[0], cli.options_of_run(fine_tuned[0]), False),
     ):
-        options = cli.Options(pretrained=str(path), image_size=None, head_layer=1)
-        found, its_head, size = finetune_command._load_pretrained(options, run)
+        found, its_head, size, _ = load_pretrained(str(path), "pretrained", run)
         same = np.allclose(found(IMAGES / np.float32(255), training=False), h, atol=1e-4)
         assert same == (path != fine_tuned[0]) and (its_head is not None) == has_head
         assert size == (32 if path == official else 12)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 import simclr_tf
-from simclr_tf import ProjectionHead, SimCLR, _keras, augment
+from simclr_tf import ProjectionHead, SimCLR, _keras, augment, errors
 from simclr_tf.devices import convolves_nothing
 
 RNG = np.random.default_rng(4)
@@ -185,6 +185,21 @@ def test_micro_batches_refuse_layers_that_draw_random_numbers(layer, run_eagerly
     model.compile(optimizer="sgd", run_eagerly=run_eagerly)
     with pytest.raises(ValueError, match=r"micro_batch_size needs layers .* random numbers"):
         model.fit(batches(), verbose=0)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_views_of_other_augmentations_are_in_range(micro_batch_size, run_eagerly):
+    """A Keras layer that works on 0 to 255 is refused, and any callable; within [0, 1] they fit."""
+    for family in (keras.layers.RandomBrightness(0.2), lambda images: 1.5 - images):
+        model = model_of(family, micro_batch_size)
+        model.compile(optimizer="sgd", run_eagerly=run_eagerly)
+        with pytest.raises(errors.ArgumentError, match=r"views in \[0, 1\]; got values from -?\d"):
+            model.fit(batches(), verbose=0)
+    model = model_of(keras.layers.RandomBrightness(0.2, value_range=(0, 1)), micro_batch_size)
+    model.compile(optimizer="sgd", run_eagerly=run_eagerly)
+    model.fit(batches(), verbose=0)
+    assert 0.0 <= float(tf.reduce_min(model.views(IMAGES)[0]))
 
 
 def supervised(z, batch):

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import devices, distribute, errors, evaluate, optimizers, pretrained, report
+from simclr_tf import devices, distribute, errors, evaluate, optimizers, report
 from simclr_tf.commands.build import (
     DataOptions,
-    build_encoder_and_head,
     counted,
     load,
     log,
     prepare_process,
     report_unreadable,
-    submodels_of_run,
 )
 from simclr_tf.commands.data_set_scores import check_disjoint
+from simclr_tf.commands.pretrained import load_pretrained
 from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.evaluate.finetune import build_classifier, build_optimizer, score
-from simclr_tf.export import export_classifier, load_exported, load_trainable
+from simclr_tf.export import export_classifier, load_exported
 from simclr_tf.images import UNLABELLED
 from simclr_tf.models.classifier import crop_and_flip
 from simclr_tf.training import ResumableLoop, RunDirectory, Steps
-from simclr_tf.training.checkpoints import numbers
 from simclr_tf.training.loop import report_interruptions, report_unwritable
 from simclr_tf.training.run_directory import read_metrics
 
@@ -112,7 +109,10 @@ def _given(images):
 
 
 def _task(options, images, trained, strategy):
-    encoder, head, image_size = _load_pretrained(options, trained)
+    found = load_pretrained(
+        options.pretrained, "pretrained", trained, options.image_size, bool(options.head_layer)
+    )
+    image_size = found.image_size
     few = {"label_fraction": options.label_fraction, "labels_per_class": options.labels_per_class}
     if few == {"label_fraction": None, "labels_per_class": None}:
         few["label_fraction"] = 1.0  # every example that has a label
@@ -133,38 +133,8 @@ def _task(options, images, trained, strategy):
     per_epoch = train.steps_per_epoch(batch_size)
     epochs = options.epochs or evaluate.default_epochs(train.num_examples)
     steps = Steps(per_epoch, per_epoch * epochs)
-    return _Task(encoder, head, image_size, train, test, names, batch_size, steps)
-
-
-def _load_pretrained(options, trained):
-    """The encoder, the head (or None) and the image size of --pretrained."""
-    path = options.pretrained
-    if trained and trained.command == "pretrain":
-        if not numbers(RunDirectory(path).checkpoints):
-            raise errors.UsageError(
-                f"--pretrained must hold a run with a checkpoint; {path} has none yet. Let "
-                "`simclr-tf pretrain` finish an epoch."
-            )
-        restored = submodels_of_run(trained, lambda side: build_encoder_and_head(trained, side))
-        encoder, head = (restored.submodels[name] for name in ("encoder", "projection_head"))
-        return encoder, head, options.image_size or restored.image_size
-    with errors.renamed_arguments(path="--pretrained"):
-        if trained:  # itself fine-tuned
-            encoder, image_size = load_trainable(RunDirectory(path).export)
-        elif _is_export(path):
-            encoder, image_size = load_trainable(path)
-        else:
-            found = pretrained.from_official(path, options.image_size, bool(options.head_layer))
-            return found.encoder, found.projection_head, found.encoder.built_shape[1]
-    return encoder, None, options.image_size or image_size
-
-
-def _is_export(path):
-    """Whether a directory holds an export of this package, itself or in numbered versions."""
-    inside = sorted(os.listdir(path)) if os.path.isdir(path) else []
-    return any(
-        os.path.isfile(os.path.join(path, each, "encoder.json"))
-        for each in ("", *(name for name in inside if name.isdecimal()))
+    return _Task(
+        found.encoder, found.projection_head, image_size, train, test, names, batch_size, steps
     )
 
 

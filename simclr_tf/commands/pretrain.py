@@ -17,9 +17,11 @@ from simclr_tf.commands.build import (
     prepare_process,
     report_unreadable,
 )
+from simclr_tf.commands.pretrained import initialise, load_pretrained
 from simclr_tf.export import export_encoder
 from simclr_tf.training import KNNProbe, ResumableLoop, RunDirectory, Steps, ViewSizes
 from simclr_tf.training.callbacks import check_view_sizes
+from simclr_tf.training.checkpoints import numbers
 from simclr_tf.training.loop import report_interruptions, report_unwritable
 from simclr_tf.training.run_directory import read_metrics
 
@@ -30,7 +32,8 @@ def pretrain(options, invocation):
     Args:
       options: attributes named as the flags of `simclr-tf pretrain`.
       invocation: `flags`, dict of flag name to its text, for flags.cfg; `resumable`, names of
-        flags that may change when a run is resumed.
+        flags that may change when a run is resumed; `trained`, the options of the run at
+        --init_from, or None.
 
     Returns:
       The `RunDirectory`.
@@ -40,18 +43,25 @@ def pretrain(options, invocation):
     """
     directory = RunDirectory(options.run_dir)
     with report_interruptions(directory, log):
-        _pretrain(options, invocation.flags, invocation.resumable, directory)
+        _pretrain(options, invocation, directory)
     print(f"run: {directory.path}\nviews: {directory.views}\nencoder: {directory.export}")
     return directory
 
 
-def _pretrain(options, flags, resumable_flags, directory):
+def _pretrain(options, invocation, directory):
+    flags, resumable_flags = invocation.flags, invocation.resumable
     directory.check_resumable(flags, resumable_flags)
     strategy = prepare_process(options)
     train, test = load_sources(options)
     steps = steps_of(options, train, strategy.num_replicas_in_sync)
+    start = None
+    if options.init_from and not numbers(directory.checkpoints):
+        start = load_pretrained(options.init_from, "init_from", invocation.trained)
+        keras.utils.set_random_seed(options.seed)  # as in a run that resumes
     with strategy.scope():
         model = build_model(options, train.image_size)
+        if start:
+            initialise(model, start, options.init_from, invocation.trained)
         model.compile(
             optimizer=build_optimizer(options, steps),
             steps_per_execution=options.steps_per_execution

@@ -23,6 +23,7 @@ _SPLIT_KEYS = {
         ("val_images", "val_labels"),
     ],
     "test": [("x_test", "y_test"), ("test_images", "test_labels")],
+    "unlabeled": [("x_unlabeled", ""), ("x_unlabelled", ""), ("unlabeled_images", "")],
 }
 _WHOLE_KEYS = [("images", "labels"), ("x", "y"), ("image", "label")]
 _WHOLE = ("train", "all")
@@ -93,11 +94,11 @@ def read_npz(path: Path, split: str) -> Arrays:
 
     The keys are `x_train`, `y_train`, `x_test`, `y_test` (also `x_val`, and `train_images`, ...),
     or `images` and `labels` (also `x` and `y`, `image` and `label`) for a file of one split. Labels
-    may be missing.
+    may be missing. `x_unlabeled` is a split without labels.
 
     Args:
       path: of the file.
-      split: `train`, `validation`, `test` or `all`.
+      split: `train`, `validation`, `test`, `unlabeled` or `all`.
 
     Returns:
       The examples.

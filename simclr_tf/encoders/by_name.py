@@ -6,8 +6,11 @@ in `keras_applications`. Any other `keras.Model` that passes `validate` is an en
 
 import difflib
 
+import numpy as np
+from absl import logging
 from tensorflow import keras
 
+from simclr_tf import _keras
 from simclr_tf.encoders import keras_applications, keras_cv, resnet
 from simclr_tf.errors import ArgumentError
 
@@ -111,6 +114,31 @@ def validate(encoder, image_size):
             "End it with keras.layers.GlobalAveragePooling2D()."
         )
     return shape[1]
+
+
+def warn_of_scaling(encoder):
+    """Logs a warning if an encoder's first layers expect pixels of 0 to 255.
+
+    Images are in [0, 1] everywhere in this package, so that such an encoder would see values of
+    almost 0. Recognised are `Rescaling` and `Normalization` of Keras.
+
+    Args:
+        encoder: a built `keras.Model`.
+    """
+    scale = 1.0
+    for layer in _keras.all_layers(encoder):
+        if isinstance(layer, keras.layers.Rescaling):
+            scale *= float(np.mean(np.abs(layer.scale)))
+        is_normalization = isinstance(layer, keras.layers.Normalization)
+        if scale < 0.05 or (is_normalization and scale == 1.0 and np.max(layer.mean) > 2.0):
+            logging.warning(
+                "%s begins with the layer %s, for pixels of 0 to 255, and gets images in [0, 1]. "
+                "Build it with include_preprocessing=False or include_rescaling=False, or use "
+                'simclr_tf.encoders.by_name("keras_applications/...").',
+                encoder.name,
+                layer.name,
+            )
+            return
 
 
 def _describe(output):

@@ -89,6 +89,26 @@ def _copy(encoder, image_shape):
         return None
 
 
+def set_weights_of_functional(encoder, functional, image_shape):
+    """Sets the weights of an encoder to those of a functional copy of one of the same architecture.
+
+    Args:
+      encoder: a built `keras.Model`.
+      functional: what `functional_copy` of such an encoder returned, or was loaded from its file.
+      image_shape: (H, W, 3) of the encoder's images.
+
+    Raises:
+      ValueError: the architectures differ.
+    """
+    with _policy("float32"):
+        if hasattr(encoder, "to_functional"):  # whose weights are in another order
+            own = type(encoder).from_config({**encoder.get_config(), "dtype": "float32"})
+            own.build((None, *image_shape))
+            copy_weights(functional, own.to_functional((None, None, image_shape[-1])))
+            functional = own
+        copy_weights(functional, encoder)
+
+
 def in_half(encoder):
     """Returns whether any layer of the encoder computes in half precision."""
     return any(layer.compute_dtype != "float32" for layer in _keras.all_layers(encoder))

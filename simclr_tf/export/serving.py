@@ -44,6 +44,7 @@ class Serving(tf.Module):
         # layer again to save it, which takes ten times as long.
         self.variables = _keras.tf_variables(encoder.variables)
         self.trainable_variables = _keras.tf_variables(encoder.trainable_variables)
+        self.random_generators = _keras.random_generators(encoder)  # used in training
         served = served or encoder
         self.served_variables = _keras.tf_variables(served.variables)
         self.top_variables = _keras.tf_variables(top.variables) if top else []

@@ -14,6 +14,7 @@ from simclr_tf import augment as augmentations
 from simclr_tf.augment.random import fold_in
 from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
+from simclr_tf.encoders.by_name import warn_of_scaling
 from simclr_tf.encoders.fine_tuning import freeze_before
 from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.images import (
@@ -129,6 +130,7 @@ class Classifier(_keras.Model):
             return
         image_shape = tuple(tf.TensorShape(input_shape).as_list()[1:])
         width = validate_encoder(self.encoder, image_shape[:2])
+        warn_of_scaling(self.encoder)
         if self.projection_head is not None:
             width = self.projection_head.dense_layers[self.head_layer - 1].units
         _keras.build_named(self.logits_layer, (None, width))

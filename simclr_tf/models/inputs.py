@@ -15,7 +15,15 @@ from tensorflow import keras
 
 from simclr_tf.devices import convolves_nothing
 from simclr_tf.errors import ArgumentError
-from simclr_tf.images import RANGE_RULE, UNLABELLED, check_images, range_message, unpack
+from simclr_tf.images import (
+    RANGE_RULE,
+    UNLABELLED,
+    VIEW_RULE,
+    check_images,
+    range_message,
+    unpack,
+    view_message,
+)
 
 
 def check_batch_size(batch_size, element_shape=None):
@@ -146,6 +154,8 @@ def named_errors(x, several_replicas):
     except tf.errors.OpError as error:
         if RANGE_RULE in str(error):
             raise ArgumentError(range_message()) from error
+        if VIEW_RULE in str(error):
+            raise ArgumentError(view_message(error)) from error
         if LABEL_RULE in str(error):
             raise ArgumentError(
                 f"{LABEL_RULE}, and some do not. Count the classes from 0, or raise num_classes."

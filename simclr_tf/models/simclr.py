@@ -14,6 +14,7 @@ from simclr_tf import augment as augmentations
 from simclr_tf.augment.random import fold_in
 from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
+from simclr_tf.encoders.by_name import warn_of_scaling
 from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.heads import ProjectionHead
 from simclr_tf.images import as_float, check_range, range_assertion, unpack
@@ -126,6 +127,7 @@ class SimCLR(_keras.Model):
             return
         image_shape = tuple(tf.TensorShape(input_shape).as_list()[1:])
         dimension = validate_encoder(self.encoder, image_shape[:2])
+        warn_of_scaling(self.encoder)
         if not self.projection_head.built:
             self.projection_head(tf.zeros([1, dimension]))
         self._image_shape = image_shape

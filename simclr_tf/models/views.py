@@ -10,7 +10,7 @@ import tensorflow as tf
 from simclr_tf import augment as augmentations
 from simclr_tf.augment.random import fold_in
 from simclr_tf.errors import ArgumentError
-from simclr_tf.images import as_float, unpack
+from simclr_tf.images import VIEW_RULE, as_float, range_assertion, unpack, view_message
 
 
 def check_augment(augment):
@@ -56,10 +56,23 @@ def draw(families, images, extents, seeds, first_row):
       seeds: as `seeds_of_views` returns them.
       first_row: position of the first image in the global batch.
     """
-    return [
-        augmentations.call_view(family, images, seed, first_row, extents)
-        for family, seed in zip(families, seeds)
-    ]
+    views = []
+    for family, seed in zip(families, seeds):
+        view = augmentations.call_view(family, images, seed, first_row, extents)
+        if not isinstance(family, augmentations.Operator):  # which keep to the range
+            view = _in_range(view)
+        views.append(view)
+    return views
+
+
+def _in_range(view):
+    """Returns a view; where it is not in [0, 1], this or its computation raises."""
+    try:
+        with tf.control_dependencies([range_assertion(view, VIEW_RULE)]):
+            return tf.identity(view)
+    except tf.errors.InvalidArgumentError as error:  # executed eagerly
+        low, high = tf.reduce_min(view), tf.reduce_max(view)
+        raise ArgumentError(view_message(f"{VIEW_RULE}] [{low:g}] [{high:g}]")) from error
 
 
 def given(data):

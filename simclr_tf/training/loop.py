@@ -213,6 +213,7 @@ class ResumableLoop:
             initial_epoch=epoch,
             steps_per_epoch=self.steps.per_epoch - step,
             callbacks=self._callbacks,
+            shuffle=False,  # Keras 3 warns where it cannot
             verbose=self.verbose if self.chief else 0,
         )
 
