@@ -37,9 +37,9 @@ class Command:
       required: flags without which the command is refused.
       exactly_one: flags of which exactly one must be given; none: no such rule.
       required_without_run: flags that are required where --run_dir is not given.
-      run_flag: the flag that names a run that exists, whose options are then passed; None: none.
-        One other than --run_dir may also name something else than a run.
-      takes_fine_tuned: whether that run may be one of `finetune`.
+      run_flags: flags that name runs that exist, whose options are then passed. One other than
+        --run_dir may also name something else than a run.
+      takes_fine_tuned: whether that run may be one of `finetune` or `distill`.
       resumable: flags that do not change what is learnt and may differ when a run is resumed.
       check: called with the `Options` before TensorFlow is imported; raises `errors.UsageError`.
 
@@ -56,7 +56,7 @@ class Command:
     required: tuple = ()
     exactly_one: tuple = ()
     required_without_run: tuple = ()
-    run_flag: str | None = "run_dir"
+    run_flags: tuple = ("run_dir",)
     takes_fine_tuned: bool = True
     resumable: tuple = ()
     check: Callable | None = None
@@ -90,18 +90,20 @@ class Invocation:
     Attributes:
       flags: dict of flag name to its text, for flags.cfg.
       resumable: names of flags that may change when a run is resumed.
-      trained: the `Options` of the run that the command reads, and as `command` the name of the
-        command that trained it; None where it reads no run.
+      runs: the `Options` of the runs that the command reads, by flag, each with `command`, the name
+        of the command that trained it.
+      trained: those of the first of the command's `run_flags`; None where it names no run.
 
     Example:
 
-    >>> simclr_tf.cli.Invocation(flags={"epochs": "3"}, resumable=("debug",), trained=None).flags
+    >>> simclr_tf.cli.Invocation(flags={"epochs": "3"}, resumable=("debug",)).flags
     {'epochs': '3'}
     """
 
     flags: dict
     resumable: tuple
-    trained: Options | None
+    trained: Options | None = None
+    runs: dict = dataclasses.field(default_factory=dict)
 
 
 _SIDE = (1, 8192)  # of images; beyond that, a batch of them exceeds any memory
@@ -148,7 +150,7 @@ def _define_images(define):
     define.float("cache_gigabytes", 2.0, "A data set up to this size is kept in memory.", 0.0, 1e6)
 
 
-def _define_model(define):
+def _define_network(define):
     define.string(
         "encoder",
         "resnet",
@@ -161,6 +163,10 @@ def _define_model(define):
     define.float("width", 1.0, "Width multiplier of the ResNet, above 0.", 1e-3)
     define.float("sk_ratio", 0.0, "Above 0: selective kernels (SimCLRv2: 0.0625).", 0.0)
     define.enum("stem", "auto", ["auto", "cifar", "imagenet"], "First layers of the ResNet.")
+
+
+def _define_model(define):
+    _define_network(define)
     define.integer("projection_dim", 128, "Length of z.", 1)
     define.integer("projection_hidden_dim", None, "Width of the head; by default that of h.", 1)
     define.integer("projection_layers", 2, "Layers of the head, 2 or 3.", 2, 3)
@@ -305,6 +311,47 @@ def _define_finetune(define):
         "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
     )
     _define_execution(define)
+
+
+def _define_distill(define):
+    define.string("teacher", None, "A run of finetune or distill, or the export of one.")
+    define.string("dataset", None, "Its images need no labels; by default that of the teacher.")
+    define.string("data_dir", None, "By default that of the teacher.")
+    define.string("train_split", None, "By default that of the teacher, or train.")
+    define.string("test_split", None, "By default that of the teacher, or test.")
+    _define_images(define)
+    define.float(
+        "label_weight",
+        0.0,
+        "Weight of the cross-entropy with labels, in [0, 1]; the teacher's is 1 - it.",
+        0.0,
+        1.0,
+    )
+    define.float(
+        "label_fraction",
+        None,
+        "Fraction of the labels of each class to use; by default all.",
+        1e-9,
+        1.0,
+    )
+    define.integer("labels_per_class", None, "Instead: labels of each class to use.", 1)
+    define.float("distillation_temperature", 1.0, "Temperature of both probabilities.", 1e-6)
+    define.integer("epochs", 100, "Passes over the images.", 1)
+    define.integer("train_steps", None, "Steps to take; overrides --epochs.", 1)
+    define.integer("batch_size", 256, "Images per step, over all devices.", 1)
+    define.enum("optimizer", "nesterov", ["nesterov", "lars", "adamw"], "Optimizer.")
+    define.float("learning_rate", 0.1, "Rate at the start, before scaling, above 0.", 1e-12)
+    _define_learning_rate_scaling(define, "linear")
+    define.float("weight_decay", 1e-4, "Weight decay; biases and norms take none.", 0.0)
+    define.float(
+        "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
+    )
+    _define_execution(define)
+
+
+def _define_student(define):
+    _define_network(define)
+    _define_init_from(define)
 
 
 def _define_encoder(define):
@@ -485,7 +532,17 @@ def _check_finetune(options):
     _check_run_dir(options)
     if options.label_fraction is not None and options.labels_per_class is not None:
         raise errors.UsageError(
-            "finetune takes --label_fraction or --labels_per_class; got both. Leave out one."
+            "--label_fraction and --labels_per_class exclude each other; got both. Leave out one."
+        )
+
+
+def _check_distill(options):
+    _check_finetune(options)
+    few = options.label_fraction is not None or options.labels_per_class is not None
+    if few and not options.label_weight:
+        raise errors.UsageError(
+            "distill needs --label_weight above 0 to use labels; got 0. Try 0.5, or leave out "
+            "--label_fraction and --labels_per_class."
         )
 
 
@@ -556,7 +613,7 @@ COMMANDS = {
                 _define_training,
             ),
             required=("run_dir",),
-            run_flag="init_from",
+            run_flags=("init_from",),
             check=_check_run_dir,
             resumable=(
                 "run_dir",
@@ -586,7 +643,7 @@ COMMANDS = {
             run="simclr_tf.commands.finetune:finetune",
             groups=(_define_common, _define_finetune),
             required=("run_dir", "pretrained"),
-            run_flag="pretrained",
+            run_flags=("pretrained",),
             check=_check_finetune,
             resumable=(
                 "run_dir",
@@ -597,6 +654,25 @@ COMMANDS = {
                 "max_corrupt_share",
                 "test_split",
                 "from_scratch",
+                "debug",
+            ),
+        ),
+        Command(
+            name="distill",
+            help="train a student on a fine-tuned teacher's soft labels; given again, it resumes",
+            run="simclr_tf.commands.distill:distill",
+            groups=(_define_common, _define_distill, _define_student),
+            required=("run_dir", "teacher"),
+            run_flags=("teacher", "init_from"),
+            check=_check_distill,
+            resumable=(
+                "run_dir",
+                "data_dir",
+                "cache_gigabytes",
+                "checkpoint_every_steps",
+                "steps_per_execution",
+                "max_corrupt_share",
+                "test_split",
                 "debug",
             ),
         ),
@@ -625,7 +701,7 @@ COMMANDS = {
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
-_PATHS += ("pretrained", "init_from")
+_PATHS += ("pretrained", "init_from", "teacher")
 
 
 def _flag_values(command):
@@ -779,13 +855,13 @@ def _check_legacy_keras():
         )
 
 
-def _options_of_run_read(command, options):
-    """The `Options` of the run that a command reads, or None."""
-    path = command.run_flag and getattr(options, command.run_flag)
-    if not path or (command.run_flag != "run_dir" and not os.path.isfile(f"{path}/flags.cfg")):
+def _options_of_run_read(command, options, flag):
+    """The `Options` of the run at a flag of a command, or None."""
+    path = getattr(options, flag)
+    if not path or (flag != "run_dir" and not os.path.isfile(f"{path}/flags.cfg")):
         return None
     trained = options_of_run(path)
-    if trained.command == "finetune" and not command.takes_fine_tuned:
+    if trained.command != "pretrain" and not command.takes_fine_tuned:
         raise errors.UsageError(
             f"{command.name} takes a run of `simclr-tf pretrain`; {path} is a fine-tuned one, "
             f"whose export is {path}/export/1."
@@ -798,8 +874,9 @@ def _execute(command, values):
     options = options_of(values)
     if command.check:
         command.check(options)
-    trained = _options_of_run_read(command, options)
-    invocation = Invocation(flag_texts(values), command.resumable, trained)
+    runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
+    trained = next(iter(runs.values()), None)
+    invocation = Invocation(flag_texts(values), command.resumable, trained, runs)
     _check_legacy_keras()
     from simclr_tf import _quiet
 

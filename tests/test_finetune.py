@@ -15,7 +15,7 @@ from tensorflow import keras
 from test_pretrained import Official
 
 from simclr_tf import Classifier, ProjectionHead, ResNet, cli, data, evaluate, export
-from simclr_tf.commands import build
+from simclr_tf.commands import build, classifiers
 from simclr_tf.commands import finetune as finetune_command
 from simclr_tf.commands.pretrained import load_pretrained
 from simclr_tf.data import shapes
@@ -342,10 +342,8 @@ def test_the_same_command_on_a_finished_run_prints_its_result(place, fine_tuned,
 @pytest.fixture
 def without_export(monkeypatch):
     """Runs end without a SavedModel and a score, which take longer than the training."""
-    monkeypatch.setattr(finetune_command, "export_classifier", lambda *arguments: None)
-    monkeypatch.setattr(finetune_command, "load_exported", lambda path: None)
     scores = {"accuracy": 0.5, "top_5_accuracy": 1.0, "mean_per_class_accuracy": 0.5}
-    monkeypatch.setattr(finetune_command, "_score", lambda *arguments: scores)
+    monkeypatch.setattr(finetune_command, "export_and_score", lambda *arguments: scores)
 
 
 def encoder_of_one_layer(options, image_size):
@@ -412,7 +410,7 @@ def test_every_kind_of_pretrained_encoder(place, fine_tuned, tmp_path):
 
 def test_classes_are_matched_by_name():
     """A test folder without one of the classes, with one that is unknown, in another order."""
-    of = finetune_command._labels_of
+    of = classifiers._labels_of
     source = SimpleNamespace(name="folder:b", class_names=["bird", "cat", "emu"])
     assert of(source, ["ant", "bird", "cat"])(np.array([0, 1, 2, 1])).tolist() == [1, 2, 3, 2]
     assert of(source, source.class_names) is None

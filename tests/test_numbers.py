@@ -11,7 +11,7 @@ from tensorflow import keras
 from test_docstrings import public_things
 
 import simclr_tf
-from simclr_tf import errors, optimizers, training
+from simclr_tf import Classifier, errors, optimizers, training
 
 H = np.random.default_rng(0).normal(size=[8, 4])
 LABELS = np.arange(8) % 2
@@ -35,6 +35,10 @@ REQUIRED = {
         "encoder": keras.Sequential(), "train": tf.data.Dataset.range(1), "test": []
     },
     "simclr_tf.Classifier": {"encoder": keras.Sequential(), "num_classes": 2},
+    "simclr_tf.losses.distillation_loss": {"student_logits": H, "teacher_logits": H},
+    "simclr_tf.models.Distillation": {
+        "student": Classifier(keras.Sequential(), 2), "teacher": np.mean
+    },
     "simclr_tf.evaluate.linear_classifier": {"encoder": None, "train": [], "test": []},
     "simclr_tf.evaluate.multi_label_knn": {
         "train_h": H, "train_targets": TARGETS, "test_h": H, "k": 1

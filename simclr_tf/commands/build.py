@@ -238,7 +238,7 @@ def load_encoder(options, trained=None, projection_head=False):
 
     Args:
       options: attributes saved_model, official_weights and image_size (None: the encoder's own).
-      trained: the options of the run, in place of the other two; of one of `finetune` its export
+      trained: the options of the run, in place of the other two; of one of a classifier its export
         is loaded.
       projection_head: whether to load it too; an exported SavedModel has none.
 
@@ -249,7 +249,7 @@ def load_encoder(options, trained=None, projection_head=False):
       errors.UsageError: no checkpoint yet; an export that does not state its image size.
       errors.ArgumentError: no SavedModel or weights there.
     """
-    if trained and trained.command == "finetune":
+    if trained and trained.command != "pretrain":
         progress, found = {}, _fine_tuned(trained)
     elif trained:
         prepare_process(trained, strategy="one")
@@ -274,13 +274,13 @@ def load_encoder(options, trained=None, projection_head=False):
 
 
 def _fine_tuned(trained):
-    """The export of a run of `finetune`, as an encoder."""
+    """The export of a run of `finetune` or `distill`, as an encoder."""
     keras.utils.set_random_seed(0)
     path = RunDirectory(trained.run_dir).export
     if not path.exists():
         raise errors.UsageError(
-            f"--run_dir must hold a fine-tuning that has ended; {path} is not there yet. Start the "
-            "same `simclr-tf finetune` again."
+            f"--run_dir must hold a run that has ended; {path} is not there yet. Start the same "
+            f"`simclr-tf {trained.command}` again."
         )
     encoder = load_exported(path)
     return encoder, encoder.image_size, "run_dir", trained.run_dir, None

@@ -8,8 +8,8 @@ from tensorflow import keras
 
 from simclr_tf import evaluate
 from simclr_tf.commands.build import DataOptions, build_encoder, load_encoder, log
+from simclr_tf.commands.classifiers import evaluate_classifier, is_classifier
 from simclr_tf.commands.data_set_scores import DataSetScores, load_splits
-from simclr_tf.commands.finetune import evaluate_classifier, is_classifier
 from simclr_tf.commands.layers import Layers, OneLayer, needs_head
 from simclr_tf.commands.protocols import PROTOCOLS, protocol_names, settings_of
 from simclr_tf.commands.transfer import transfer

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import devices, distribute, errors, evaluate, optimizers, report
-from simclr_tf.commands.build import (
-    DataOptions,
-    counted,
-    load,
-    log,
-    prepare_process,
-    report_unreadable,
+from simclr_tf import devices, evaluate, optimizers
+from simclr_tf.commands.build import counted, load, log, report_unreadable
+from simclr_tf.commands.classifiers import (
+    data_options,
+    export_and_score,
+    in_run_directory,
+    load_test,
+    print_scores,
 )
 from simclr_tf.commands.data_set_scores import check_disjoint
 from simclr_tf.commands.pretrained import load_pretrained
 from simclr_tf.encoders.fine_tuning import copy_weights
-from simclr_tf.evaluate.finetune import build_classifier, build_optimizer, score
-from simclr_tf.export import export_classifier, load_exported
+from simclr_tf.evaluate.finetune import build_classifier, build_optimizer
 from simclr_tf.images import UNLABELLED
 from simclr_tf.models.classifier import crop_and_flip
 from simclr_tf.training import ResumableLoop, RunDirectory, Steps
-from simclr_tf.training.loop import report_interruptions, report_unwritable
-from simclr_tf.training.run_directory import read_metrics
+from simclr_tf.training.loop import report_interruptions
 
 
 def finetune(options, invocation):
@@ -45,31 +43,16 @@ def finetune(options, invocation):
     Raises:
       errors.Error: with a message for the user.
     """
-    images = _data_options(options, invocation.trained)
-    flags = {**invocation.flags, **_given(images)}
-    directory = RunDirectory(options.run_dir)
-
-    def check():
-        directory.check_resumable(flags, invocation.resumable, "finetune")
-
-    check()
-    strategy = prepare_process(options)
-    task = _task(options, images, invocation.trained, strategy)
-    if not distribute.is_chief(strategy):
-        result = _run(options, strategy, task, directory)
-    else:
-        with directory.locked(), report_unwritable(directory):
-            check()  # again: now it is locked
-            directory.check_same_data(task.train.num_examples, task.train.digest)
-            directory.write_flags(flags, "finetune")
-            result = _run(options, strategy, task, directory)
-            rows = read_metrics(directory.metrics)
-            report.write_report(directory, rows, flags, "finetune")
-        _print(result, directory)
-    if distribute.is_many_processes(strategy):
-        # A worker that exits early looks like a crash to the others: wait for all.
-        distribute.any_worker(strategy)(False)
-    return result
+    images = data_options("finetune", options, invocation.trained, "pretrained")
+    return in_run_directory(
+        "finetune",
+        options,
+        invocation,
+        images,
+        task_of=lambda strategy: _task(options, images, invocation.trained, strategy),
+        run=functools.partial(_run, options),
+        show=_print,
+    )
 
 
 class _Task(NamedTuple):
@@ -95,19 +78,6 @@ class _Task(NamedTuple):
     steps: Steps
 
 
-def _data_options(options, trained):
-    if not options.dataset and not getattr(trained, "dataset", None):
-        raise errors.UsageError("finetune needs --dataset where --pretrained is not a run.")
-    return DataOptions.of(options, trained)
-
-
-def _given(images):
-    """The flags that select the data, resolved: the pretrained run may be gone later."""
-    names = ("dataset", "data_dir", "train_split", "test_split")
-    values = {name: getattr(images, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _task(options, images, trained, strategy):
     found = load_pretrained(
         options.pretrained, "pretrained", trained, options.image_size, bool(options.head_layer)
@@ -118,11 +88,7 @@ def _task(options, images, trained, strategy):
         few["label_fraction"] = 1.0  # every example that has a label
     few["label_seed"] = options.seed
     train = load(images, images.train_split, "--train_split", image_size, **few)
-    test = load(images, images.test_split, "--test_split", image_size)
-    if not test.labelled:
-        raise errors.UsageError(
-            f"--test_split must have labels; {test.name} ({test.split}) has none. Pass another."
-        )
+    test = load_test(images, image_size)
     check_disjoint(train, test)
     names = train.class_names
     if not names:
@@ -176,10 +142,7 @@ def _train(options, strategy, task, directory, from_scratch=False):
         classifier = copy
     if not loop.chief:
         return {}
-    if not directory.export.exists():
-        export_classifier(classifier, directory.export, task.class_names)
-    # The numbers are those of the export, which computes in float32, as `evaluate` and servers do.
-    return _score(load_exported(directory.export), task.test)
+    return export_and_score(classifier, directory.export, task.class_names, task.test)
 
 
 def _build(options, task, from_scratch):
@@ -217,21 +180,6 @@ def _loop(options, strategy, task, directory, classifier):
         warm_up_epochs=math.ceil(task.steps.epochs / 2),
         log=log,
     )
-
-
-def _labels_of(source, class_names):
-    """A function of labels of a `data.Source` to those of a classifier with these class names."""
-    names = source.class_names
-    if not names or list(names) == list(class_names):
-        return None
-    if not set(names) & set(class_names):
-        raise errors.UsageError(
-            f"--dataset must have classes of the classifier, such as {class_names[0]!r}; "
-            f"{source.name} has {names[0]!r} and others. Pass another data set."
-        )
-    known = {name: index for index, name in enumerate(class_names)}
-    table = np.array([known.get(name, len(class_names)) for name in names])
-    return lambda labels: table[labels]
 
 
 def _announce(options, task, classifier, from_scratch):
@@ -280,74 +228,13 @@ def _summary(options, task):
     }
 
 
-_HEADINGS = {
-    "accuracy": "top-1",
-    "top_5_accuracy": "top-5",
-    "mean_per_class_accuracy": "mean per class",
-}
-
-
 def _print(result, directory):
-    print(f"{counted(result['labels'], 'label'):<18}" + _row(_HEADINGS.values()))
-    for name, suffix in (("fine-tuned", ""), ("from scratch", "_from_scratch")):
-        if f"accuracy{suffix}" in result:
-            print(f"{name:<18}" + _row(f"{100 * result[key + suffix]:.2f} %" for key in _HEADINGS))
+    rows = {"fine-tuned": result}
+    if "accuracy_from_scratch" in result:
+        end = "_from_scratch"
+        rows["from scratch"] = {
+            name.removesuffix(end): value for name, value in result.items() if name.endswith(end)
+        }
+    print_scores(counted(result["labels"], "label"), rows)
     print(f"run: {directory.path}\nclassifier: {directory.export}")
     print(json.dumps(result), flush=True)
-
-
-def _row(cells):
-    return "".join(f"{cell:>16}" for cell in cells)
-
-
-def _score(exported, test, batch_size=256):
-    """Scores of the export of a classifier on a `data.Source`, a dict."""
-
-    def logits(images):
-        return tf.cast(exported.classify(images)["logits"], tf.float32)
-
-    labels_of = _labels_of(test, exported.class_names)
-    with report_unreadable(test):
-        return score(logits, test.batches(batch_size), labels_of=labels_of)[1]
-
-
-# -- `simclr-tf evaluate` of what was fine-tuned ----------------------------------------------
-
-
-def is_classifier(encoder):
-    """Whether an encoder is the export of a fine-tuned classifier."""
-    return bool(getattr(encoder, "class_names", None))
-
-
-def evaluate_classifier(options, trained, loaded):
-    """Prints the accuracy of a fine-tuned classifier and one JSON line; returns its dict.
-
-    Args:
-      options: attributes named as the flags of `simclr-tf evaluate`.
-      trained: the options of its run, or None.
-      loaded: a `LoadedEncoder` with the export of the classifier.
-    """
-    images, class_names = DataOptions.of(options, trained), loaded.encoder.class_names
-    test = load(images, images.test_split, "--test_split", loaded.image_size)
-    if not test.labelled:
-        raise errors.UsageError(
-            f"evaluation needs labels; {test.name} ({test.split}) has none. "
-            "Put the images into class folders, or use `simclr-tf embed`."
-        )
-    scores = _score(loaded.encoder, test, options.batch_size)
-    print(f"{'':<18}" + _row(_HEADINGS.values()))
-    print(f"{'fine-tuned':<18}" + _row(f"{100 * scores[key]:.2f} %" for key in _HEADINGS))
-    result = {
-        "protocol": "classifier",
-        **scores,
-        "classes": len(class_names),
-        "dataset": test.name,
-        "test_split": test.split,
-        "test_examples": test.num_examples,
-        "test_unlabelled": int(np.sum(test.labels() == UNLABELLED)),
-        "settings": {"image_size": loaded.image_size, "crop": "centre square"},
-        "encoder_source": loaded.source,
-        "encoder_path": loaded.path,
-    }
-    print(json.dumps(result), flush=True)
-    return result

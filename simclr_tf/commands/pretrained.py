@@ -1,7 +1,7 @@
 """Weights to train further: those of a run, of an export, or official ones.
 
-`finetune` trains it with labels (--pretrained); `pretrain` starts a new run from its weights
-(--init_from).
+`finetune` trains it with labels (--pretrained); `pretrain` and `distill` start a new run from its
+weights (--init_from).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def load_pretrained(path, flag, trained=None, image_size=None, projection_head=T
         encoder, head = (restored.submodels[name] for name in ("encoder", "projection_head"))
         return Pretrained(encoder, head, image_size or restored.image_size, False)
     with errors.renamed_arguments(path=f"--{flag}"):
-        if trained or _is_export(path):  # a fine-tuned run has an export
+        if trained or _is_export(path):  # a run of a classifier has an export
             encoder, size = load_trainable(RunDirectory(path).export if trained else path)
             return Pretrained(encoder, None, image_size or size, True)
         found = pretrained.from_official(path, image_size, projection_head)
@@ -81,7 +81,7 @@ def initialise(model, found, path, trained=None):
     """Copies what --init_from names into a new model; logs what is copied.
 
     Args:
-      model: a built `SimCLR`.
+      model: a built `SimCLR` or `Classifier`.
       found: the `Pretrained`.
       path: the value of --init_from.
       trained: the options of the run there, or None.
@@ -100,11 +100,11 @@ def initialise(model, found, path, trained=None):
             f"{path} has {_described(found.encoder)}. {_advice(trained)}"
         ) from error
     head, ours = found.projection_head, model.projection_head
-    same_head = head is not None and _shapes(head) == _shapes(ours)
+    same_head = None not in (head, ours) and _shapes(head) == _shapes(ours)
     if same_head:
         copy_weights(head, ours)
     what = "encoder and projection head" if same_head else "encoder"
-    rest = "" if same_head else "; the projection head starts at random weights"
+    rest = "" if same_head or ours is None else "; the projection head starts at random weights"
     log(f"the weights of the {what} are those of {path}{rest}.")
 
 
@@ -118,7 +118,7 @@ def _described(encoder):
 
 
 def _advice(trained):
-    if trained is None or trained.command != "pretrain":
+    if trained is None or trained.command == "finetune":
         return "Pass the flags of that encoder, such as --resnet_depth and --width."
     names = ("encoder", "resnet_depth", "width", "sk_ratio", "stem")
     given = " ".join(f"--{name}={getattr(trained, name)}" for name in names)

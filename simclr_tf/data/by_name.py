@@ -30,6 +30,7 @@ def load(
     label_fraction: float | None = None,
     labels_per_class: int | None = None,
     label_seed: int = 0,
+    keep_unlabelled: bool = False,
 ) -> Source:
     """Loads a data set by name.
 
@@ -55,6 +56,7 @@ def load(
         few labels (`subsets.balanced`). None keeps all.
       labels_per_class: number of examples of each class to keep, instead of a fraction.
       label_seed: seed of the choice of these examples, in [0, 2**32 - 1].
+      keep_unlabelled: True keeps the other examples too, without their labels.
 
     Returns:
       A `Source`.
@@ -77,7 +79,8 @@ def load(
     examples = _examples(name, split, data_dir, image_size)
     if label_fraction is not None or labels_per_class is not None:
         names = ("label_fraction", "labels_per_class", "label_seed")
-        examples = subsets.choose(examples, label_fraction, labels_per_class, label_seed, names)
+        chosen = subsets.choose(examples, label_fraction, labels_per_class, label_seed, names)
+        examples = subsets.PartlyLabelled(examples, chosen) if keep_unlabelled else chosen
     return Source(
         examples,
         name=name,

@@ -110,22 +110,22 @@ class Subset:
 
     def __init__(self, examples: Examples, indices: np.ndarray):
         self._examples = examples
-        self._indices = indices
+        self.indices = indices
         self.class_names = examples.class_names
         self.labelled = examples.labelled
         self.description = examples.description
         self.skipped_suffixes = examples.skipped_suffixes
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def id(self, index: int) -> str:
         """Returns a name of the example, which may turn out to be unreadable."""
-        return self._examples.id(int(self._indices[index]))
+        return self._examples.id(int(self.indices[index]))
 
     def __getitem__(self, index: int) -> Example:
-        return self._examples[int(self._indices[index])]
+        return self._examples[int(self.indices[index])]
 
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Returns labels without decoding images, int64 [n]."""
-        return self._examples.labels(self._indices if indices is None else self._indices[indices])
+        return self._examples.labels(self.indices if indices is None else self.indices[indices])

@@ -6,7 +6,7 @@ import numbers
 
 import numpy as np
 
-from simclr_tf.data.examples import UNLABELLED, Examples, Subset
+from simclr_tf.data.examples import UNLABELLED, Example, Examples, Subset
 from simclr_tf.errors import ArgumentError
 
 
@@ -45,6 +45,35 @@ def balanced(
     [0, 1, 2, 3]
     """
     return choose(examples, fraction, count, seed, ("fraction", "count", "seed"))
+
+
+class PartlyLabelled:
+    """All examples, of which only those of a `Subset` keep their labels."""
+
+    def __init__(self, examples: Examples, labelled: Subset):
+        self._examples = examples
+        self._keeps = np.zeros(len(examples), bool)
+        self._keeps[labelled.indices] = True
+        self.class_names = examples.class_names
+        self.labelled = True
+        self.description = examples.description
+        self.skipped_suffixes = examples.skipped_suffixes
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def id(self, index: int) -> str:
+        """Returns a name of the example, which may turn out to be unreadable."""
+        return self._examples.id(index)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._examples[index]
+        return example if self._keeps[index] else example._replace(label=UNLABELLED)
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns labels without decoding images, int64 [n]."""
+        keeps = self._keeps if indices is None else self._keeps[indices]
+        return np.where(keeps, self._examples.labels(indices), UNLABELLED)
 
 
 def choose(

@@ -1,5 +1,6 @@
-"""Losses of embeddings: functions of z, and the Keras classes that call them."""
+"""Losses: functions of z or of logits, and the Keras classes that call them."""
 
+from simclr_tf.losses.distillation import distillation_loss
 from simclr_tf.losses.nt_xent import (
     NTXent,
     check_temperature,
@@ -8,4 +9,11 @@ from simclr_tf.losses.nt_xent import (
     nt_xent_with_top1,
 )
 
-__all__ = ["NTXent", "check_temperature", "normalised", "nt_xent", "nt_xent_with_top1"]
+__all__ = [
+    "NTXent",
+    "check_temperature",
+    "distillation_loss",
+    "normalised",
+    "nt_xent",
+    "nt_xent_with_top1",
+]

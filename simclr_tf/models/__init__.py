@@ -1,7 +1,8 @@
-"""Keras models, one file each: contrastive learning, and fine-tuning with labels."""
+"""Keras models, one file each: contrastive learning, fine-tuning with labels, distillation."""
 
 from simclr_tf.models.classifier import Classifier
+from simclr_tf.models.distillation import Distillation
 from simclr_tf.models.loss_scale import LossScale
 from simclr_tf.models.simclr import SimCLR
 
-__all__ = ["Classifier", "LossScale", "SimCLR"]
+__all__ = ["Classifier", "Distillation", "LossScale", "SimCLR"]

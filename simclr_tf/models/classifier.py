@@ -146,9 +146,10 @@ class Classifier(_keras.Model):
         check = range_assertion(images) if tf.is_tensor(images) else None
         with tf.control_dependencies([check] if check is not None else []):
             images = as_float(images)
-        return self._logits(images, training)
+        return self.logits(images, training)
 
-    def _logits(self, images, training):
+    def logits(self, images, training):
+        """Logits, float32 [B, C], of images [B, H, W, 3], float32 in [0, 1]."""
         if not self.built:
             self.build(images.shape)
         x = self.encoder(images, training=training)  # h [B, D]
@@ -157,6 +158,11 @@ class Classifier(_keras.Model):
         return self.logits_layer(tf.cast(x, tf.float32))
 
     # -- what a step is given ----------------------------------------------------------------
+
+    def seed_of_step(self, step):
+        """The seed of the view of a step, [2] integers."""
+        seed = augmentations.as_seed(self.seed)
+        return seed if self.seed is None else fold_in(seed, step)
 
     def view(self, data, seed=None):
         """Draws the view of a batch that a training step sees.
@@ -193,7 +199,7 @@ class Classifier(_keras.Model):
             self._default_view = crop_and_flip(size)
         return self._default_view
 
-    def _labels(self, data):
+    def labels_and_weights(self, data):
         """Classes, int64 [B], and weights, float32 [B]: 0 without a label, else 1."""
         labels = unpack(data).labels
         if labels is None:
@@ -216,7 +222,7 @@ class Classifier(_keras.Model):
             known = labels != UNLABELLED
         return tf.where(known, labels, 0), tf.cast(known, tf.float32)
 
-    def _input_checks(self, images):
+    def input_checks(self, images):
         """A context in which everything waits for checks of the images; see `SimCLR`."""
         checks = [range_assertion(images), inputs.rows_assertion(images)]
         return tf.control_dependencies([check for check in checks if check is not None])
@@ -225,19 +231,18 @@ class Classifier(_keras.Model):
 
     def train_step(self, data):
         """One update; Keras calls it with a batch."""
-        seed = augmentations.as_seed(self.seed)
-        seed = seed if self.seed is None else fold_in(seed, self.optimizer.iterations)
-        labels, weights = self._labels(data)
-        with self._input_checks(self._images(data)):
+        seed = self.seed_of_step(self.optimizer.iterations)
+        labels, weights = self.labels_and_weights(data)
+        with self.input_checks(self._images(data)):
             view = self.view(data, seed)
         if not self.built:
             self.build(view.shape)
         with tf.GradientTape() as tape:
-            logits = self._logits(view, training=True)  # [B, C]
-            losses = self._cross_entropy(logits, labels) * weights  # [B]
+            logits = self.logits(view, training=True)  # [B, C]
+            losses = self.cross_entropy(logits, labels) * weights  # [B]
             # The gradients of the replicas are summed.
-            loss = tf.reduce_sum(losses) / tf.maximum(_sum_over_replicas(weights), 1.0)
-            total = _keras.scale_loss(self.optimizer, loss + self._penalty())
+            loss = tf.reduce_sum(losses) / tf.maximum(sum_over_replicas(weights), 1.0)
+            total = _keras.scale_loss(self.optimizer, loss + self.penalty())
         variables, skipped = self.trainable_variables, self._running_means.skipped_steps
         descend(self.optimizer, tape.gradient(total, variables), variables, skipped)
         results = self._log(losses, logits, labels, weights)
@@ -250,24 +255,24 @@ class Classifier(_keras.Model):
                 'evaluation takes images without "extent"; got a batch with it. Pass '
                 "`Source.batches`."
             )
-        labels, weights = self._labels(data)
+        labels, weights = self.labels_and_weights(data)
         images = self._images(data)
-        with self._input_checks(images):
+        with self.input_checks(images):
             images = centre_square(images, (self._image_shape or images.shape[1:])[:2])
-        logits = self._logits(images, training=False)
-        return self._log(self._cross_entropy(logits, labels) * weights, logits, labels, weights)
+        logits = self.logits(images, training=False)
+        return self._log(self.cross_entropy(logits, labels) * weights, logits, labels, weights)
 
     def predict_step(self, data):
         """Returns the logits of a batch; labels, if present, are ignored."""
         return self(unpack(data).images, training=False)
 
-    def _cross_entropy(self, logits, labels):
+    def cross_entropy(self, logits, labels):
         """Of each example, [B]; the targets are smoothed."""
         targets = tf.one_hot(labels, self.num_classes)
         targets = (1.0 - self.label_smoothing) * targets + self.label_smoothing / self.num_classes
         return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
-    def _penalty(self):
+    def penalty(self):
         """Regularisation losses of the layers, a replica's part of them."""
         return sum(self.losses) / tf.distribute.get_strategy().num_replicas_in_sync
 
@@ -397,7 +402,7 @@ def _check_head_layer(head_layer, head):
         )
 
 
-def _sum_over_replicas(weights):
+def sum_over_replicas(weights):
     """The sum of [B] over the global batch; outside a replica that of this batch."""
     total = tf.reduce_sum(weights)
     context = tf.distribute.get_replica_context()
