@@ -170,7 +170,14 @@ def _define_model(define):
     define.integer("projection_dim", 128, "Length of z.", 1)
     define.integer("projection_hidden_dim", None, "Width of the head; by default that of h.", 1)
     define.integer("projection_layers", 2, "Layers of the head, 2 or 3.", 2, 3)
-    define.float("temperature", 0.1, "Temperature of NT-Xent, above 0.", 1e-6)
+    define.enum(
+        "loss",
+        "nt_xent",
+        ["nt_xent", "decoupled", "supervised"],
+        "decoupled: without the positive in the denominator, for small batches; supervised: all "
+        "views of a class are positives.",
+    )
+    define.float("temperature", 0.1, "Temperature of the loss, above 0.", 1e-6)
 
 
 def _define_init_from(define):

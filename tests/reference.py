@@ -26,10 +26,10 @@ def nt_xent(z_a, z_b, temperature):
     return total / count
 
 
-def nt_xent_of_views(z, temperature):
+def nt_xent_of_views(z, temperature, decoupled=False):
     """The double loop over ordered pairs of views of an image, z [V, N, d], in float64.
 
-    The denominator has the pair itself and all views of other images.
+    The denominator has the pair itself, unless decoupled, and all views of other images.
     """
     z = np.asarray(z, np.float64)
     z = z / np.linalg.norm(z, axis=-1, keepdims=True)
@@ -42,7 +42,27 @@ def nt_xent_of_views(z, temperature):
             for b in range(views):
                 if b != a:
                     positive = math.exp(z[a, i] @ z[b, i] / temperature)
-                    losses.append(-math.log(positive / (positive + negatives)))
+                    own = 0.0 if decoupled else positive
+                    losses.append(-math.log(positive / (own + negatives)))
+    return sum(losses) / len(losses)
+
+
+def supervised(z, labels, temperature):
+    """The double loop of L_out (arXiv:2004.11362, eq. 2), z [V, N, d], in float64; -1 is alone."""
+    z = np.asarray(z, np.float64)
+    z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    views = [(v, i) for v in range(z.shape[0]) for i in range(z.shape[1])]
+    losses = []
+    for a in views:
+        total = sum(math.exp(z[a] @ z[b] / temperature) for b in views if b != a)
+        known = labels[a[1]] >= 0
+        positives = [
+            b
+            for b in views
+            if b != a and (b[1] == a[1] or (known and labels[b[1]] == labels[a[1]]))
+        ]
+        terms = [math.log(math.exp(z[a] @ z[b] / temperature) / total) for b in positives]
+        losses.append(-sum(terms) / len(positives))
     return sum(losses) / len(losses)
 
 

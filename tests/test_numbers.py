@@ -54,7 +54,9 @@ REQUIRED = {
     "simclr_tf.evaluate.linear_probe": {
         "train_h": H, "train_labels": LABELS, "test_h": H, "test_labels": LABELS
     },
+    "simclr_tf.losses.by_name": {"name": "decoupled"},
     "simclr_tf.losses.nt_xent_with_top1": {"z_a": H, "z_b": H},
+    "simclr_tf.losses.supervised_nt_xent": {"z": np.stack([H, H]), "labels": LABELS},
     "simclr_tf.nt_xent": {"z_a": H, "z_b": H},
     "simclr_tf.optimizers.by_name": {"name": "adamw", "learning_rate": 0.1},
     "simclr_tf.optimizers.lars_update": {

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import data, devices, distribute, encoders, errors, pretrained
+from simclr_tf import data, devices, distribute, encoders, errors, losses, pretrained
 from simclr_tf.augment import RandomView
 from simclr_tf.export import load_exported
 from simclr_tf.heads import ProjectionHead
@@ -171,6 +171,7 @@ def build_model(options, image_size):
         temperature=options.temperature,
         micro_batch_size=options.micro_batch_size,
         seed=options.seed,
+        objective=losses.by_name(options.loss, options.temperature),
     )
     model.build((None, image_size, image_size, 3))
     return model

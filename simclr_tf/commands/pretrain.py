@@ -97,7 +97,7 @@ def _train(options, directory, strategy, model, train, test, steps):
         callbacks=_callbacks(options, strategy, model, train, test, steps, probe_encoder),
         metadata={"image_size": train.image_size},
         checkpoint_every_steps=options.checkpoint_every_steps,
-        chance_loss=math.log(2 * options.batch_size - 1),
+        chance_loss=math.log(2 * options.batch_size - 1 - (options.loss == "decoupled")),
         warm_up_epochs=max(1, math.ceil(warmup_steps(options, steps) / steps.per_epoch)),
         log=log,
     )
@@ -154,6 +154,10 @@ def warmup_steps(options, steps):
 def load_sources(options):
     """The training split, and the test split for the probe (None without labels)."""
     train = load(options, options.train_split, "--train_split")
+    if options.loss == "supervised" and not train.labelled:
+        raise errors.UsageError(
+            f"--loss=supervised needs labels; {train.name} ({train.split}) has none. Use nt_xent."
+        )
     test = None
     if train.labelled and options.probe_every_epochs >= 0:
         try:
@@ -206,8 +210,10 @@ def _stream(options, train):
     """Training batches from a step of an epoch on, as `ResumableLoop` asks for them."""
 
     def stream(epoch, step, replica_slice):
-        of_replica = {} if replica_slice is None else {"replica_slice": replica_slice}
-        return train.epochs(options.batch_size, options.seed, epoch, True, step, **of_replica)
+        given = {} if replica_slice is None else {"replica_slice": replica_slice}
+        if options.loss == "supervised":
+            given["labels"] = True
+        return train.epochs(options.batch_size, options.seed, epoch, True, step, **given)
 
     return stream
 

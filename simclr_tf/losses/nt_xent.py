@@ -63,7 +63,7 @@ def normalised(z_a, z_b=None):
     return tf.math.l2_normalize(tf.cast(z, tf.float32), axis=-1)
 
 
-def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None):
+def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False):
     """The normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, eq. 1).
 
         l(i, j) = -log( exp(sim(z_i, z_j) / T) / sum_{k != i} exp(sim(z_i, z_k) / T) )
@@ -88,9 +88,12 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None):
         pass z_a: [V, N, d] without z_b.
       temperature: T, above 0.
       tile_size: rows and columns of a tile, 1 or more; None chooses.
+      decoupled: True leaves the positive out of the denominator (Yeh et al., arXiv:2110.06848, eq.
+        6), for small batches; the loss can then be below 0. A single image, which has no negatives,
+        has a loss of 0.
 
     Returns:
-      Scalar float32. For two views it is log(2N - 1) where all z are equal.
+      Scalar float32. For two views it is log(2N - 1) where all z are equal; decoupled, log(2N - 2).
 
     Raises:
       ArgumentError: shapes that do not fit, or a temperature not above 0.
@@ -101,10 +104,10 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None):
     >>> float(loss) == float(simclr_tf.nt_xent(np.stack([z_a, z_b]), temperature=0.5))
     True
     """
-    return nt_xent_with_top1(z_a, z_b, temperature, tile_size)[0]
+    return nt_xent_with_top1(z_a, z_b, temperature, tile_size, decoupled)[0]
 
 
-def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None):
+def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False):
     """Returns `nt_xent`, and for each positive pair whether it beats every negative.
 
     Arguments and errors are those of `nt_xent`.
@@ -129,12 +132,12 @@ def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None):
     each = tf.unstack(z)  # one operation backwards, where z[a] would be one for every pair
     similarity = {(a, b): tf.reduce_sum(each[a] * each[b], axis=1) for a, b in pairs if a < b}
     positive = tf.stack([similarity[min(p), max(p)] for p in pairs]) / temperature
-    losses, hardest_negative = _losses(z, positive, temperature, tile_size)
+    losses, hardest_negative = _losses(z, positive, temperature, tile_size, decoupled)
     correct = positive > hardest_negative + 1e-6 / temperature
     return tf.reduce_mean(losses), tf.reshape(correct, [-1])
 
 
-def _losses(z, positive, temperature, tile_size):
+def _losses(z, positive, temperature, tile_size, decoupled):
     """The loss of every ordered pair, and the largest logit of its first view's negatives.
 
     Args:
@@ -148,7 +151,7 @@ def _losses(z, positive, temperature, tile_size):
     one_replica = isinstance(offset, int) and offset == 0 and rows_of_all.shape[0] == z.shape[1]
     if one_replica and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
         # For a single image only the sum over negatives has a gradient of exactly 0.
-        with_positive = z.shape[0] == 2 and (z.shape[1] or 1) > 1
+        with_positive = z.shape[0] == 2 and (z.shape[1] or 1) > 1 and not decoupled
         x = z / temperature**0.5
         log_sum, hardest = log_sum_exp.symmetric_log_sum_exp(x, tile_size, with_positive)
         if with_positive:
@@ -156,6 +159,9 @@ def _losses(z, positive, temperature, tile_size):
     else:
         log_sum, hardest = _over_columns(z, rows_of_all, offset, temperature, tile_size)
     negatives, hardest = (tf.repeat(x, z.shape[0] - 1, axis=0) for x in (log_sum, hardest))
+    if decoupled:
+        some = negatives > 0.5 * negatives.dtype.min  # whether there are negatives
+        return tf.where(some, negatives, positive) - positive, hardest
     # -log( exp(p) / (exp(p) + exp(n)) ) = softplus(n - p)
     return tf.nn.softplus(negatives - positive), hardest
 
@@ -169,12 +175,20 @@ def _over_columns(z, rows_of_all, offset, temperature, tile_size):
         tf.tile(offset + tf.range(images), [views]),
         tf.repeat(tf.range(all_images), views),
     )
-    sums = _choose_form(views, z, rows_of_all, arguments, tile_size)
+    sums = sums_over_columns(views, z, rows_of_all, arguments, tile_size)
     return [tf.reshape(x, [views, images]) for x in sums]
 
 
-def _choose_form(views, z, rows_of_all, arguments, tile_size):
-    """Computes a small matrix of logits whole, and a large one in tiles."""
+def sums_over_columns(views, z, rows_of_all, arguments, tile_size):
+    """Returns log-sum-exp and maximum; a small matrix is computed whole, a large one in tiles.
+
+    Args:
+      views: V.
+      z: [V, N, d] of this replica.
+      rows_of_all: [M, V, d] of all replicas.
+      arguments: of `log_sum_exp.log_sum_exp`, V N rows and M V columns.
+      tile_size: rows and columns of a tile; None chooses.
+    """
 
     def in_tiles():
         return log_sum_exp.log_sum_exp(*arguments, tile_size)
@@ -199,6 +213,7 @@ class NTXent(keras.losses.Loss):
     Args:
       temperature: T, above 0.
       tile_size: rows and columns of a tile of the logits; None chooses.
+      decoupled: as for `nt_xent`.
       name: of the loss.
       reduction: "none": the mean over the views is part of the loss.
 
@@ -212,20 +227,29 @@ class NTXent(keras.losses.Loss):
     TensorShape([])
     """
 
-    def __init__(self, temperature=0.1, tile_size=None, name="nt_xent", reduction="none"):
+    def __init__(
+        self,
+        temperature=0.1,
+        tile_size=None,
+        name="nt_xent",
+        reduction="none",
+        decoupled=False,
+    ):
         check_temperature(temperature)
         super().__init__(reduction=reduction, name=name)
         self.temperature = temperature
         self.tile_size = tile_size
+        self.decoupled = decoupled
 
     def call(self, y_true, y_pred):
         """Returns `nt_xent` of z_a and z_b."""
-        return nt_xent(y_true, y_pred, self.temperature, self.tile_size)
+        return nt_xent(y_true, y_pred, self.temperature, self.tile_size, self.decoupled)
 
     def get_config(self):
         """Returns the constructor's arguments."""
         return {
             "temperature": self.temperature,
             "tile_size": self.tile_size,
+            "decoupled": self.decoupled,
             "name": self.name,
         }
