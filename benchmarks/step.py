@@ -39,7 +39,7 @@ def training_step(batch_size, width, micro_batch_size=None):
     )
     model.compile(optimizer=simclr_tf.LARS(0.1))
     model.build((None, 32, 32, 3))
-    step = model.make_train_function()
+    step = model.make_train_function() or model.train_function  # Keras 3 returns nothing
     batches = iter(tf.data.Dataset.from_tensors(random_images(batch_size)).repeat())
     return model, lambda: step(batches)["loss"]
 
