@@ -215,10 +215,11 @@ def view_message(error):
     )
 
 
-def range_assertion(images, rule=RANGE_RULE):
+def range_assertion(images, rule=RANGE_RULE, margin=_TOLERANCE):
     """Returns an operation that fails where float images are not in [0, 1]; None for uint8.
 
-    For use in a graph; XLA drops it. Its message begins with `rule`, and has both extremes.
+    For use in a graph; XLA drops it. Its message begins with `rule`, and has both extremes. Values
+    may be out of range by `margin`.
 
     Example:
 
@@ -228,7 +229,7 @@ def range_assertion(images, rule=RANGE_RULE):
     if not images.dtype.is_floating:
         return None
     low, high = tf.reduce_min(images), tf.reduce_max(images)
-    within = (low >= -_TOLERANCE) & (high <= 1.0 + _TOLERANCE)
+    within = (low >= -margin) & (high <= 1.0 + margin)
     return tf.debugging.Assert(within, [rule, low, high])
 
 

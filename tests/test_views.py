@@ -1,5 +1,7 @@
 """Steps of several views, of several sizes, with an objective of one's own; what `fit` takes."""
 
+import re
+
 import numpy as np
 import pytest
 import reference
@@ -191,7 +193,7 @@ def test_micro_batches_refuse_layers_that_draw_random_numbers(layer, run_eagerly
 @pytest.mark.parametrize("micro_batch_size", [None, 4])
 def test_views_of_other_augmentations_are_in_range(micro_batch_size, run_eagerly):
     """A Keras layer that works on 0 to 255 is refused, and any callable; within [0, 1] they fit."""
-    for family in (keras.layers.RandomBrightness(0.2), lambda images: 1.5 - images):
+    for family in (keras.layers.RandomBrightness(0.2), lambda images: 255.0 * images):
         model = model_of(family, micro_batch_size)
         model.compile(optimizer="sgd", run_eagerly=run_eagerly)
         with pytest.raises(errors.ArgumentError, match=r"views in \[0, 1\]; got values from -?\d"):
@@ -200,6 +202,19 @@ def test_views_of_other_augmentations_are_in_range(micro_batch_size, run_eagerly
     model.compile(optimizer="sgd", run_eagerly=run_eagerly)
     model.fit(batches(), verbose=0)
     assert 0.0 <= float(tf.reduce_min(model.views(IMAGES)[0]))
+
+
+def test_views_a_little_out_of_range_are_a_warning(monkeypatch):
+    """Once, with both extremes; those in range give none."""
+    lines = []
+    monkeypatch.setattr("absl.logging.warning", lambda line, *args: lines.append(line % args))
+    model_of(lambda images: 1.4 * images - 0.2).fit(batches(), epochs=2, verbose=0)
+    assert len(lines) == 1
+    assert re.match(
+        r"augment must return views in \[0, 1\]; got values from -0.\d+ to 1.\d", lines[0]
+    )
+    model_of(lambda images: 0.5 * images).fit(batches(), verbose=0)
+    assert len(lines) == 1
 
 
 def supervised(z, batch):

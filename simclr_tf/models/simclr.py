@@ -32,6 +32,7 @@ from simclr_tf.models.views import (
     labels_of_given,
     number_of_views,
     seeds_of_views,
+    warn_of_range,
     with_static_size,
 )
 
@@ -490,6 +491,7 @@ class SimCLR(_keras.Model):
         if custom:  # the size of what a function of the user returns, only a call can tell
             with self.distribute_strategy.scope():
                 views = self.views(tf.nest.map_structure(tf.convert_to_tensor, batch))
+                warn_of_range(views)
                 self._build_for(views)
             self._sizes_of_views.record(size, views)
         return x

@@ -6,11 +6,15 @@ The families themselves are in `augment`.
 from __future__ import annotations
 
 import tensorflow as tf
+from absl import logging
 
 from simclr_tf import augment as augmentations
 from simclr_tf.augment.random import fold_in
 from simclr_tf.errors import ArgumentError
 from simclr_tf.images import VIEW_RULE, as_float, range_assertion, unpack, view_message
+
+# Views may be out of [0, 1] by as much, as those of `RandomContrast` are; 0 to 255 is an error.
+_FAR = 1.0
 
 
 def check_augment(augment):
@@ -66,13 +70,28 @@ def draw(families, images, extents, seeds, first_row):
 
 
 def _in_range(view):
-    """Returns a view; where it is not in [0, 1], this or its computation raises."""
+    """Returns a view; where it is far from [0, 1], this or its computation raises."""
     try:
-        with tf.control_dependencies([range_assertion(view, VIEW_RULE)]):
+        with tf.control_dependencies([range_assertion(view, VIEW_RULE, _FAR)]):
             return tf.identity(view)
     except tf.errors.InvalidArgumentError as error:  # executed eagerly
-        low, high = tf.reduce_min(view), tf.reduce_max(view)
-        raise ArgumentError(view_message(f"{VIEW_RULE}] [{low:g}] [{high:g}]")) from error
+        raise ArgumentError(view_message(_extremes([view]))) from error
+
+
+def _extremes(views):
+    """The smallest and largest value of views, as in the message of a `range_assertion`."""
+    low = min(float(tf.reduce_min(view)) for view in views)
+    high = max(float(tf.reduce_max(view)) for view in views)
+    return f"{VIEW_RULE}] [{low:g}] [{high:g}]"
+
+
+def warn_of_range(views):
+    """Logs a warning if views, eager tensors, are not in [0, 1]."""
+    try:
+        for view in views:
+            range_assertion(view, VIEW_RULE)
+    except tf.errors.InvalidArgumentError:
+        logging.warning("%s", view_message(_extremes(views)))
 
 
 def given(data):
