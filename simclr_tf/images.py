@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 
 UNLABELLED = -1  # the label of an example that has none
 RANGE_RULE = "float images must lie in [0, 1]"
@@ -219,13 +219,14 @@ def range_assertion(images, rule=RANGE_RULE, margin=_TOLERANCE):
     """Returns an operation that fails where float images are not in [0, 1]; None for uint8.
 
     For use in a graph; XLA drops it. Its message begins with `rule`, and has both extremes. Values
-    may be out of range by `margin`.
+    may be out of range by `margin`, a number of at least 0.
 
     Example:
 
     >>> simclr_tf.images.range_assertion(tf.constant(images)) is None
     True
     """
+    check_number("margin", margin, at_least=0)
     if not images.dtype.is_floating:
         return None
     low, high = tf.reduce_min(images), tf.reduce_max(images)

@@ -54,6 +54,7 @@ REQUIRED = {
     "simclr_tf.evaluate.linear_probe": {
         "train_h": H, "train_labels": LABELS, "test_h": H, "test_labels": LABELS
     },
+    "simclr_tf.images.range_assertion": {"images": tf.zeros([1, 8, 8, 3])},
     "simclr_tf.losses.by_name": {"name": "decoupled"},
     "simclr_tf.losses.nt_xent_with_top1": {"z_a": H, "z_b": H},
     "simclr_tf.losses.supervised_nt_xent": {"z": np.stack([H, H]), "labels": LABELS},
