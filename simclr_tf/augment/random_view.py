@@ -129,9 +129,14 @@ class RandomView(Operator):
 
     def __call__(self, images, seed=None, first_row=0, extent=None):
         images = tf.convert_to_tensor(images)
+        return self.apply(images, self.parameters(images, seed, first_row, extent))
+
+    def parameters(self, images, seed=None, first_row=0, extent=None):
+        """Returns the parameters of a call with these arguments, as `apply` takes them."""
+        images = tf.convert_to_tensor(images)
         check_images(images)
         first_row = tf.cast(first_row, tf.int64)
-        return self.apply(images, self._compiled_draw(images, as_seed(seed), first_row, extent))
+        return self._compiled_draw(images, as_seed(seed), first_row, extent)
 
     def _draw_for(self, images, seed, first_row, extent=None):
         draw = Draw(seed, (batch_size(images), *sizes_of(self, images, extent)), first_row)

@@ -55,14 +55,17 @@ def draw(families, images, extents, seeds, first_row):
     """Returns a view by each family, a list of [B, S_v, S_v, 3] float32 in [0, 1].
 
     Args:
-      families: V callables.
+      families: V callables; a `SharedView` shares parameters with the first view.
       images, extents: of a `Batch`.
       seeds: as `seeds_of_views` returns them.
       first_row: position of the first image in the global batch.
     """
     views = []
     for family, seed in zip(families, seeds):
-        view = augmentations.call_view(family, images, seed, first_row, extents)
+        if isinstance(family, augmentations.SharedView):
+            view = family(images, seed, first_row, extents, query_seed=seeds[0])
+        else:
+            view = augmentations.call_view(family, images, seed, first_row, extents)
         if not isinstance(family, augmentations.Operator):  # which keep to the range
             view = _in_range(view)
         views.append(view)
