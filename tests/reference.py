@@ -66,6 +66,31 @@ def supervised(z, labels, temperature):
     return sum(losses) / len(losses)
 
 
+def looc(z, temperature):
+    """The sums of LooC (arXiv:2008.05659, section 3), z [n + 1, n + 2, N, d], in float64.
+
+    In each space view 0 is the query and view 1 + j is key j; negatives are all views of others.
+    """
+    z = np.asarray(z, np.float64)
+    z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    spaces, views, images, _ = z.shape
+    total = 0.0
+    for a in range(images):
+        for s in range(spaces):
+            query = z[s, 0, a]
+            e = [math.exp(query @ z[s, 1 + j, a] / temperature) for j in range(spaces)]
+            negatives = 0.0
+            for b in range(images):
+                if b != a:
+                    for v in range(views):
+                        negatives += math.exp(query @ z[s, v, b] / temperature)
+            if s == 0:
+                total += sum(-math.log(e[j] / (e[j] + negatives)) for j in range(spaces))
+            else:
+                total += -math.log(e[s] / (sum(e) + negatives))
+    return total / spaces / images
+
+
 def contrastive_accuracy(z_a, z_b):
     """Fraction of views whose nearest other view is their pair, by a loop; a tie is wrong."""
     z = np.concatenate([z_a, z_b]).astype(np.float64)
