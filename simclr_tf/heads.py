@@ -43,6 +43,8 @@ class ProjectionHead(keras.layers.Layer):
     TensorShape([8, 128])
     """
 
+    _prefix = ""  # of the names of the layers, which are unique in a functional model
+
     def __init__(
         self,
         hidden_dim=None,
@@ -89,9 +91,11 @@ class ProjectionHead(keras.layers.Layer):
                 norm = self._norm(f"bn{index + 1}", center=not last)
                 _keras.build_named(norm, (None, units))
                 self.norm_layers.append(norm)
-        self.relu = keras.layers.ReLU(dtype=self.dtype_policy, name="relu")
+        self.relu = keras.layers.ReLU(dtype=self.dtype_policy, name=f"{self._prefix}relu")
         # float32, so that z is not rounded under mixed precision
-        self.to_float32 = keras.layers.Activation("linear", dtype="float32", name="z")
+        self.to_float32 = keras.layers.Activation(
+            "linear", dtype="float32", name=f"{self._prefix}z"
+        )
         super().build(input_shape)
 
     def _dense(self, units, name):
@@ -102,7 +106,7 @@ class ProjectionHead(keras.layers.Layer):
             use_bias=not self.batch_norm,
             kernel_initializer=normal if self.batch_norm else "glorot_uniform",
             dtype=self.dtype_policy,
-            name=name,
+            name=self._prefix + name,
         )
 
     def _norm(self, name, center):
@@ -112,7 +116,7 @@ class ProjectionHead(keras.layers.Layer):
             center=center,
             synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
             dtype=self.dtype_policy,
-            name=name,
+            name=self._prefix + name,
         )
 
     def freeze_after(self, last):
@@ -162,4 +166,115 @@ class ProjectionHead(keras.layers.Layer):
             "batch_norm": self.batch_norm,
             "bn_momentum": self.bn_momentum,
             "bn_epsilon": self.bn_epsilon,
+        }
+
+
+@_keras.saving.register_keras_serializable(package="simclr_tf")
+class SpaceHeads(keras.layers.Layer):
+    """One projection head per embedding space, all on the same h (LooC, arXiv:2008.05659).
+
+    Args:
+        spaces: int, the number of spaces, 2 or more.
+        hidden_dim, output_dim, layers, batch_norm, bn_momentum, bn_epsilon: of each head, as for
+            `ProjectionHead`.
+        name: name of the layer.
+        **kwargs: arguments of `keras.layers.Layer`: `dtype`, `trainable`.
+
+    Call arguments:
+        h: float [batch, D].
+        training: bool; whether batch normalisation uses the statistics of the batch.
+
+    Returns:
+        z: float32 [batch, spaces * output_dim], that of space 0 first. Not normalised: the losses
+        do that, and `unit_spaces`.
+
+    Raises:
+        ValueError: for an argument out of range, or if h is not [batch, D].
+
+    Example:
+
+    >>> head = simclr_tf.heads.SpaceHeads(2, output_dim=64)
+    >>> head(h).shape
+    TensorShape([8, 128])
+    """
+
+    def __init__(
+        self,
+        spaces,
+        hidden_dim=None,
+        output_dim=128,
+        layers=2,
+        batch_norm=True,
+        bn_momentum=0.9,
+        bn_epsilon=1e-5,
+        name=None,
+        **kwargs,
+    ):
+        check_number("spaces", spaces, at_least=2, whole=True)
+        super().__init__(name=name, **kwargs)
+        self.spaces = spaces
+        self.heads = []
+        for space in range(spaces):
+            arguments = hidden_dim, output_dim, layers, batch_norm, bn_momentum, bn_epsilon
+            head = ProjectionHead(*arguments, name=f"space{space}", dtype=self.dtype_policy)
+            head._prefix = f"space{space}_"
+            self.heads.append(head)
+        self.layers = layers
+
+    def build(self, input_shape):
+        """Creates the heads for h of `input_shape`, (batch, D)."""
+        for head in self.heads:
+            _keras.build_named(head, tuple(input_shape))
+        layers = keras.layers
+        self.join_hidden = layers.Concatenate(dtype=self.dtype_policy, name="hidden_of_spaces")
+        self.join_z = layers.Concatenate(dtype="float32", name="z_of_spaces")
+        self.split = layers.Reshape([self.spaces, -1], dtype="float32", name="split_spaces")
+        self.to_unit = layers.UnitNormalization(axis=-1, dtype="float32", name="unit_spaces")
+        self.flatten = layers.Flatten(dtype="float32", name="join_spaces")
+        super().build(input_shape)
+
+    def call(self, h, training=None):
+        """Computes z of h; see the class."""
+        return self.hidden_outputs(h, training=training)[-1]
+
+    def unit_spaces(self, h, training=False):
+        """Computes z of h with the part of each space scaled to length 1.
+
+        Args:
+            h, training: as of the call.
+
+        Returns:
+            float32 [batch, spaces * output_dim], of length sqrt(spaces).
+        """
+        z = self.hidden_outputs(h, training=training)[-1]
+        return self.flatten(self.to_unit(self.split(z)))
+
+    def hidden_outputs(self, h, training=False, last=None):
+        """Computes the outputs of every layer, as `ProjectionHead` does, joined over the spaces.
+
+        Returns:
+            A list of `layers + 1` tensors, or of `last + 1`: h, every hidden layer's outputs
+            [batch, spaces * hidden_dim], and z [batch, spaces * output_dim].
+        """
+        if not self.built:
+            self.build(h.shape)
+        of_heads = [head.hidden_outputs(h, training=training, last=last) for head in self.heads]
+        outputs = [h]
+        for index, parts in enumerate(list(zip(*of_heads))[1:], start=1):
+            join = self.join_z if index == self.layers else self.join_hidden
+            outputs.append(join(list(parts)))
+        return outputs
+
+    def compute_output_shape(self, input_shape):
+        """(batch, spaces * output_dim)."""
+        return (input_shape[0], self.spaces * self.heads[0].output_dim)
+
+    def get_config(self):
+        """Every argument of the constructor."""
+        of_head = self.heads[0].get_config()
+        names = ("hidden_dim", "output_dim", "layers", "batch_norm", "bn_momentum", "bn_epsilon")
+        return {
+            **super().get_config(),
+            "spaces": self.spaces,
+            **{name: of_head[name] for name in names},
         }

@@ -1,0 +1,340 @@
+"""LooC: views that share parameters, the loss of its spaces, its heads, the drawn attributes."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from tensorflow import keras
+
+import simclr_tf
+from simclr_tf import augment, distribute, errors, heads, losses
+from simclr_tf.augment.random import fold_in
+from simclr_tf.losses import log_sum_exp, looc_loss
+from simclr_tf.models import views
+
+RNG = np.random.default_rng(7)
+IMAGES = RNG.integers(0, 256, [6, 16, 16, 3], np.uint8)
+CLASSES = [
+    augment.RandomCropResize,
+    augment.RandomFlip,
+    augment.ColorJitter,
+    augment.ColorDrop,
+    augment.RandomBlur,
+    augment.RandomRotation90,
+]
+NAMES = "crop,flip,color_jitter,color_drop,blur,rotate90"
+# The parameters of each augmentation that can be kept, as {(class, name)}.
+PARAMETERS = {
+    "crop": {("RandomCropResize", "boxes")},
+    "flip": {("RandomFlip", "flipped")},
+    "color": {("ColorJitter", "factors"), ("ColorJitter", "order"), ("ColorDrop", "dropped")},
+    "blur": {("RandomBlur", "sigma")},
+    "rotate90": {("RandomRotation90", "quarter_turns")},
+}
+
+
+# ---- views
+
+
+@pytest.fixture
+def applied(monkeypatch):
+    """The parameters with which operators are applied, a dict that each call adds to."""
+    record = {}
+
+    def recording(cls):
+        apply = cls.apply
+
+        def call(self, images, parameters):
+            for name, value in parameters.items():
+                record[cls.__name__, name] = value.numpy()
+            return apply(self, images, parameters)
+
+        return call
+
+    for cls in (*CLASSES, augment.RandomView):
+        monkeypatch.setattr(cls, "apply", recording(cls))
+    return record
+
+
+def chain():
+    return augment.by_name(NAMES, 12)
+
+
+def random_view():
+    return augment.RandomView(12, blur=True, jit_compile=False)
+
+
+def of_random_view(parameters):
+    return {("RandomView", name) for _, name in parameters}
+
+
+@pytest.mark.parametrize("kept", PARAMETERS)
+@pytest.mark.parametrize("make", [chain, random_view])
+def test_a_key_has_the_querys_parameters_of_one_augmentation(make, kept, applied):
+    """Exactly those of the query; of every other augmentation, some images have others."""
+    if make is random_view and kept == "rotate90":
+        pytest.skip("no augmentation of a RandomView")
+    family, images = make(), np.tile(IMAGES, [5, 1, 1, 1])
+    family(images, seed=3)
+    query = dict(applied)
+    augment.SharedView(family, [kept])(images, seed=4, query_seed=3)
+    shared = PARAMETERS[kept]
+    shared = of_random_view(shared) if make is random_view else shared
+    assert shared <= set(query) == set(applied)
+    for name, value in applied.items():
+        assert np.array_equal(value, query[name]) == (name in shared), name
+
+
+def test_all_shared_is_the_query_and_no_query_is_the_family():
+    """Images too, bit by bit; eagerly and in a graph, whose seeds are tensors."""
+    for family in (chain(), random_view()):
+        key = augment.SharedView(family, augment.augmentations_of(family))
+        draw = tf.function(lambda a, b, key=key: key(IMAGES, a, query_seed=b))
+        query = family(IMAGES, seed=3)
+        np.testing.assert_array_equal(key(IMAGES, seed=4, query_seed=3), query)
+        np.testing.assert_array_equal(key(IMAGES, seed=3), query)
+        np.testing.assert_allclose(draw(tf.constant(4), tf.constant(3)), query, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [chain, random_view])
+def test_a_slice_of_a_batch_has_the_views_of_the_whole(make):
+    """As micro-batches and replicas draw them; with images of several sizes too."""
+    key = augment.SharedView(make(), ["color", "crop"])
+    extents = np.array([[16, 16], [8, 12], [16, 9], [10, 10], [12, 16], [9, 9]])
+    for extent in (None, extents):
+        whole = key(IMAGES, 4, extent=extent, query_seed=3)
+        part = key(IMAGES[2:5], 4, 2, extent if extent is None else extent[2:5], query_seed=3)
+        np.testing.assert_allclose(part, whole[2:5], atol=1e-6)
+    query, key = make()(IMAGES, 3, extent=extents), augment.SharedView(make(), ["color"])
+    assert np.abs(key(IMAGES, 4, extent=extents, query_seed=3) - query).max() > 0.1
+
+
+def test_the_views_of_a_step():
+    """A query, a key of its own, and a key that shares with the query for each kept one."""
+    family = chain()
+    families = augment.leave_one_out(["color", "rotate90"], family)
+    model = simclr_tf.SimCLR(keras.Sequential(), augment=families, seed=5)
+    step = model._step_seed(2)
+    drawn = model.views(IMAGES, step)
+    seeds = [fold_in(step, view) for view in range(4)]
+    assert len(drawn) == len(families) == 4
+    for number in (0, 1):
+        np.testing.assert_array_equal(drawn[number], family(IMAGES, seeds[number]))
+    for number, name in ((2, "color"), (3, "rotate90")):
+        expected = augment.SharedView(family, [name])(IMAGES, seeds[number], query_seed=seeds[0])
+        np.testing.assert_array_equal(drawn[number], expected)
+    same = views.draw(families, IMAGES[3:], None, views.seeds_of_views(step, 4), 3)
+    for part, whole in zip(same, drawn):
+        np.testing.assert_allclose(part, whole[3:], atol=1e-6)
+
+
+def test_what_a_family_has():
+    """The paper's family, with what it lacks; a wrong name is told."""
+    assert augment.augmentations_of(augment.RandomView(96)) == ["crop", "flip", "color", "blur"]
+    family = augment.family_with(["blur", "rotate90"], 32, strength=0.3)
+    assert augment.augmentations_of(family) == ["crop", "flip", "color", "blur", "rotate90"]
+    assert family.operators[0].strength == 0.3
+    key = augment.SharedView(family, ["blur"])
+    assert key.crops and key.repeatable and key.output_size(64) == 32
+    with pytest.raises(errors.ArgumentError, match="crop, flip, color; got 'rotate90'"):
+        augment.leave_one_out(["color", "rotate90"], augment.RandomView(32))
+    for kept in ([], "color", ["color", "color"]):
+        with pytest.raises(errors.ArgumentError, match="kept must be a list of augmentations"):
+            augment.leave_one_out(kept, augment.RandomView(32))
+
+
+# ---- the loss
+
+
+def z_of(kept=2, count=5, dim=4):
+    """Float32 [kept + 1, kept + 2, count, dim], not normalised."""
+    return (RNG.normal(size=[kept + 1, kept + 2, count, dim]) * 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("tile_size", [None, 1, 4, 16])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("kept", [1, 3])
+def test_the_loss_is_the_slow_loop(kept, temperature, tile_size):
+    """In float64, over all images, spaces and keys; in tiles that do and do not divide."""
+    z = z_of(kept)
+    got = looc_loss(z, temperature, tile_size)
+    assert float(got) == pytest.approx(reference.looc(z, temperature), rel=2e-5, abs=2e-5)
+
+
+@pytest.mark.parametrize("tile_size", [None, 4])
+def test_the_gradient_is_that_of_finite_differences(tile_size):
+    """Central differences of the slow loop in float64, in every coordinate."""
+    z, step = z_of(1, 3, 3), 1e-6
+    with tf.GradientTape() as tape:
+        tape.watch(x := tf.constant(z))
+        loss = looc_loss(x, 0.3, tile_size)
+    gradient = tape.gradient(loss, x).numpy()
+    for index in np.ndindex(*z.shape):
+        high, low = z.astype(np.float64), z.astype(np.float64)
+        high[index] += step
+        low[index] -= step
+        slope = (reference.looc(high, 0.3) - reference.looc(low, 0.3)) / (2 * step)
+        assert gradient[index] == pytest.approx(slope, abs=2e-5)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_closed_forms(kept):
+    """Equal embeddings; no kept augmentation is NT-Xent's terms of the query."""
+    same = np.ones([kept + 1, kept + 2, 6, 4], np.float32)
+    negatives = (kept + 2) * 5
+    expected = math.log(1 + negatives)
+    expected += kept / (kept + 1) * math.log(kept + 1 + negatives)
+    assert float(looc_loss(same)) == pytest.approx(expected, rel=1e-5)
+    z = z_of(0, 6)
+    both = looc_loss(z, 0.2), looc_loss(z[:, ::-1].copy(), 0.2)
+    plain = simclr_tf.nt_xent(z[0], temperature=0.2)
+    assert float(sum(both)) / 2 == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_other_keys_of_an_image_are_negatives_where_an_augmentation_is_kept():
+    """In space 1, descending moves k_0 away from the query; what is correct there shows it."""
+    z = z_of(1, 1)  # no other images
+    z[1, 1] = z[1, 0] + RNG.normal(size=[1, 4])
+    with tf.GradientTape() as tape:
+        tape.watch(x := tf.constant(z))
+        loss = looc_loss(x, 0.2)
+    slope = tape.gradient(loss, x)[1, 1]
+    assert np.sum(slope * z[1, 0]) > 1e-4
+    _, correct = losses.looc_loss_with_top1(np.ones([2, 3, 4, 5], np.float32))
+    assert not np.any(correct[0]) and not np.any(correct[1])
+    distinct = np.tile(np.eye(4, 5, dtype=np.float32), [2, 3, 1, 1])
+    _, correct = losses.looc_loss_with_top1(distinct)
+    assert np.all(correct[0]) and not np.any(correct[1])
+    distinct[1, 1, :, 4] = 1.0
+    assert np.all(losses.looc_loss_with_top1(distinct)[1][1])
+
+
+def test_a_single_image_has_no_other_negatives():
+    """Space 0 has no loss then; static sizes and unknown ones, gradients without nan."""
+    z = tf.constant(z_of(1, 1))
+    for shape in ([2, 3, 1, 4], [2, 3, None, 4]):
+        function = tf.function(
+            lambda z: (looc_loss(z, 0.2), tf.gradients(looc_loss(z, 0.2), z)[0]),
+            input_signature=[tf.TensorSpec(shape)],
+        )
+        loss, gradient = function(z)
+        assert float(loss) == pytest.approx(reference.looc(z.numpy(), 0.2), abs=1e-5)
+        assert not np.any(gradient[0]) and np.all(np.isfinite(gradient))
+
+
+def test_the_loss_does_not_depend_on_how_it_is_called():
+    """A graph with unknown sizes, XLA, half precision after its cast."""
+    z = tf.constant(z_of())
+    expected = looc_loss(z, 0.2).numpy()
+    unknown = [tf.TensorSpec([3, 4, None, 4])]
+    for options in ({"input_signature": unknown}, {"jit_compile": True}):
+        got = tf.function(lambda z: looc_loss(z, 0.2), **options)(z)
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    half = tf.cast(z, tf.bfloat16)
+    exact = looc_loss(tf.cast(half, tf.float32), 0.2)
+    np.testing.assert_allclose(looc_loss(half, 0.2), exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tile_size", [None, 3])
+def test_two_replicas_are_one_device(tile_size):
+    """Unequal rows; the loss and every gradient."""
+    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:2]
+    strategy = tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+    z = z_of(1)
+    with tf.GradientTape() as tape:
+        tape.watch(whole := tf.constant(z))
+        expected = looc_loss(whole, 0.2)
+    expected_gradient = tape.gradient(expected, whole)
+
+    def on_replica(rows):
+        rows = tf.compat.v1.placeholder_with_default(rows, [2, 3, None, 4])
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            _, fraction = distribute.replica_offset_and_fraction(rows[0, 0])
+            loss = looc_loss(rows, 0.2, tile_size) * fraction
+        return loss, tape.gradient(loss, rows)
+
+    parts = [z[:, :, :3], z[:, :, 3:]]
+    inputs = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+    )
+    parts, gradients = tf.function(lambda x: strategy.run(on_replica, (x,)))(inputs)
+    total = sum(strategy.experimental_local_results(parts))
+    gradients = np.concatenate(strategy.experimental_local_results(gradients), axis=2)
+    assert float(total) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(gradients, expected_gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_is_linear_in_the_batch(monkeypatch):
+    """No tensor of a step has the size of the matrix of logits."""
+    monkeypatch.setattr(log_sum_exp, "MAX_DENSE_LOGITS", 0)
+    count = 4000
+
+    @tf.function(input_signature=[tf.TensorSpec([2, 3, count, 4])])
+    def gradient(z):
+        return tf.gradients(looc_loss(z, 0.2), z)[0]
+
+    sizes = []
+
+    def collect(graph):
+        for operation in graph.get_operations():
+            sizes.extend(out.shape.num_elements() or 0 for out in operation.outputs)
+
+    concrete = gradient.get_concrete_function()
+    collect(concrete.graph)
+    for function in concrete.graph._functions.values():
+        collect(function.graph if hasattr(function, "graph") else concrete.graph)
+    assert max(sizes) <= 2048 * 1024 * 3 < 3 * count**2
+
+
+def test_what_is_wrong_with_z_is_told():
+    """One line each."""
+    for shape in ([2, 3, 4], [2, 2, 5, 4]):
+        with pytest.raises(errors.ArgumentError, match=r"z must be \[spaces, views, batch, dim\]"):
+            looc_loss(np.ones(shape, np.float32))
+    with pytest.raises(errors.ArgumentError, match="finite number above 0"):
+        looc_loss(z_of(), 0.0)
+
+
+# ---- the heads
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_the_heads_are_projection_heads_of_one_h(layers, tmp_path):
+    """Each has weights of its own; a file keeps them, and half precision returns float32."""
+    h = RNG.normal(size=[5, 6]).astype(np.float32)
+    layer = heads.SpaceHeads(3, hidden_dim=7, output_dim=4, layers=layers)
+    model = keras.Sequential([keras.Input([6]), layer])
+    outputs = layer.hidden_outputs(h)
+    for index, output in enumerate(outputs[1:], 1):
+        parts = [head.hidden_outputs(h)[index] for head in layer.heads]
+        np.testing.assert_array_equal(output, np.concatenate(parts, axis=1))
+        assert np.abs(parts[0] - parts[1]).max() > 0.1 * np.abs(parts[0]).max()
+    z = layer(h)
+    np.testing.assert_array_equal(z, outputs[-1])
+    assert [len(outputs), *z.shape] == [layers + 1, 5, 12]
+    assert len(layer.hidden_outputs(h, last=1)) == 2
+    unit = z.numpy().reshape(5, 3, 4)
+    unit = unit / np.linalg.norm(unit, axis=2, keepdims=True)
+    np.testing.assert_allclose(layer.unit_spaces(h), unit.reshape(5, 12), rtol=1e-5, atol=1e-6)
+    assert len(layer.trainable_weights) == 3 * len(layer.heads[0].trainable_weights)
+    model.save(tmp_path / "head.keras")
+    loaded = keras.models.load_model(tmp_path / "head.keras")
+    np.testing.assert_array_equal(loaded(h), z)
+    assert loaded.layers[-1].get_config() == layer.get_config()
+
+
+def test_heads_under_mixed_precision_and_wrong_arguments():
+    """The result stays float32; the number of spaces is checked, as are a head's arguments."""
+    layer = heads.SpaceHeads(2, output_dim=4, dtype="mixed_bfloat16")
+    h = RNG.normal(size=[5, 6]).astype(np.float32)
+    assert layer(h).dtype == layer.unit_spaces(h).dtype == tf.float32
+    assert layer.heads[1].relu.compute_dtype == "bfloat16"
+    with pytest.raises(errors.ArgumentError, match="spaces must be a whole number of at least 2"):
+        heads.SpaceHeads(1)
+    with pytest.raises(errors.ArgumentError, match="layers must be 2"):
+        heads.SpaceHeads(2, layers=5)
