@@ -118,7 +118,8 @@ def _define_data(define):
     define.string(
         "dataset",
         "shapes",
-        "shapes (drawn in code), folder:PATH, npz:PATH, tfrecord:GLOB, or any TFDS name.",
+        "shapes (drawn in code), folder:PATH, npz:PATH, tfrecord:GLOB, or any TFDS name; or "
+        "shapes_by_class, shapes_by_color and shapes_by_orientation, one drawing, three labels.",
     )
     define.string("data_dir", None, "Directory of the TFDS data sets.")
     define.string("train_split", "train", "Split to train on, slices as in TFDS: train[:90%].")

@@ -11,6 +11,7 @@ from tensorflow import keras
 import simclr_tf
 from simclr_tf import augment, distribute, errors, heads, losses
 from simclr_tf.augment.random import fold_in
+from simclr_tf.data import shapes
 from simclr_tf.losses import log_sum_exp, looc_loss
 from simclr_tf.models import views
 
@@ -338,3 +339,73 @@ def test_heads_under_mixed_precision_and_wrong_arguments():
         heads.SpaceHeads(1)
     with pytest.raises(errors.ArgumentError, match="layers must be 2"):
         heads.SpaceHeads(2, layers=5)
+
+
+# ---- drawn images with attributes
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return shapes.draw_with_attributes(1000, seed=1)
+
+
+def test_the_attributes_are_independent_and_balanced(drawn):
+    """Every class has every hue and every orientation, about as often as any other."""
+    images, labels = drawn
+    assert images.shape == (1000, 32, 32, 3) and images.dtype == np.uint8
+    counts = np.zeros([10, 8, 4], int)
+    np.add.at(counts, tuple(labels[name] for name in ("class", "color", "orientation")), 1)
+    np.testing.assert_array_equal(counts.sum(axis=(1, 2)), 100)
+    assert counts.sum(axis=2).min() >= 4 and counts.sum(axis=1).min() >= 12
+    fewer, fewer_labels = shapes.draw_with_attributes(260, seed=1)
+    np.testing.assert_array_equal(fewer, images[:260])
+    for name, some in fewer_labels.items():
+        np.testing.assert_array_equal(some, labels[name][:260])
+
+
+def test_the_hue_is_that_of_the_label(drawn):
+    """By the chroma of YIQ, averaged over the image, but for a few whose copies are hidden."""
+    images, labels = drawn
+    red, green, blue = np.moveaxis(images / 255.0, 3, 0)
+    i = 0.596 * red - 0.274 * green - 0.322 * blue
+    q = 0.211 * red - 0.523 * green + 0.312 * blue
+    turns = np.arctan2(q.sum(axis=(1, 2)), i.sum(axis=(1, 2))) / (2 * np.pi)
+    nearest = np.round(turns * 8).astype(int) % 8
+    assert (nearest == labels["color"]).mean() > 0.95
+
+
+def test_an_orientation_turns_the_scenes_copies(monkeypatch):
+    """Drawn alone in the middle without tilt, a copy is the upright one turned by `np.rot90`."""
+    centre = [np.full(shapes._BLOCK, 0.5)] * 2
+    monkeypatch.setattr(shapes, "_centres", lambda rng: [centre])
+    monkeypatch.setattr(shapes, "TILT_DEGREES", 0)
+    monkeypatch.setattr(shapes, "HUE_SPREAD", 0.0)
+    for name, value in (("RADIUS", (0.3, 0.3)), ("CONTRAST", (0.5, 0.5)), ("GROUND", (0.2, 0.2))):
+        monkeypatch.setattr(shapes, name, value)
+    monkeypatch.setattr(shapes, "GROUND_SLOPE", 0.0)
+    images, labels = shapes.draw_with_attributes(250, seed=2)
+    luminance = images @ [0.299, 0.587, 0.114]
+    for number in range(10):
+        upright = luminance[(labels["class"] == number) & (labels["orientation"] == 0)][0]
+        if shapes.CLASS_NAMES[number] in ("disc", "ring", "square", "cross", "hourglass", "bars"):
+            assert upright[:16].mean() > upright[16:].mean() + 1.0  # lit from above
+        for turns in range(1, 4):
+            turned = luminance[(labels["class"] == number) & (labels["orientation"] == turns)][0]
+            others = [np.abs(np.rot90(upright, k) - turned).mean() for k in range(4)]
+            assert np.argmin(others) == turns
+
+
+def test_three_names_of_one_drawing():
+    """The same images with other labels; `shapes` stays what it was (tests/test_shapes.py)."""
+    sources = {
+        attribute: simclr_tf.data.load(f"shapes_by_{attribute}", "test[:100]")
+        for attribute in ("class", "color", "orientation")
+    }
+    arrays = {attribute: source.arrays() for attribute, source in sources.items()}
+    for attribute, (images, labels, _) in arrays.items():
+        np.testing.assert_array_equal(images, arrays["class"][0])
+        assert len(set(labels)) == len(sources[attribute].class_names)
+    assert [len(source.class_names) for source in sources.values()] == [10, 8, 4]
+    assert np.any(simclr_tf.data.load("shapes", "test[:100]").arrays()[0] != images)
+    with pytest.raises(errors.ArgumentError, match="train, test of shapes_by_color; got 'all'"):
+        simclr_tf.data.load("shapes_by_color", "all")

@@ -15,6 +15,7 @@ from simclr_tf.commands.build import (
     log,
     report_unreadable,
 )
+from simclr_tf.data.by_name import DRAWN
 from simclr_tf.errors import storage_errors
 
 _LOG_EVERY_SECONDS = 30.0
@@ -95,7 +96,7 @@ class _LogFile:
 def _load_source(options, trained, image_size):
     images = DataOptions.of(options, trained)
     # Images in memory are fastest read from a cache; those in files are read once and not kept.
-    in_memory = images.dataset == "shapes" or images.dataset.startswith("npz:")
+    in_memory = images.dataset in DRAWN or images.dataset.startswith("npz:")
     cache = {} if in_memory else {"cache_bytes": 0}
     return load(images, options.split or images.train_split, "--split", image_size, **cache)
 

@@ -9,6 +9,7 @@ from simclr_tf import errors
 from simclr_tf.commands.build import DataOptions, log
 from simclr_tf.commands.data_set_scores import DataSetScores, load_splits
 from simclr_tf.commands.protocols import protocol_names, settings_of
+from simclr_tf.data.by_name import DRAWN
 from simclr_tf.evaluate.feature_cache import FeatureCache
 from simclr_tf.evaluate.transfer import (
     MEAN_AP,
@@ -103,7 +104,7 @@ def _load(options, trained, loaded, protocols, name, data_set):
     )
     # Images in files are read once for features, again and again for linear_views.
     once = "linear_views" not in protocols
-    in_memory = images.dataset == "shapes" or images.dataset.startswith("npz:")
+    in_memory = images.dataset in DRAWN or images.dataset.startswith("npz:")
     cache = {"cache_bytes": 0} if once and not in_memory else {}
     return load_splits(images, loaded.image_size, **cache)
 

@@ -16,6 +16,11 @@ from simclr_tf.errors import ArgumentError
 # The drawn data set is the same for every run, whatever the run's own seed.
 SHAPES_SIZE = 32
 SHAPES_SPLITS = {"train": (5000, 1), "test": (1000, 2)}  # number of examples, seed
+# The same images by each of these names, labelled by an attribute of `shapes.draw_with_attributes`.
+SHAPES_BY_ATTRIBUTE = {
+    f"shapes_by_{attribute}": attribute for attribute in ("class", "color", "orientation")
+}
+DRAWN = ("shapes", *SHAPES_BY_ATTRIBUTE)
 
 
 def load(
@@ -36,7 +41,9 @@ def load(
 
     Args:
       name: `shapes` (drawn in code), `folder:PATH`, `npz:PATH`, `tfrecord:GLOB`, or the name of a
-        TFDS data set prepared on disk. Nothing is downloaded.
+        TFDS data set prepared on disk. Nothing is downloaded. `shapes_by_class`, `shapes_by_color`
+        and `shapes_by_orientation` are other drawn images, the same by each of the three names,
+        with different labels.
       split: `train`, `validation`, `test` or `all`, whole or sliced in TFDS syntax: `train[:90%]`,
         `train[1000:2000]`, `train[:5%]+train[50%:]`. Except with TFDS, slices are cut from one
         fixed random order, so that a slice of class folders has all classes.
@@ -94,12 +101,13 @@ def load(
 
 def _examples(name: str, split: str, data_dir: str | None, image_size: int | None) -> Examples:
     kind, _, path = name.partition(":")
-    if kind not in ("shapes", "folder", "npz", "tfrecord"):
+    drawn = name if name in SHAPES_BY_ATTRIBUTE else kind
+    if drawn not in (*DRAWN, "folder", "npz", "tfrecord"):
         return read_tfds(name, split, data_dir)
     terms = splits.parse(split)
     whole = terms[0].name
-    if kind == "shapes":
-        examples = _shapes(whole, image_size or SHAPES_SIZE)
+    if drawn in DRAWN:
+        examples = _shapes(drawn, whole, image_size or SHAPES_SIZE)
     elif not path:
         raise ArgumentError(
             f"name must have a path after the colon; got {name!r}. Write {kind}:PATH."
@@ -114,14 +122,20 @@ def _examples(name: str, split: str, data_dir: str | None, image_size: int | Non
     return examples if indices is None else Subset(examples, indices)
 
 
-def _shapes(split: str, size: int) -> Arrays:
+def _shapes(name: str, split: str, size: int) -> Arrays:
     from simclr_tf.data import shapes
 
     if split not in SHAPES_SPLITS:
         raise ArgumentError(
-            f"split must be one of {', '.join(SHAPES_SPLITS)} of shapes; got {split!r}. "
+            f"split must be one of {', '.join(SHAPES_SPLITS)} of {name}; got {split!r}. "
             "To validate, take a slice such as train[90%:]."
         )
     num_examples, seed = SHAPES_SPLITS[split]
-    images, labels = shapes.draw(num_examples, seed, size=size)
-    return Arrays(images, labels, class_names=list(shapes.CLASS_NAMES), prefix=split)
+    if name == "shapes":
+        images, labels = shapes.draw(num_examples, seed, size=size)
+        return Arrays(images, labels, class_names=list(shapes.CLASS_NAMES), prefix=split)
+    images, labels = shapes.draw_with_attributes(num_examples, seed, size=size)
+    attribute = SHAPES_BY_ATTRIBUTE[name]
+    names = {"class": shapes.CLASS_NAMES, "color": shapes.HUE_NAMES}
+    names = list(names.get(attribute, shapes.ORIENTATION_NAMES))
+    return Arrays(images, labels[attribute], class_names=names, prefix=split)

@@ -2,7 +2,9 @@
 
 An image is six copies of one outline on a dark background. The outline is the class, and the only
 property that two crops of an image always have in common; hue, lightness, size, tilt and position
-differ between the copies. Names and splits of the data set are in `by_name`.
+differ between the copies. In another drawing, of `draw_with_attributes`, all copies of an image
+have one hue and one orientation too, which are further labels. Names and splits of the data sets
+are in `by_name`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,12 @@ GROUND_SLOPE = 0.1  # maximum difference between a corner's luminance and the me
 GROUND_CHROMA = 0.04
 CONTRAST = (0.4, 0.55)  # a copy's luminance above the ground under it
 CHROMA = 0.25
+
+# Of the drawing with attributes.
+HUE_NAMES = tuple(f"hue_{degrees}" for degrees in range(0, 360, 45))
+ORIENTATION_NAMES = ("up", "left", "down", "right")  # quarter turns counterclockwise
+HUE_SPREAD = 0.03  # turns: width of the range of hues of a class, which are 1/8 apart
+SHADE = 0.15  # luminance of a copy between its centre and its upper edge, which is lit
 
 # Sine and cosine of whole degrees, rounded so that every C library gives the same pixels.
 _COS = np.round(np.cos(np.radians(np.arange(360))), 12)
@@ -56,6 +64,44 @@ def draw(num_examples: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.n
     >>> drawn.shape, sorted(classes.tolist())
     ((10, 32, 32, 3), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
+    images, labels = _draw_blocks(num_examples, seed, size, _draw_block)
+    return images, labels[0]
+
+
+def draw_with_attributes(
+    num_examples: int, seed: int, size: int = 32
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Draws images of shapes whose copies have one hue and one orientation, with these as labels.
+
+    The outlines, their positions and sizes are as in `draw`, and so is what an example depends on.
+    The hue class, the orientation and the class are independent of one another. Every copy is
+    turned by the orientation's quarter turns, give or take a tilt of up to 20 degrees, and is
+    lighter towards its own upper edge, so that a disc has an orientation too.
+
+    Args:
+      num_examples, seed, size: as of `draw`.
+
+    Returns:
+      images: uint8 [num_examples, size, size, 3], RGB.
+      labels: "class", "color" and "orientation", int64 [num_examples] each: indices into
+        `CLASS_NAMES`, `HUE_NAMES` and `ORIENTATION_NAMES`.
+
+    Raises:
+      ArgumentError: a value below its minimum.
+
+    Example:
+
+    >>> from simclr_tf.data import shapes
+    >>> drawn, labels = shapes.draw_with_attributes(10, seed=0)
+    >>> drawn.shape, sorted(labels)
+    ((10, 32, 32, 3), ['class', 'color', 'orientation'])
+    """
+    images, labels = _draw_blocks(num_examples, seed, size, _draw_block_with_attributes)
+    return images, dict(zip(("class", "color", "orientation"), labels))
+
+
+def _draw_blocks(num_examples, seed, size, draw_block):
+    """The examples of as many blocks as are needed: images and a list of labels."""
     for name, value, minimum in (
         ("num_examples", num_examples, 0),
         ("seed", seed, 0),
@@ -64,18 +110,53 @@ def draw(num_examples: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.n
         if value < minimum:
             raise ArgumentError(f"{name} must be at least {minimum}; got {value}.")
     images = np.empty([num_examples, size, size, 3], np.uint8)
-    labels = np.empty([num_examples], np.int64)
+    labels = np.empty([3, num_examples], np.int64)
     for block, start in enumerate(range(0, num_examples, _BLOCK)):
         rng = np.random.Generator(np.random.PCG64([seed, block]))
         count = min(_BLOCK, num_examples - start)
-        drawn, classes = _draw_block(rng, size)
+        drawn, *of_block = draw_block(rng, size)
         images[start : start + count] = drawn[:count]
-        labels[start : start + count] = classes[:count]
+        for of_all, some in zip(labels, of_block):
+            of_all[start : start + count] = some[:count]
     return images, labels
 
 
 def _draw_block(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """One block: uint8 `[_BLOCK, size, size, 3]` and int64 `[_BLOCK]`."""
+    labels, luminance, x, y, images = _draw_ground(rng, size)
+    first_hue = rng.random(_BLOCK)
+    for copy, centre in enumerate(_centres(rng)):
+        radius, tilt = _radius_and_tilt(rng)
+        inside = _coverage(labels, *_local(x, y, centre, radius, tilt), radius)[..., None]
+        under = _between(luminance, *centre)
+        # Steps of the golden ratio: even a few copies have hues from all around the circle, so that
+        # the mean colour of a crop reveals little about its image.
+        hue = first_hue + 0.381966 * copy + 0.1 * rng.random(_BLOCK)
+        lightness = np.minimum(under + _uniform(rng, CONTRAST), 0.95)
+        colour = _rgb(lightness, hue, CHROMA * _uniform(rng, (0.4, 1)))[:, None, None]
+        images += (colour - images) * inside
+    return np.round(images * 255).astype(np.uint8), labels
+
+
+def _draw_block_with_attributes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, ...]:
+    """One block: uint8 `[_BLOCK, size, size, 3]`, then class, hue and orientation `[_BLOCK]`."""
+    labels, luminance, x, y, images = _draw_ground(rng, size)
+    hues, turns = rng.integers(len(HUE_NAMES), size=_BLOCK), rng.integers(4, size=_BLOCK)
+    for centre in _centres(rng):
+        radius, tilt = _radius_and_tilt(rng)
+        u, v = _local(x, y, centre, radius, (tilt + 90 * turns) % 360)
+        inside = _coverage(labels, u, v, radius)[..., None]
+        hue = hues / len(HUE_NAMES) + HUE_SPREAD * (rng.random(_BLOCK) - 0.5)
+        lightness = _between(luminance, *centre) + _uniform(rng, CONTRAST)
+        lightness = lightness[:, None, None] + SHADE * np.clip(v, -1, 1)
+        hue, chroma = hue[:, None, None], CHROMA * _uniform(rng, (0.7, 1))[:, None, None]
+        colour = _rgb(np.clip(lightness, 0, 0.95), hue, chroma)
+        images += (colour - images) * inside
+    return np.round(images * 255).astype(np.uint8), labels, hues, turns
+
+
+def _draw_ground(rng, size):
+    """Classes, luminance of the four corners, coordinates of the pixels, images without copies."""
     labels = np.argsort(rng.random([_BLOCK // 10, 10]), axis=1).reshape(-1)
     luminance = _uniform(rng, GROUND, [_BLOCK, 1]) + _uniform(
         rng, (-GROUND_SLOPE, GROUND_SLOPE), [_BLOCK, 4]
@@ -85,19 +166,12 @@ def _draw_block(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
     axis = (np.arange(size) + 0.5) / size
     x, y = np.meshgrid(axis, axis)
     images = _between(corners[:, :, None, None], x[None, ..., None], y[None, ..., None])
-    first_hue = rng.random(_BLOCK)
-    for copy, centre in enumerate(_centres(rng)):
-        radius = _uniform(rng, RADIUS)
-        tilt = np.floor(_uniform(rng, (-TILT_DEGREES, TILT_DEGREES + 1))).astype(int)
-        inside = _coverage(labels, x, y, centre, radius, tilt)[..., None]
-        under = _between(luminance, *centre)
-        # Steps of the golden ratio: even a few copies have hues from all around the circle, so that
-        # the mean colour of a crop reveals little about its image.
-        hue = first_hue + 0.381966 * copy + 0.1 * rng.random(_BLOCK)
-        lightness = np.minimum(under + _uniform(rng, CONTRAST), 0.95)
-        colour = _rgb(lightness, hue, CHROMA * _uniform(rng, (0.4, 1)))[:, None, None]
-        images += (colour - images) * inside
-    return np.round(images * 255).astype(np.uint8), labels
+    return labels, luminance, x, y, images
+
+
+def _radius_and_tilt(rng):
+    radius = _uniform(rng, RADIUS)
+    return radius, np.floor(_uniform(rng, (-TILT_DEGREES, TILT_DEGREES + 1))).astype(int)
 
 
 def _uniform(rng, bounds, shape=(_BLOCK,)):
@@ -137,12 +211,16 @@ def _centres(rng):
         yield 0.08 + 0.84 * x + shake[0], 0.08 + 0.84 * y + shake[1]
 
 
-def _coverage(labels, x, y, centre, radius, tilt):
-    """Fraction of each pixel, [_BLOCK, size, size] in [0, 1], that lies inside the outline."""
-    size = len(x)
+def _local(x, y, centre, radius, tilt):
+    """Coordinates (u, v) of each pixel from the centre of a copy, turned by `tilt` degrees."""
     dx, dy = x - centre[0][:, None, None], centre[1][:, None, None] - y  # y up from here on
     cos, sin = ((t[tilt] / radius)[:, None, None] for t in (_COS, _SIN))
-    u, v = dx * cos + dy * sin, dy * cos - dx * sin
+    return dx * cos + dy * sin, dy * cos - dx * sin
+
+
+def _coverage(labels, u, v, radius):
+    """Fraction of each pixel, [_BLOCK, size, size] in [0, 1], that lies inside the outline."""
+    size = u.shape[1]
     distance = np.empty_like(u)
     for label, outline in enumerate(_OUTLINES.values()):
         of_class = labels == label
