@@ -44,6 +44,16 @@ def _model(optimizer=None):
     return model
 
 
+def _looc():
+    head = simclr_tf.heads.SpaceHeads(2, output_dim=4)
+    view = augment.RandomView(12, 0.5, jit_compile=False)
+    encoder = simclr_tf.ResNet(18, width=1 / 16)
+    model = simclr_tf.LooC(encoder, ["color"], head, view, seed=1)
+    model.build((None, 12, 12, 3))
+    model.compile(optimizer=simclr_tf.LARS(0.1))
+    return model
+
+
 def _classifier():
     encoder, head = simclr_tf.ResNet(18, width=1 / 16), simclr_tf.ProjectionHead(output_dim=4)
     encoder.build((None, 12, 12, 3))
@@ -74,6 +84,7 @@ def _batch_norm_in_inference(layer, inputs):
 
 ROWS = {
     "SimCLR": Row(_model, lambda m: m(IMAGES), saved_in_a_model=True),
+    "LooC": Row(_looc, lambda m: m(IMAGES), saved_in_a_model=True),
     "Classifier": Row(_classifier, lambda m: m(IMAGES), saved_in_a_model=True),
     "ResNet": Row(
         lambda: simclr_tf.ResNet(18, width=1 / 16),
@@ -90,6 +101,16 @@ ROWS = {
         lambda layer: _batch_norm_in_inference(layer, Z[0]),
         saved_in_a_model=True,
     ),
+    "SpaceHeads": Row(
+        lambda: simclr_tf.heads.SpaceHeads(2, output_dim=4),
+        lambda layer: _batch_norm_in_inference(layer, Z[0]),
+        saved_in_a_model=True,
+    ),
+    "looc_loss": Row(
+        lambda: simclr_tf.losses.looc_loss,
+        lambda f: f(np.stack([Z, Z[::-1]]).transpose(0, 2, 1, 3)[:, :3], 0.2),
+        serializable=False,
+    ),
     "nt_xent": Row(lambda: simclr_tf.nt_xent, lambda f: f(Z[0], Z[1], 0.2), serializable=False),
     "NTXent": Row(lambda: simclr_tf.NTXent(0.2), lambda loss: loss(Z[0], Z[1])),
     "ContrastiveAccuracy": Row(
@@ -104,6 +125,10 @@ ROWS = {
     "RandomView": _views_row(lambda: simclr_tf.RandomView(8, 0.5, blur=True, jit_compile=False)),
     "Compose": _views_row(
         lambda: simclr_tf.Compose([augment.RandomCropResize(8), augment.Solarize(0.5)])
+    ),
+    "SharedView": Row(
+        lambda: augment.SharedView(augment.by_name("crop,flip,color_jitter", 8), ["color"]),
+        lambda operator: operator(IMAGES, seed=5, query_seed=6),
     ),
     "RandomCropResize": _views_row(lambda: augment.RandomCropResize(8, area=(0.2, 0.9))),
     "RandomFlip": _views_row(lambda: augment.RandomFlip(0.4)),

@@ -13,7 +13,9 @@ from simclr_tf import augment, distribute, errors, heads, losses
 from simclr_tf.augment.random import fold_in
 from simclr_tf.data import shapes
 from simclr_tf.losses import log_sum_exp, looc_loss
-from simclr_tf.models import views
+from simclr_tf.models import LooC, views
+from simclr_tf.training import ResumableLoop, RunDirectory, Steps
+from simclr_tf.training.run_directory import read_metrics
 
 RNG = np.random.default_rng(7)
 IMAGES = RNG.integers(0, 256, [6, 16, 16, 3], np.uint8)
@@ -310,11 +312,13 @@ def test_the_heads_are_projection_heads_of_one_h(layers, tmp_path):
     h = RNG.normal(size=[5, 6]).astype(np.float32)
     layer = heads.SpaceHeads(3, hidden_dim=7, output_dim=4, layers=layers)
     model = keras.Sequential([keras.Input([6]), layer])
+    # Of new heads of three layers, z is so small that its length counts as 0.
+    layer.set_weights([30 * w if w.ndim == 2 else w for w in layer.get_weights()])
     outputs = layer.hidden_outputs(h)
     for index, output in enumerate(outputs[1:], 1):
         parts = [head.hidden_outputs(h)[index] for head in layer.heads]
         np.testing.assert_array_equal(output, np.concatenate(parts, axis=1))
-        assert np.abs(parts[0] - parts[1]).max() > 0.1 * np.abs(parts[0]).max()
+        assert not np.allclose(parts[0], parts[1], rtol=0.01, atol=0.0)
     z = layer(h)
     np.testing.assert_array_equal(z, outputs[-1])
     assert [len(outputs), *z.shape] == [layers + 1, 5, 12]
@@ -409,3 +413,247 @@ def test_three_names_of_one_drawing():
     assert np.any(simclr_tf.data.load("shapes", "test[:100]").arrays()[0] != images)
     with pytest.raises(errors.ArgumentError, match="train, test of shapes_by_color; got 'all'"):
         simclr_tf.data.load("shapes_by_color", "all")
+
+
+# ---- the model
+
+SMALL = RNG.integers(0, 256, [12, 8, 8, 3], np.uint8)
+each_representation = pytest.mark.parametrize("representation", ["h", "spaces"])
+
+
+def family_of():
+    """Quickly traced; two augmentations to keep."""
+    return augment.Compose([augment.RandomFlip(), augment.ColorJitter(0.8)])
+
+
+def model_of(kept=("color",), compiled=True, **kwargs):
+    """A built model, the same each time."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    stack = [layers.Conv2D(6, 3, activation="tanh"), layers.GlobalAveragePooling2D()]
+    encoder = keras.Sequential([keras.Input((8, 8, 3)), *stack])
+    head = heads.SpaceHeads(len(kept) + 1, 16, output_dim=4, batch_norm=False)
+    arguments = {"projection_head": head, "augment": family_of(), "seed": 3, **kwargs}
+    model = LooC(encoder, kept, temperature=0.2, **arguments)
+    model.build((None, 8, 8, 3))
+    if compiled:
+        model.compile(optimizer=keras.optimizers.SGD(0.05, 0.9))
+        model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def spaces_of(z, spaces, dim=4):
+    """Z [V, B, S d] as [S, V, B, d], by slices."""
+    return np.stack([z[..., s * dim : (s + 1) * dim] for s in range(spaces)])
+
+
+@pytest.mark.parametrize("kept", [["color"], ["flip", "color"]])
+def test_a_step_is_the_loss_of_its_views(kept):
+    """Views, loss and gradient by hand; the logs have the loss and an accuracy for each space."""
+    model = model_of(kept, compiled=False)
+    model.compile(optimizer=keras.optimizers.SGD(0.05))
+    drawn = model.views(SMALL, model._step_seed(0))
+    expected_views = views.draw(
+        augment.leave_one_out(kept, family_of()),
+        SMALL,
+        None,
+        views.seeds_of_views(model._step_seed(0), len(kept) + 2),
+        0,
+    )
+    for view, expected in zip(drawn, expected_views):
+        np.testing.assert_array_equal(view, expected)
+    before = [v.numpy() for v in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        z = tf.stack([model.projection_head(model.encoder(v, training=True)) for v in drawn])
+        parts = tf.split(z, len(kept) + 1, axis=2)
+        loss = looc_loss(tf.stack(parts), 0.2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    logs = model.train_on_batch(SMALL, return_dict=True)
+    slow = reference.looc(spaces_of(z.numpy(), len(kept) + 1), 0.2)
+    assert logs["loss"] == pytest.approx(slow, rel=1e-4)
+    assert set(logs) == {"loss", "contrastive_accuracy", *(f"{name}_accuracy" for name in kept)}
+    for old, new, gradient in zip(before, model.trainable_variables, gradients):
+        assert np.any(gradient)
+        np.testing.assert_allclose(new, old - 0.05 * gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_model_returns():
+    """H or the spaces, each of length 1; `project` is z of all spaces for both."""
+    floats = SMALL / np.float32(255)
+    model = model_of(["flip", "color"])
+    h = model.encoder(floats)
+    np.testing.assert_allclose(model(SMALL), h, rtol=1e-5, atol=1e-6)
+    z = model.projection_head(h).numpy()
+    np.testing.assert_allclose(model.project(SMALL), z, rtol=1e-5, atol=1e-6)
+    model = model_of(["flip", "color"], representation="spaces")
+    np.testing.assert_allclose(model.project(SMALL), z, rtol=1e-5, atol=1e-6)
+    parts = z.reshape(12, 3, 4) / np.linalg.norm(z.reshape(12, 3, 4), axis=2, keepdims=True)
+    expected = parts.reshape(12, 12)
+    np.testing.assert_allclose(model(SMALL), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.predict(SMALL, verbose=0), expected, rtol=1e-4, atol=1e-5)
+
+
+@each_representation
+def test_a_file_keeps_the_model(representation, tmp_path):
+    """Saved in the middle of training and loaded, it goes on as the model itself does."""
+    model = model_of(representation=representation)
+    model.fit(SMALL, batch_size=6, epochs=2, shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert (loaded.kept, loaded.representation) == (["color"], representation)
+    np.testing.assert_allclose(loaded(SMALL), model(SMALL), rtol=1e-6)
+    for each in (model, loaded):
+        each.fit(SMALL, batch_size=6, shuffle=False, verbose=0)
+    for one, other in zip(model.get_weights(), loaded.get_weights()):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+    scores = [each.evaluate(SMALL, batch_size=6, verbose=0) for each in (model, model, loaded)]
+    assert scores[0] == scores[1] and scores[0] == pytest.approx(scores[2], rel=1e-5)
+
+
+@each_representation
+def test_the_export_is_what_the_model_returns(representation, tmp_path):
+    """The signature of uint8 images, and encoder.keras."""
+    model = model_of(representation=representation)
+    model.fit(SMALL, batch_size=6, verbose=0)
+    expected = model(SMALL)
+    path = model.export(tmp_path / "1")
+    loaded = tf.saved_model.load(str(path))
+    got = loaded.signatures["serving_default"](images=tf.constant(SMALL))["embedding"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    plain = keras.models.load_model(path / "encoder.keras")
+    np.testing.assert_allclose(plain(SMALL / np.float32(255)), expected, rtol=1e-4, atol=1e-5)
+    assert simclr_tf.export.functional_copy(
+        model.encoder, (8, 8, 3), "head1", model.projection_head
+    )(SMALL / np.float32(255)).shape == (12, 32)
+    with pytest.raises(errors.ArgumentError, match="layer='spaces' needs a SpaceHeads"):
+        head = simclr_tf.ProjectionHead()
+        head.build((None, 6))
+        simclr_tf.export.functional_copy(model.encoder, (8, 8, 3), "spaces", head)
+
+
+def steps_of(replicas):
+    """Loss and accuracies of the last epoch, and the weights."""
+    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:replicas]
+    strategy = tf.distribute.get_strategy()
+    if replicas > 1:
+        strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
+    with strategy.scope():
+        model = model_of()
+    data = tf.data.Dataset.from_tensor_slices(SMALL).batch(6, drop_remainder=True)
+    losses = []
+    read = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_: losses.append(
+            {metric.name: float(metric.result()) for metric in model.metrics}
+        )
+    )
+    model.fit(data, epochs=2, verbose=0, callbacks=[read])
+    return losses, model.get_weights()
+
+
+def test_replicas_train_as_one_device_does():
+    """Losses and accuracies of four steps, and the weights after them."""
+    one, two = steps_of(1), steps_of(2)
+    for single, several in zip(one[0], two[0]):
+        assert several == pytest.approx(single, rel=1e-4)
+    for single, several in zip(one[1], two[1]):
+        np.testing.assert_allclose(several, single, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_it_trains_in_mixed_precision(policy):
+    """The loss of the first step is near that of float32; it stays finite."""
+    expected = model_of().fit(SMALL, batch_size=12, verbose=0).history["loss"]
+    keras.mixed_precision.set_global_policy(policy)
+    model = model_of(compiled=False)
+    model.compile("sgd")
+    history = model.fit(SMALL, batch_size=12, epochs=2, verbose=0).history
+    assert history["loss"][0] == pytest.approx(expected[0], rel=0.05)
+    assert np.all(np.isfinite(history["loss"]))
+    assert ("skipped_steps" in history) == (policy == "mixed_float16")
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    """In the resumable loop, within an epoch: weights and logs are those of a run left alone."""
+    source = simclr_tf.data.load("shapes_by_color", "train[:48]")
+    plan = Steps(per_epoch=3, total=5)
+
+    def run(path, stop_at=None):
+        keras.utils.set_random_seed(0)
+        model = model_of()
+
+        def after_step(batch, logs):
+            if int(model.optimizer.iterations.numpy()) == stop_at:
+                raise KeyboardInterrupt
+
+        each = keras.callbacks.LambdaCallback(on_train_batch_end=after_step)
+
+        def stream(epoch, step, replica_slice):
+            dataset = source.epochs(16, 7, epoch, True, step, labels=True)
+            return dataset.map(lambda batch: batch["image"][:, ::4, ::4])
+
+        ResumableLoop(
+            model,
+            stream,
+            plan,
+            RunDirectory(path),
+            batch_size=16,
+            strategy=tf.distribute.get_strategy(),
+            callbacks=[each],
+            checkpoint_every_steps=1,
+            verbose=0,
+        ).run()
+        return model.get_weights(), read_metrics(path / "metrics.jsonl")
+
+    whole, expected = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", stop_at=4)
+    resumed, rows = run(tmp_path / "run")
+    for one, other in zip(resumed, whole):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert rows[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=1e-5)
+    assert "color_accuracy" in rows[-1]
+
+
+def test_the_default_family_and_views_of_the_users_own():
+    """What the size and `kept` ask for; a list and a dataset of tuples give the same loss."""
+    model = LooC(keras.Sequential(), kept=["rotate90", "blur"], seed=3)
+    query, *keys = model._families(tf.zeros([2, 32, 32, 3]))
+    assert augment.augmentations_of(query) == ["crop", "flip", "color", "blur", "rotate90"]
+    assert [getattr(key, "shared", None) for key in keys] == [None, ["rotate90"], ["blur"]]
+    assert model._families(tf.zeros([2, 32, 32, 3]))[0] is query
+    families = augment.leave_one_out(["color"], family_of())
+    losses_of = {}
+    whole = model_of()
+    drawn = tuple(whole.views(SMALL, whole._step_seed(0)))
+    for name, (augmentation, data) in {
+        "family": (family_of(), SMALL),
+        "list": (families, SMALL),
+        "tuples": (False, tf.data.Dataset.from_tensors(drawn)),
+    }.items():
+        model = model_of(augment=augmentation)
+        losses_of[name] = model.fit(data, shuffle=False, verbose=0)
+    first, *others = [history.history["loss"] for history in losses_of.values()]
+    assert all(other == pytest.approx(first, rel=1e-5) for other in others)
+    with pytest.raises(errors.ArgumentError, match=r"keeps color needs 3 views, .* got 2"):
+        model_of(augment=False).fit(tf.data.Dataset.from_tensors(drawn[:2]), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kept": []}, r"kept must be a list of augmentations, .* got \[\]"),
+        ({"kept": "color"}, "kept must be a list"),
+        ({"kept": ["colour"]}, "must be one of their family, .*color; got 'colour'"),
+        ({"kept": ["blur"], "augment": augment.RandomView(32)}, "got 'blur'. Add its operator"),
+        ({"augment": lambda x: x}, "augment must be an augment.Operator"),
+        ({"augment": [augment.RandomFlip()] * 2}, "augment must have 3 families, .* got 2"),
+        ({"projection_head": heads.SpaceHeads(3)}, "must be a SpaceHeads of 2 spaces"),
+        ({"projection_head": simclr_tf.ProjectionHead()}, "must be a SpaceHeads of 2 spaces"),
+        ({"representation": "z"}, "representation must be h or spaces; got 'z'"),
+        ({"temperature": 0}, "temperature must be"),
+    ],
+)
+def test_a_wrong_argument_is_told(arguments, message):
+    """One line each."""
+    with pytest.raises(errors.ArgumentError, match=message):
+        LooC(keras.Sequential(), **arguments)

@@ -185,11 +185,16 @@ def leave_one_out(kept, family):
     >>> [type(family).__name__ for family in families]
     ['RandomView', 'RandomView', 'SharedView']
     """
+    check_kept(kept)
+    return [family, family, *(SharedView(family, [name]) for name in kept)]
+
+
+def check_kept(kept):
+    """Raises `ArgumentError` unless `kept` is a list of names, one or more, each once."""
     if isinstance(kept, str) or not kept or len(set(kept)) < len(kept):
         raise ArgumentError(
             f"kept must be a list of augmentations, each once, one at least; got {kept!r}."
         )
-    return [family, family, *(SharedView(family, [name]) for name in kept)]
 
 
 def _check(family, shared):

@@ -32,9 +32,9 @@ def functional_copy(encoder, image_shape, layer="h", head=None):
       image_shape: (H, W, 3) of its images.
       layer: the layer whose output the copy returns: "h"; "group1" to "group4" or a residual block
         such as "group3_block2" of a ResNet; any other layer by its name; or "head1", "head2", ...
-        for the layers of the head, the last of which is also "z". A feature map is averaged over
-        the image.
-      head: a built `ProjectionHead`, required for its layers.
+        for the layers of the head, the last of which is also "z"; or "spaces", z of a `SpaceHeads`
+        with the part of each space scaled to length 1. A feature map is averaged over the image.
+      head: a built `ProjectionHead` or `SpaceHeads`, required for its layers.
 
     Returns:
       A `keras.Model` from float32 images [batch, H, W, 3] (any H and W for a `ResNet`) to
@@ -58,7 +58,7 @@ def functional_copy(encoder, image_shape, layer="h", head=None):
             f"layer={layer!r} needs an encoder that is a functional Keras model or a "
             f"ResNet; got a {type(encoder).__name__}. Export h."
         )
-    if layer == "z" or re.fullmatch(r"head\d+", layer):
+    if layer in ("z", "spaces") or re.fullmatch(r"head\d+", layer):
         return keras.Model(
             copy.inputs[0], _head_output(copy.outputs[0], layer, head), name=copy.name
         )
@@ -182,14 +182,16 @@ def _head_output(h, layer, head):
             f"layer={layer!r} needs the projection head; got head=None. Pass it, or export h."
         )
     count = head.layers
-    index = count if layer == "z" else int(layer[len("head") :])
+    if layer == "spaces" and not hasattr(head, "unit_spaces"):
+        raise ArgumentError("layer='spaces' needs a SpaceHeads; got a head of one space. Use z.")
+    index = count if layer in ("z", "spaces") else int(layer[len("head") :])
     if not 1 <= index <= count:
         raise ArgumentError(f"layer must be head1 to head{count}, or z; got {layer!r}.")
     with _policy("float32"):
         copy = type(head).from_config({**head.get_config(), "dtype": "float32"})
         copy.build((None, h.shape[-1]))
         copy_weights(head, copy)
-        return copy.hidden_outputs(h)[index]
+        return copy.unit_spaces(h) if layer == "spaces" else copy.hidden_outputs(h)[index]
 
 
 def functional_logits(classifier):

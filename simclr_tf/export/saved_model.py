@@ -62,7 +62,7 @@ def export_encoder(
       image_shape: (H, W, 3) that the encoder was trained on; None uses the encoder's input shape.
       normalize: whether to scale each embedding to length 1 (not in encoder.keras).
       layer: the layer whose output is the embedding: "h", or another; see `functional_copy`.
-      head: a built `ProjectionHead`, required if `layer` is one of its layers.
+      head: a built `ProjectionHead` or `SpaceHeads`, required if `layer` is one of its layers.
       precision: "float32", or "float16" for the weights and the arithmetic of the signatures, on
         devices that compute faster in it. The reusable SavedModel and encoder.keras stay float32.
 
