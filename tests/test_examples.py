@@ -46,6 +46,19 @@ def test_own_images_finds_similar_images(sources):
     assert np.isfinite([s for _, s in found]).all()
 
 
+def test_keep_color_compares_two_methods():
+    """One epoch of two steps each, then linear classifiers of every attribute."""
+    example = load("keep_color")
+    small = ["--epochs=1", "--width=0.0625", "--batch_size=32"]
+    rows = example.compare(
+        example.parse([*small, "--train_split=train[:64]", "--test_split=test[:32]"])
+    )
+    assert list(rows) == ["simclr, h", "looc, h", "looc, spaces"]
+    for row in rows.values():
+        assert sorted(row) == ["class", "color", "orientation"]
+        assert all(0.0 <= accuracy <= 1.0 for accuracy in row.values())
+
+
 @pytest.mark.parametrize("kind", ["npz", "parquet", "tfrecord"])
 def test_neighbours_are_the_most_similar_of_a_file(kind, tmp_path):
     """Equal to a full sort of all cosines, without the query, though some embeddings are equal."""

@@ -1,0 +1,86 @@
+"""Trains SimCLR and LooC on drawn shapes and compares what their encoders know.
+
+    python examples/keep_color.py [--epochs=8] [--strength=1.0] [--kept=color]
+
+SimCLR learns to ignore colour, as its views are jittered. LooC keeps it: one of its keys has the
+colours of the query. The table has the accuracies of a linear classifier on the class of the
+shapes, their colour and their orientation, from h of either and from all spaces of LooC.
+"""
+
+import argparse
+
+import simclr_tf
+from simclr_tf import augment, data, evaluate, models, optimizers
+
+ATTRIBUTES = ("class", "color", "orientation")
+
+
+def build(method, family, kept, width=0.25, seed=0):
+    """Returns an untrained `SimCLR` or `LooC` whose views are of one family."""
+    encoder = simclr_tf.ResNet(18, width=width)
+    if method == "simclr":
+        return simclr_tf.SimCLR(encoder, augment=family, temperature=0.2, seed=seed)
+    return models.LooC(encoder, kept, augment=family, temperature=0.2, seed=seed)
+
+
+def train(model, source, epochs, batch_size=128, seed=0):
+    """Trains a model on the images of a source; labels are not used."""
+    steps = source.steps_per_epoch(batch_size)
+    rate = optimizers.WarmupCosine(0.003, epochs * steps, warmup_steps=max(1, steps // 2))
+    model.compile(optimizer=optimizers.AdamW(rate, weight_decay=1e-4))
+    model.fit(source.epochs(batch_size, seed), epochs=epochs, steps_per_epoch=steps, verbose=2)
+    return model
+
+
+def score(encoder, train_split, test_split):
+    """Returns the accuracies of linear classifiers of each attribute, a dict."""
+    found = {}
+    for attribute in ATTRIBUTES:
+        sources = [data.load(f"shapes_by_{attribute}", s) for s in (train_split, test_split)]
+        if not found:  # the images of all three are the same
+            features = [evaluate.extract_features(encoder, s.batches(250)).h for s in sources]
+        labels = [source.labels() for source in sources]
+        probe = evaluate.linear_probe(features[0], labels[0], features[1], labels[1])
+        found[attribute] = probe.accuracy
+    return found
+
+
+def compare(options):
+    """Trains both and returns {name of a row: accuracies}."""
+    family = augment.family_with(options.kept, 32, strength=options.strength)
+    source = data.load("shapes_by_class", options.train_split)
+    rows = {}
+    for method in ("simclr", "looc"):
+        model = build(method, family, options.kept, options.width, options.seed)
+        train(model, source, options.epochs, options.batch_size, options.seed)
+        rows[f"{method}, h"] = score(model.encoder, options.train_split, options.test_split)
+        if method == "looc":
+            model.representation = "spaces"
+            rows["looc, spaces"] = score(model, options.train_split, options.test_split)
+    return rows
+
+
+def parse(arguments=None):
+    """Returns the options of a command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--kept", type=lambda names: names.split(","), default=["color"])
+    parser.add_argument("--strength", type=float, default=1.0, help="of the colour jitter")
+    parser.add_argument("--width", type=float, default=0.25, help="of the ResNet-18")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train_split", default="train")
+    parser.add_argument("--test_split", default="test")
+    return parser.parse_args(arguments)
+
+
+def main():
+    """Prints a row per representation, accuracies in percent."""
+    rows = compare(parse())
+    print(f"{'linear classifier on':22}" + "".join(f"{name:>13}" for name in ATTRIBUTES))
+    for name, row in rows.items():
+        print(f"{name:22}" + "".join(f"{100 * row[each]:13.1f}" for each in ATTRIBUTES))
+
+
+if __name__ == "__main__":
+    main()
