@@ -5,6 +5,7 @@
 SimCLR learns to ignore colour, as its views are jittered. LooC keeps it: one of its keys has the
 colours of the query. The table has the accuracies of a linear classifier on the class of the
 shapes, their colour and their orientation, from h of either and from all spaces of LooC.
+Accuracies are in percent.
 """
 
 import argparse
@@ -45,18 +46,29 @@ def score(encoder, train_split, test_split):
     return found
 
 
-def compare(options):
-    """Trains both and returns {name of a row: accuracies}."""
+def compare(options, show=print):
+    """Trains both and returns {name of a row: accuracies}; shows each row as soon as it is known.
+
+    The first row is of an encoder with random weights.
+    """
     family = augment.family_with(options.kept, 32, strength=options.strength)
     source = data.load("shapes_by_class", options.train_split)
     rows = {}
+
+    def add(name, encoder):
+        rows[name] = score(encoder, options.train_split, options.test_split)
+        show(f"{name:15}" + "".join(f"{100 * rows[name][each]:13.1f}" for each in ATTRIBUTES))
+
+    show(f"{'':15}" + "".join(f"{name:>13}" for name in ATTRIBUTES))
     for method in ("simclr", "looc"):
         model = build(method, family, options.kept, options.width, options.seed)
+        if method == "simclr":
+            model.build((None, 32, 32, 3))
+            add("random", model.encoder)
         train(model, source, options.epochs, options.batch_size, options.seed)
-        rows[f"{method}, h"] = score(model.encoder, options.train_split, options.test_split)
-        if method == "looc":
-            model.representation = "spaces"
-            rows["looc, spaces"] = score(model, options.train_split, options.test_split)
+        add(f"{method}, h", model.encoder)
+    model.representation = "spaces"
+    add("looc, spaces", model)
     return rows
 
 
@@ -74,13 +86,5 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-def main():
-    """Prints a row per representation, accuracies in percent."""
-    rows = compare(parse())
-    print(f"{'linear classifier on':22}" + "".join(f"{name:>13}" for name in ATTRIBUTES))
-    for name, row in rows.items():
-        print(f"{name:22}" + "".join(f"{100 * row[each]:13.1f}" for each in ATTRIBUTES))
-
-
 if __name__ == "__main__":
-    main()
+    compare(parse())

@@ -53,7 +53,7 @@ def test_keep_color_compares_two_methods():
     rows = example.compare(
         example.parse([*small, "--train_split=train[:64]", "--test_split=test[:32]"])
     )
-    assert list(rows) == ["simclr, h", "looc, h", "looc, spaces"]
+    assert list(rows) == ["random", "simclr, h", "looc, h", "looc, spaces"]
     for row in rows.values():
         assert sorted(row) == ["class", "color", "orientation"]
         assert all(0.0 <= accuracy <= 1.0 for accuracy in row.values())

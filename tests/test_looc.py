@@ -472,6 +472,10 @@ def test_a_step_is_the_loss_of_its_views(kept):
     slow = reference.looc(spaces_of(z.numpy(), len(kept) + 1), 0.2)
     assert logs["loss"] == pytest.approx(slow, rel=1e-4)
     assert set(logs) == {"loss", "contrastive_accuracy", *(f"{name}_accuracy" for name in kept)}
+    _, correct = losses.looc_loss_with_top1(tf.stack(parts), 0.2)
+    assert logs["contrastive_accuracy"] == pytest.approx(np.mean(correct[0][0]))
+    for name, each in zip(kept, correct[1:]):
+        assert logs[f"{name}_accuracy"] == pytest.approx(np.mean(each))
     for old, new, gradient in zip(before, model.trainable_variables, gradients):
         assert np.any(gradient)
         np.testing.assert_allclose(new, old - 0.05 * gradient, rtol=1e-4, atol=1e-5)

@@ -47,9 +47,10 @@ class LooC(ContrastiveModel):
         D]; or "spaces", z of all spaces, the part of each scaled to length 1 (the paper's LooC++).
       seed: as of `SimCLR`.
 
-    The logs are `contrastive_accuracy`, the fraction of positives of the all-invariant space that
-    beat every negative, and for each kept augmentation such as colour the like in its space,
-    `color_accuracy`, where keys of the same image are negatives too.
+    The logs are `contrastive_accuracy`, how often in the all-invariant space the key that shares
+    nothing with the query beats every negative, as SimCLR's other view does; and for each kept
+    augmentation such as colour `color_accuracy`, how often in its space the key that shares it
+    does, where the other keys of the image are negatives too.
 
     Raises:
       ArgumentError: an argument out of range, or a kept augmentation that the family lacks; from
@@ -153,8 +154,8 @@ class LooC(ContrastiveModel):
         z = tf.reshape(z, [views, -1, spaces, z.shape[-1] // spaces])
         z = tf.transpose(z, [2, 0, 1, 3])  # [S, V, B, d]
         loss, correct = looc_loss_with_top1(z, self.temperature)
-        names = ["contrastive_accuracy", *(f"{name}_accuracy" for name in self.kept)]
-        return loss, dict(zip(names, correct))
+        of_spaces = {f"{name}_accuracy": each for name, each in zip(self.kept, correct[1:])}
+        return loss, {"contrastive_accuracy": correct[0][0], **of_spaces}
 
     # -- Keras's methods ---------------------------------------------------------------------
 
