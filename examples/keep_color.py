@@ -3,8 +3,9 @@
     python examples/keep_color.py [--epochs=8] [--strength=1.0] [--kept=color]
 
 SimCLR is trained to ignore colour, as its views are jittered, though it takes long until h does.
-LooC is trained to keep it: one of its keys has the colours of the query. The table has the accuracies of a linear classifier on the class of the
-shapes, their colour and their orientation, from h of either and from all spaces of LooC.
+LooC is trained to keep it: one of its keys has the colours of the query. The table has the
+accuracies of a linear classifier on the class of the shapes, their colour and their orientation,
+from h of either and from all spaces of LooC.
 Accuracies are in percent.
 """
 

@@ -181,6 +181,32 @@ def _define_model(define):
     define.float("temperature", 0.1, "Temperature of the loss, above 0.", 1e-6)
 
 
+def _define_method(define):
+    define.enum(
+        "method",
+        "simclr",
+        ["simclr", "moco"],
+        "simclr; moco: a momentum encoder and a queue of earlier keys as negatives, for small "
+        "batches.",
+    )
+    define.integer("queue_size", None, "moco: keys in the queue; by default 4096.", 0)
+    define.float(
+        "encoder_momentum",
+        None,
+        "moco: momentum of the average of the encoder's weights; by default 0.99.",
+        0.0,
+        0.999999,
+    )
+    define.boolean(
+        "symmetric", None, "moco: whether both views are queries, not the first alone; by default."
+    )
+    define.boolean(
+        "in_batch_negatives",
+        None,
+        "moco: the form of SimCLRv2, NT-Xent with the queue as further negatives.",
+    )
+
+
 def _define_init_from(define):
     define.string(
         "init_from",
@@ -492,6 +518,33 @@ def _check_run_dir(options):
         _check_text(flags)
 
 
+# Flags that belong to one method.
+_METHOD_FLAGS = {"moco": ("queue_size", "encoder_momentum", "symmetric", "in_batch_negatives")}
+
+
+def _check_pretrain(options):
+    _check_run_dir(options)
+    for method, names in _METHOD_FLAGS.items():
+        given = [name for name in names if getattr(options, name) is not None]
+        if given and options.method != method:
+            raise errors.UsageError(
+                f"--{given[0]} needs --method={method}; got --method={options.method}. Leave it "
+                "out, or pass that method."
+            )
+    if options.method == "simclr":
+        return
+    if options.loss != "nt_xent":
+        raise errors.UsageError(
+            f"--method={options.method} has its own loss; got --loss={options.loss}. Leave it out, "
+            "or use --method=simclr."
+        )
+    if options.micro_batch_size:
+        raise errors.UsageError(
+            f"--micro_batch_size needs --method=simclr; got --method={options.method}. Leave it "
+            "out, and take a smaller --batch_size."
+        )
+
+
 def _check_text(path):
     """Raises unless the flags of a run can be read."""
     try:
@@ -616,13 +669,14 @@ COMMANDS = {
                 _define_common,
                 _define_data,
                 _define_model,
+                _define_method,
                 _define_init_from,
                 _define_views,
                 _define_training,
             ),
             required=("run_dir",),
             run_flags=("init_from",),
-            check=_check_run_dir,
+            check=_check_pretrain,
             resumable=(
                 "run_dir",
                 "data_dir",

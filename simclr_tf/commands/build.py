@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from simclr_tf import data, devices, distribute, encoders, errors, losses, pretr
 from simclr_tf.augment import RandomView
 from simclr_tf.export import load_exported
 from simclr_tf.heads import ProjectionHead
-from simclr_tf.models.simclr import SimCLR
+from simclr_tf.models import MoCo, SimCLR
 from simclr_tf.training import RunDirectory, Steps
 from simclr_tf.training.checkpoints import restore_submodels
 
@@ -155,7 +156,7 @@ def build_encoder_and_head(options, image_size):
 
 
 def build_model(options, image_size):
-    """The `SimCLR` that the options name, built for square images of `image_size` pixels."""
+    """The model that the options name, built for square images of `image_size` pixels."""
     blur = {"auto": "auto", "yes": True, "no": False}[options.blur]
     view = RandomView.for_size(
         image_size,
@@ -164,17 +165,40 @@ def build_model(options, image_size):
         drop_probability=options.color_drop_probability,
         blur=blur,
     )
-    model = SimCLR(
+    method, arguments = _method(options)
+    model = method(
         build_encoder(options, image_size),
         build_head(options),
         augment=view,
         temperature=options.temperature,
-        micro_batch_size=options.micro_batch_size,
         seed=options.seed,
-        objective=losses.by_name(options.loss, options.temperature),
+        **arguments,
     )
     model.build((None, image_size, image_size, 3))
     return model
+
+
+def _method(options):
+    """The class of --method, and the arguments that only this class takes."""
+    if options.method == "simclr":
+        objective = losses.by_name(options.loss, options.temperature)
+        return SimCLR, {"micro_batch_size": options.micro_batch_size, "objective": objective}
+    given = {
+        "momentum": options.encoder_momentum,
+        "queue_size": options.queue_size,
+        "symmetric": options.symmetric,
+        "in_batch_negatives": options.in_batch_negatives,
+    }
+    return MoCo, {name: value for name, value in given.items() if value is not None}
+
+
+def chance_loss(options, model):
+    """The loss of an encoder that maps all images to the same vector."""
+    images = options.batch_size
+    if options.method == "moco":
+        in_batch = 2 * images - 2 if model.in_batch_negatives else 0
+        return math.log(1 + in_batch + model.queue_size)
+    return math.log(2 * images - 1 - (options.loss == "decoupled"))
 
 
 def submodels_of_run(options, build):

@@ -1,6 +1,7 @@
 """Losses: functions of z or of logits, and the Keras classes that call them."""
 
 from simclr_tf.losses.distillation import distillation_loss
+from simclr_tf.losses.info_nce import info_nce
 from simclr_tf.losses.looc import looc_loss, looc_loss_with_top1
 from simclr_tf.losses.nt_xent import (
     NTXent,
@@ -19,6 +20,7 @@ __all__ = [
     "by_name",
     "check_temperature",
     "distillation_loss",
+    "info_nce",
     "looc_loss",
     "looc_loss_with_top1",
     "normalised",

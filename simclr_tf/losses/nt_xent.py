@@ -63,7 +63,7 @@ def normalised(z_a, z_b=None):
     return tf.math.l2_normalize(tf.cast(z, tf.float32), axis=-1)
 
 
-def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False):
+def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, queue=None):
     """The normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, eq. 1).
 
         l(i, j) = -log( exp(sim(z_i, z_j) / T) / sum_{k != i} exp(sim(z_i, z_k) / T) )
@@ -91,9 +91,12 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False):
       decoupled: True leaves the positive out of the denominator (Yeh et al., arXiv:2110.06848, eq.
         6), for small batches; the loss can then be below 0. A single image, which has no negatives,
         has a loss of 0.
+      queue: [K, d], unit vectors: further negatives of every view (SimCLRv2, arXiv:2006.10029,
+        section 2). They have no gradient. None: there are none.
 
     Returns:
-      Scalar float32. For two views it is log(2N - 1) where all z are equal; decoupled, log(2N - 2).
+      Scalar float32. For two views it is log(2N - 1) where all z are equal; decoupled, log(2N - 2);
+      with a queue, log(2N - 1 + K).
 
     Raises:
       ArgumentError: shapes that do not fit, or a temperature not above 0.
@@ -104,10 +107,10 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False):
     >>> float(loss) == float(simclr_tf.nt_xent(np.stack([z_a, z_b]), temperature=0.5))
     True
     """
-    return nt_xent_with_top1(z_a, z_b, temperature, tile_size, decoupled)[0]
+    return nt_xent_with_top1(z_a, z_b, temperature, tile_size, decoupled, queue)[0]
 
 
-def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False):
+def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, queue=None):
     """Returns `nt_xent`, and for each positive pair whether it beats every negative.
 
     Arguments and errors are those of `nt_xent`.
@@ -116,7 +119,8 @@ def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=
       loss: scalar float32.
       correct: bool [V (V - 1) N], for every ordered pair of views (z_a's rows, then z_b's, for
         two): whether the similarity of the pair is above that of the first view and any view of
-        another image. A lead of less than 1e-6 in the cosine is a tie, and a tie is not correct.
+        another image, and any vector of the queue. A lead of less than 1e-6 in the cosine is a
+        tie, and a tie is not correct.
 
     Example:
 
@@ -132,12 +136,12 @@ def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=
     each = tf.unstack(z)  # one operation backwards, where z[a] would be one for every pair
     similarity = {(a, b): tf.reduce_sum(each[a] * each[b], axis=1) for a, b in pairs if a < b}
     positive = tf.stack([similarity[min(p), max(p)] for p in pairs]) / temperature
-    losses, hardest_negative = _losses(z, positive, temperature, tile_size, decoupled)
+    losses, hardest_negative = _losses(z, positive, temperature, tile_size, decoupled, queue)
     correct = positive > hardest_negative + 1e-6 / temperature
     return tf.reduce_mean(losses), tf.reshape(correct, [-1])
 
 
-def _losses(z, positive, temperature, tile_size, decoupled):
+def _losses(z, positive, temperature, tile_size, decoupled, queue):
     """The loss of every ordered pair, and the largest logit of its first view's negatives.
 
     Args:
@@ -151,13 +155,18 @@ def _losses(z, positive, temperature, tile_size, decoupled):
     one_replica = isinstance(offset, int) and offset == 0 and rows_of_all.shape[0] == z.shape[1]
     if one_replica and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
         # For a single image only the sum over negatives has a gradient of exactly 0.
-        with_positive = z.shape[0] == 2 and (z.shape[1] or 1) > 1 and not decoupled
+        with_positive = z.shape[0] == 2 and (z.shape[1] or 1) > 1
+        with_positive = with_positive and not decoupled and queue is None
         x = z / temperature**0.5
         log_sum, hardest = log_sum_exp.symmetric_log_sum_exp(x, tile_size, with_positive)
         if with_positive:
             return log_sum - positive, hardest
     else:
         log_sum, hardest = _over_columns(z, rows_of_all, offset, temperature, tile_size)
+    if queue is not None:
+        log_sum_of_queue, hardest_of_queue = over_queue(z, queue, temperature, tile_size)
+        log_sum = tf.reduce_logsumexp([log_sum, log_sum_of_queue], axis=0)
+        hardest = tf.maximum(hardest, hardest_of_queue)
     negatives, hardest = (tf.repeat(x, z.shape[0] - 1, axis=0) for x in (log_sum, hardest))
     if decoupled:
         some = negatives > 0.5 * negatives.dtype.min  # whether there are negatives
@@ -177,6 +186,26 @@ def _over_columns(z, rows_of_all, offset, temperature, tile_size):
     )
     sums = sums_over_columns(views, z, rows_of_all, arguments, tile_size)
     return [tf.reshape(x, [views, images]) for x in sums]
+
+
+def over_queue(z, queue, temperature, tile_size=None):
+    """Returns log-sum-exp and maximum of the logits of vectors with those of a queue.
+
+    Args:
+      z: [..., d] float32, unit vectors.
+      queue: [K, d], unit vectors; they have no gradient.
+      temperature: T, above 0.
+      tile_size: rows and columns of a tile; None chooses.
+
+    Returns:
+      [...] each, float32.
+    """
+    queue = tf.stop_gradient(tf.cast(queue, tf.float32))
+    rows = tf.reshape(z, [-1, z.shape[-1]])
+    images = tf.zeros(tf.shape(rows)[:1], tf.int32), tf.ones(tf.shape(queue)[:1], tf.int32)
+    arguments = (rows / temperature, queue, *images)
+    sums = sums_over_columns(1, rows[None], queue, arguments, tile_size)
+    return [tf.reshape(x, tf.shape(z)[:-1]) for x in sums]
 
 
 def sums_over_columns(views, z, rows_of_all, arguments, tile_size):

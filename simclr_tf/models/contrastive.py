@@ -50,6 +50,7 @@ class ContrastiveModel(_keras.Model):
     """
 
     objective = None
+    _must_be_built_ahead = False  # of the first step, where it may be traced
 
     def __init__(self, encoder, projection_head, augment, temperature, seed, logs, name, **kwargs):
         # The views are float32 and each layer casts for itself.
@@ -169,22 +170,25 @@ class ContrastiveModel(_keras.Model):
         views = number_of_views(self.augment)
         return unpack(data)._replace(seeds=seeds_of_views(seed, views))
 
-    def _embed(self, views, training, penalties=None):
+    def _embed(self, views, training, penalties=None, networks=None):
         """Z [V, B, d] float32 of V views; one pass for all of one size (batch norm sees them).
+
+        `networks` is (encoder, projection head); None for those of the model.
 
         Each pass replaces `losses` of the layers: those of all passes but the last that do not
         depend on weights alone are appended to the list `penalties`.
         """
+        encoder, head = networks or (self.encoder, self.projection_head)
         sizes = list(dict.fromkeys(tuple(view.shape[1:3]) for view in views))
         order = [[v for v, view in enumerate(views) if view.shape[1:3] == s] for s in sizes]
         h = []
         for group in order:
             if h and penalties is not None:
-                penalties += _keras.activity_losses(self.encoder)
+                penalties += _keras.activity_losses(encoder)
             images = tf.concat([views[v] for v in group], axis=0)
-            h.append(self.encoder(images, training=training))
+            h.append(encoder(images, training=training))
         h = h[0] if len(h) == 1 else tf.concat(h, axis=0)  # [V B, D]
-        z = tf.cast(self.projection_head(h, training=training), tf.float32)
+        z = tf.cast(head(h, training=training), tf.float32)
         z = tf.reshape(z, [len(views), -1, z.shape[-1]])
         positions = [v for group in order for v in group]
         if positions == sorted(positions):
@@ -337,7 +341,8 @@ class ContrastiveModel(_keras.Model):
         custom = self.augment is not False and not all(
             isinstance(family, augmentations.Operator) for family in (self._families_given() or ())
         )
-        if not custom and not inputs.needs_peek(x):
+        ahead = self._must_be_built_ahead and not self.built
+        if not custom and not ahead and not inputs.needs_peek(x):
             return x
         if custom and self.built and self._sizes_of_views.knows(inputs.static_size(x)):
             return x
@@ -350,7 +355,7 @@ class ContrastiveModel(_keras.Model):
         if self._input_size not in (None, size):
             _keras.forget_traced_steps(self)  # the size is part of what was traced
         self._input_size = size
-        if custom:  # the size of what a function of the user returns, only a call can tell
+        if custom or ahead:  # the size of what a function of the user returns, only a call can tell
             with self.distribute_strategy.scope():
                 views = self.views(tf.nest.map_structure(tf.convert_to_tensor, batch))
                 warn_of_range(views)
