@@ -167,9 +167,20 @@ def _define_network(define):
 
 def _define_model(define):
     _define_network(define)
-    define.integer("projection_dim", 128, "Length of z.", 1)
-    define.integer("projection_hidden_dim", None, "Width of the head; by default that of h.", 1)
-    define.integer("projection_layers", 2, "Layers of the head, 2 or 3.", 2, 3)
+    define.integer("projection_dim", 128, "Length of z; without a head that of h.", 1)
+    define.integer(
+        "projection_hidden_dim",
+        None,
+        "Width of the head's hidden layers; by default that of h.",
+        1,
+    )
+    define.integer(
+        "projection_layers",
+        2,
+        "Layers of the head: 2 or 3 with ReLU between them; 1: a linear head; 0: none, z is h.",
+        0,
+        3,
+    )
     define.enum(
         "loss",
         "nt_xent",

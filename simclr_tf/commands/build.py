@@ -14,7 +14,7 @@ from tensorflow import keras
 from simclr_tf import data, devices, distribute, encoders, errors, losses, pretrained
 from simclr_tf.augment import RandomView
 from simclr_tf.export import load_exported
-from simclr_tf.heads import ProjectionHead
+from simclr_tf.heads import LinearHead, NoHead, ProjectionHead
 from simclr_tf.models.simclr import SimCLR
 from simclr_tf.training import RunDirectory, Steps
 from simclr_tf.training.checkpoints import restore_submodels
@@ -142,6 +142,10 @@ def build_encoder(options, image_size):
 
 def build_head(options):
     """The projection head that the options name; its first call builds it."""
+    if options.projection_layers == 0:
+        return NoHead()
+    if options.projection_layers == 1:
+        return LinearHead(options.projection_dim)
     return ProjectionHead(
         options.projection_hidden_dim, options.projection_dim, options.projection_layers
     )

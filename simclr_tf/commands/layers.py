@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from simclr_tf.errors import ArgumentError, UsageError
 from simclr_tf.export import functional_copy
+from simclr_tf.export.functional import layers_of_head
 
 _OF_HEAD = re.compile(r"z|all|head\d+")
 
@@ -90,9 +91,9 @@ class Layers:
         names = []
         for name in layer.split(","):
             names += ["h", *of_head, "z"] if name == "all" else [name]
-            if name.startswith("head") and name not in (*of_head, f"head{len(of_head) + 1}"):
-                last = f"head{len(of_head) + 1}"
-                raise ArgumentError(f"layer must be head1 to {last}, or z; got {name!r}.")
+            known = [*of_head, f"head{self._head.layers}"] if self._head and self._head.layers else []
+            if name.startswith("head") and name not in known:
+                raise ArgumentError(f"layer must be {layers_of_head(self._head)}; got {name!r}.")
         return list(dict.fromkeys(names))
 
     def _is_other(self, name):
