@@ -93,6 +93,7 @@ class Invocation:
       runs: the `Options` of the runs that the command reads, by flag, each with `command`, the name
         of the command that trained it.
       trained: those of the first of the command's `run_flags`; None where it names no run.
+      defaults: dict of flag name to the text of its default; flags without one are left out.
 
     Example:
 
@@ -104,9 +105,11 @@ class Invocation:
     resumable: tuple
     trained: Options | None = None
     runs: dict = dataclasses.field(default_factory=dict)
+    defaults: dict = dataclasses.field(default_factory=dict)
 
 
 _SIDE = (1, 8192)  # of images; beyond that, a batch of them exceeds any memory
+_COLOR_DROP_PROBABILITY = 0.2
 
 
 def _define_common(define):
@@ -189,6 +192,12 @@ def _define_model(define):
         "views of a class are positives.",
     )
     define.float("temperature", 0.1, "Temperature of the loss, above 0.", 1e-6)
+    define.boolean(
+        "normalize",
+        True,
+        "Cosine similarity in the loss; false: dot products, for which the paper has temperatures "
+        "of 10 and 100.",
+    )
 
 
 def _define_init_from(define):
@@ -207,11 +216,30 @@ def _define_views(define):
         "Strength of the colour jitter; by default 1.0, and 0.5 up to 64 pixels.",
         0.0,
     )
-    define.float("color_drop_probability", 0.2, "Fraction of the views that are grey.", 0.0, 1.0)
+    define.float(
+        "color_drop_probability",
+        _COLOR_DROP_PROBABILITY,
+        "Fraction of the views that are grey.",
+        0.0,
+        1.0,
+    )
     define.float(
         "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
     )
     define.enum("blur", "auto", ["auto", "yes", "no"], "Blur; auto: above 64 pixels.")
+    define.string(
+        "augmentations",
+        None,
+        "In place of the paper's family: operators in their order, such as crop,flip,color_jitter; "
+        "also color_drop, blur, cutout, gaussian_noise, rotate90, sobel and solarize.",
+    )
+    define.enum(
+        "transformed_views",
+        "both",
+        ["both", "one"],
+        "one: both views are the same random crop, and the augmentations change the second alone, "
+        "as in figure 5 of the paper.",
+    )
     define.string(
         "view_sizes",
         None,
@@ -514,6 +542,27 @@ def _check_text(path):
         ) from error
 
 
+def _check_pretrain(options):
+    _check_run_dir(options)
+    if options.augmentations and options.blur != "auto":
+        raise errors.UsageError(
+            f"--blur is for the paper's family; got --blur={options.blur} and --augmentations. "
+            "Leave it out, and write blur or not among the --augmentations."
+        )
+    if options.augmentations and options.color_drop_probability != _COLOR_DROP_PROBABILITY:
+        raise errors.UsageError(
+            "--color_drop_probability is for the paper's family; got "
+            f"{options.color_drop_probability:g} and --augmentations. Leave it out; color_drop "
+            f"among the --augmentations has {_COLOR_DROP_PROBABILITY:g}."
+        )
+    if options.view_sizes and (options.augmentations or options.transformed_views == "one"):
+        other = "--augmentations" if options.augmentations else "--transformed_views=one"
+        raise errors.UsageError(
+            f"--view_sizes is for the paper's family in both views; got {other} too. Leave out one "
+            "of the two."
+        )
+
+
 PROTOCOLS = ("knn", "linear", "linear_views")
 
 
@@ -632,7 +681,7 @@ COMMANDS = {
             ),
             required=("run_dir",),
             run_flags=("init_from",),
-            check=_check_run_dir,
+            check=_check_pretrain,
             resumable=(
                 "run_dir",
                 "data_dir",
@@ -894,7 +943,8 @@ def _execute(command, values):
         command.check(options)
     runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
     trained = next(iter(runs.values()), None)
-    invocation = Invocation(flag_texts(values), command.resumable, trained, runs)
+    defaults = flag_texts(_flag_values(command))
+    invocation = Invocation(flag_texts(values), command.resumable, trained, runs, defaults)
     _check_legacy_keras()
     from simclr_tf import _quiet
 

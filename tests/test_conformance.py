@@ -115,6 +115,9 @@ ROWS = {
     "Compose": _views_row(
         lambda: simclr_tf.Compose([augment.RandomCropResize(8), augment.Solarize(0.5)])
     ),
+    "SharedDraws": _views_row(
+        lambda: augment.SharedDraws([augment.RandomCropResize(8), augment.Solarize(0.5)])
+    ),
     "RandomCropResize": _views_row(lambda: augment.RandomCropResize(8, area=(0.2, 0.9))),
     "RandomFlip": _views_row(lambda: augment.RandomFlip(0.4)),
     "ColorJitter": _views_row(lambda: augment.ColorJitter(0.7)),

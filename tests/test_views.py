@@ -457,3 +457,37 @@ def test_replicas_with_unequal_rows(images, run_eagerly):
     history = model.fit(IMAGES[:images], batch_size=8, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+class Same(augment.Operator):
+    """The images as they are."""
+
+    def draw(self, draw):
+        return {}
+
+    def apply(self, images, parameters):
+        return images
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_shared_draws_are_one_crop_of_which_one_view_is_transformed(micro_batch_size):
+    """Figure 5 of the paper: the same crop of an image in both views, another one in each step."""
+    crop, sobel = augment.RandomCropResize(8), augment.Sobel()
+    model = model_of([augment.SharedDraws(chain) for chain in ([crop], [crop, sobel])])
+    steps = [model.views(IMAGES, model._step_seed(step)) for step in (0, 1)]
+    for first, second in steps:
+        np.testing.assert_allclose(sobel(first), second, atol=1e-6)
+    assert np.abs(steps[0][0] - steps[1][0]).max() > 0.1
+    z = np.stack([model.project(view) for view in steps[0]])
+    model.micro_batch_size = micro_batch_size
+    loss = model.fit(IMAGES, batch_size=16, shuffle=False, verbose=0).history["loss"]
+    assert loss == [pytest.approx(reference.nt_xent(*z, 0.2), rel=1e-4)]
+
+
+@pytest.mark.parametrize(("kind", "same"), [(augment.SharedDraws, True), (augment.Compose, False)])
+def test_operators_at_the_same_position_draw_the_same(kind, same):
+    """Also where the operators before them differ; a plain `Compose` draws anew in each view."""
+    solarize = augment.Solarize(0.5)
+    model = model_of([kind([augment.RandomFlip(0.0), solarize]), kind([Same(), solarize])])
+    first, second = model.views(IMAGES, model._step_seed(0))
+    assert np.array_equal(first, second) == same

@@ -29,6 +29,7 @@ from simclr_tf.augment.transforms import (
     RandomCropResize,
     RandomFlip,
     RandomRotation90,
+    SharedDraws,
     Sobel,
     Solarize,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "RandomFlip",
     "RandomRotation90",
     "RandomView",
+    "SharedDraws",
     "Sobel",
     "Solarize",
     "as_float",

@@ -26,6 +26,7 @@ class Operator:
     Attributes:
       crops: whether the operator begins with a crop, and so can be given an `extent`.
       repeatable: whether the same seed returns the same result again.
+      shares_draws: whether every view of a step is drawn with the seed of the first one.
 
     Example:
 
@@ -41,6 +42,7 @@ class Operator:
     _arguments: tuple = ()
     crops = False
     repeatable = True
+    shares_draws = False
 
     def __call__(self, images, seed=None, first_row=0, extent=None):
         """Returns one view of every image.

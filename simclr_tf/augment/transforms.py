@@ -479,3 +479,25 @@ class Compose(Operator):
     def from_config(cls, config):
         restore = _keras.saving.deserialize_keras_object
         return cls([restore(operator) for operator in config["operators"]])
+
+
+@register
+class SharedDraws(Compose):
+    """A `Compose` whose operators draw the same in every view of a step.
+
+    The operators at one position draw the same parameters in all views, so that chains which begin
+    alike give views that differ only by the rest. In SimCLR, section 3.1, both views are the same
+    random crop and one of them is transformed further (figure 5).
+
+    Args:
+      operators: as of `Compose`.
+
+    Example:
+
+    >>> crop = simclr_tf.augment.RandomCropResize(24)
+    >>> chains = [[crop], [crop, simclr_tf.augment.Sobel()]]
+    >>> views = [simclr_tf.augment.SharedDraws(chain) for chain in chains]
+    >>> model = simclr_tf.SimCLR(encoder, augment=views)
+    """
+
+    shares_draws = True

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import data, devices, distribute, encoders, errors, losses, pretrained
-from simclr_tf.augment import RandomView
+from simclr_tf import augment, data, devices, distribute, encoders, errors, losses, pretrained
 from simclr_tf.export import load_exported
 from simclr_tf.heads import LinearHead, NoHead, ProjectionHead
 from simclr_tf.models.simclr import SimCLR
@@ -151,6 +150,32 @@ def build_head(options):
     )
 
 
+def build_augmentation(options, image_size):
+    """The augmentation that the options name, for views of `image_size` pixels.
+
+    Returns:
+      An `augment.Operator` for both views; or a list of two, of which the first only crops.
+    """
+    area, strength = (options.min_crop_area, 1.0), options.color_jitter_strength
+    if options.augmentations:
+        crops = "crop" in [name.strip() for name in options.augmentations.split(",")]
+        view = augment.by_name(
+            options.augmentations, image_size, strength, **({"area": area} if crops else {})
+        )
+    else:
+        view = augment.RandomView.for_size(
+            image_size,
+            strength,
+            area=area,
+            drop_probability=options.color_drop_probability,
+            blur={"auto": "auto", "yes": True, "no": False}[options.blur],
+        )
+    if options.transformed_views == "both":
+        return view
+    crop = augment.RandomCropResize(image_size, area)
+    return [augment.SharedDraws(chain) for chain in ([crop], [crop, view])]
+
+
 def build_encoder_and_head(options, image_size):
     """The encoder and the head that the options name, built: a dict for `submodels_of_run`."""
     encoder, head = build_encoder(options, image_size), build_head(options)
@@ -160,22 +185,14 @@ def build_encoder_and_head(options, image_size):
 
 def build_model(options, image_size):
     """The `SimCLR` that the options name, built for square images of `image_size` pixels."""
-    blur = {"auto": "auto", "yes": True, "no": False}[options.blur]
-    view = RandomView.for_size(
-        image_size,
-        options.color_jitter_strength,
-        area=(options.min_crop_area, 1.0),
-        drop_probability=options.color_drop_probability,
-        blur=blur,
-    )
     model = SimCLR(
         build_encoder(options, image_size),
         build_head(options),
-        augment=view,
+        augment=build_augmentation(options, image_size),
         temperature=options.temperature,
         micro_batch_size=options.micro_batch_size,
         seed=options.seed,
-        objective=losses.by_name(options.loss, options.temperature),
+        objective=losses.by_name(options.loss, options.temperature, options.normalize),
     )
     model.build((None, image_size, image_size, 3))
     return model

@@ -87,12 +87,12 @@ class Layers:
         return dict(zip(self.names, columns))
 
     def _names(self, layer):
-        of_head = [f"head{index}" for index in range(1, self._head.layers)] if self._head else []
+        count = self._head.layers if self._head else 0
+        of_head = [f"head{index}" for index in range(1, count + 1)]
         names = []
         for name in layer.split(","):
-            names += ["h", *of_head, "z"] if name == "all" else [name]
-            known = [*of_head, f"head{self._head.layers}"] if self._head and self._head.layers else []
-            if name.startswith("head") and name not in known:
+            names += ["h", *of_head[:-1], "z"] if name == "all" else [name]
+            if self._head and name.startswith("head") and name not in of_head:
                 raise ArgumentError(f"layer must be {layers_of_head(self._head)}; got {name!r}.")
         return list(dict.fromkeys(names))
 

@@ -57,11 +57,12 @@ def draw(families, images, extents, seeds, first_row):
     Args:
       families: V callables.
       images, extents: of a `Batch`.
-      seeds: as `seeds_of_views` returns them.
+      seeds: as `seeds_of_views` returns them; a family with `shares_draws` gets the first.
       first_row: position of the first image in the global batch.
     """
     views = []
     for family, seed in zip(families, seeds):
+        seed = seeds[0] if getattr(family, "shares_draws", False) else seed
         view = augmentations.call_view(family, images, seed, first_row, extents)
         if not isinstance(family, augmentations.Operator):  # which keep to the range
             view = _in_range(view)
