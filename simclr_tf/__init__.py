@@ -48,6 +48,7 @@ _MODULES = (
     "embeddings",
     "training",
     "report",
+    "studies",
     "commands",
     "cli",
 )

@@ -35,6 +35,7 @@ class Command:
         The function is called with `Options` and an `Invocation`.
       groups: functions that define flags, called with a `_flags.Define`.
       required: flags without which the command is refused.
+      argument: the flag that the first word after the name stands for, where it is not a flag.
       exactly_one: flags of which exactly one must be given; none: no such rule.
       required_without_run: flags that are required where --run_dir is not given.
       run_flags: flags that name runs that exist, whose options are then passed. One other than
@@ -54,6 +55,7 @@ class Command:
     run: str
     groups: tuple
     required: tuple = ()
+    argument: str | None = None
     exactly_one: tuple = ()
     required_without_run: tuple = ()
     run_flags: tuple = ("run_dir",)
@@ -514,6 +516,50 @@ def _define_export(define):
     define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
+STUDIES = (
+    *("batch_epochs", "composition", "head", "predict_transformation", "strength"),
+    "temperature",
+)
+
+
+def _define_study(define):
+    define.string("study", None, f"NAME, the first word: {', '.join(STUDIES)}.")
+    define.string("out", None, "Directory of the study, with its runs, table and picture.")
+    define.enum("protocol", "linear", ["linear", "knn"], "How the features of each run are scored.")
+    define.boolean("debug", False, "Show the traceback of every error.")
+
+
+def _define_runs_of_study(define):
+    """Defines the flags of pretrain without defaults, which are the study's."""
+    define = _WithoutDefaults(define)
+    for group in (_define_data, _define_model, _define_views, _define_training):
+        group(define)
+
+
+class _WithoutDefaults:
+    """A `_flags.Define` whose flags have no value unless one is given."""
+
+    def __init__(self, define):
+        self._define = define
+
+    def __getattr__(self, kind):
+        def define(name, default, *rest):
+            getattr(self._define, kind)(name, None, *rest)
+
+        return define
+
+
+def _check_study(options):
+    if options.study not in STUDIES:
+        got = f"got {options.study!r}" if options.study else "got none"
+        raise errors.UsageError(
+            f"NAME must be one of {', '.join(STUDIES)}; {got}. Write `simclr-tf study temperature "
+            "--out=DIR`."
+        )
+    with errors.storage_errors(options.out):
+        _atomic.check_path(os.path.join(options.out, "results.jsonl"))
+
+
 def _check_run_dir(options):
     """Raises unless a new directory or a run that can be read can be at --run_dir."""
     path = pathlib.Path(options.run_dir)
@@ -762,13 +808,31 @@ COMMANDS = {
             takes_fine_tuned=False,
             check=_check_export,
         ),
+        Command(
+            name="study",
+            help="an ablation of the paper (study NAME); given again, it continues",
+            run="simclr_tf.commands.study:study",
+            groups=(_define_study, _define_runs_of_study),
+            argument="study",
+            required=("out",),
+            run_flags=(),
+            check=_check_study,
+            resumable=(
+                "data_dir",
+                "cache_gigabytes",
+                "checkpoint_every_steps",
+                "steps_per_execution",
+                "max_corrupt_share",
+                "probe_every_epochs",
+            ),
+        ),
     )
 }
 
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
-_PATHS += ("pretrained", "init_from", "teacher")
+_PATHS += ("pretrained", "init_from", "teacher", "out")
 
 
 def _flag_values(command):
@@ -802,9 +866,11 @@ def parse(argv):
         given = f"got {argv[0]!r}" if argv else "got none"
         raise errors.UsageError(f"COMMAND must be one of {', '.join(COMMANDS)}; {given}.")
     command = COMMANDS[argv[0]]
-    values = _flag_values(command)
+    values, words = _flag_values(command), argv[1:]
+    if command.argument and words and not words[0].startswith("-"):
+        words = [f"--{command.argument}={words[0]}", *words[1:]]
     try:
-        _flags.parse(values, command.name, argv[1:])
+        _flags.parse(values, command.name, words)
     except _flags.FlagError as error:
         raise errors.UsageError(str(error)) from None
     _check_given(command, values)
