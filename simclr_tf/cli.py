@@ -233,7 +233,8 @@ def _define_views(define):
         "augmentations",
         None,
         "In place of the paper's family: operators in their order, such as crop,flip,color_jitter; "
-        "also color_drop, blur, cutout, gaussian_noise, rotate90, sobel and solarize.",
+        "also color_drop, blur, cutout, gaussian_noise, rotate90, sobel and solarize. sobel:0.5 is "
+        "applied with a probability of 0.5.",
     )
     define.enum(
         "transformed_views",

@@ -445,6 +445,9 @@ def test_predict_transformation_runs_once_and_scores_h_and_z(images, tmp_path, c
     """One run, four tasks, two layers, a row for each task."""
     assert run_study(images, tmp_path, name="predict_transformation") == 0
     assert [words[0] for words in call.words] == ["pretrain"] + 4 * ["evaluate"]
+    options = cli.options_of_run(tmp_path / "runs" / "pretraining")
+    names = [name.partition(":")[0] for name in options.augmentations.split(",")]
+    assert names[-3:] == ["rotate90", "gaussian_noise", "sobel"]
     with open(tmp_path / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     tasks = ["color or grey", "rotation", "original or noisy", "original or Sobel"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import signal
 import sys
 from typing import Any, NamedTuple
@@ -158,7 +159,7 @@ def build_augmentation(options, image_size):
     """
     area, strength = (options.min_crop_area, 1.0), options.color_jitter_strength
     if options.augmentations:
-        crops = "crop" in [name.strip() for name in options.augmentations.split(",")]
+        crops = "crop" in re.split(r"\s*,\s*", options.augmentations.strip())
         view = augment.by_name(
             options.augmentations, image_size, strength, **({"area": area} if crops else {})
         )

@@ -8,12 +8,13 @@ from simclr_tf import _atomic, augment
 from simclr_tf.studies.figures import draw_points
 from simclr_tf.studies.study import Setting, Study, Task
 
-_STDDEV = 0.1  # standard deviation; 1 is the range of the image
+_AUGMENTATIONS = "crop,flip,color_jitter,color_drop,rotate90,gaussian_noise:0.5,sobel:0.5"
+_STDDEV = 0.1  # of the noise that is predicted; 1 is the range of the image
 
 
 def settings(flags):
-    """One run, with the paper's augmentations."""
-    return [Setting("pretraining", {}, {})]
+    """One run, whose views are also rotated, noisy or Sobel-filtered, as in the table."""
+    return [Setting("pretraining", {"augmentations": _AUGMENTATIONS}, {})]
 
 
 def _grey(images, which, rng):
