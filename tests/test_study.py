@@ -154,6 +154,18 @@ def test_it_continues_where_it_was_stopped(images, tmp_path, call, capsys):
     assert call.count("pretrain", "strength-0.25-blur") == 2
 
 
+def test_ctrl_c_is_told(images, tmp_path, call, capsys):
+    """Exit code 130, and what there is."""
+
+    def interrupt(words):
+        raise KeyboardInterrupt
+
+    call.before = interrupt
+    assert run_study(images, tmp_path) == 130
+    error = capsys.readouterr().err
+    assert f"stopped; {tmp_path} has 0 of 2 settings. The same command continues there." in error
+
+
 def test_a_setting_that_fails_is_a_row_with_its_reason(images, tmp_path, call, capsys):
     """The others are run, the exit code is 1, and the next call tries it again."""
 

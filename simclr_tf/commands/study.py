@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
+import tensorflow as tf
 
 from simclr_tf import _atomic, errors
-from simclr_tf.commands.build import DataOptions, load, log, report_unreadable
+from simclr_tf.commands.build import DataOptions, counted, load, log, report_unreadable
 from simclr_tf.evaluate.transfer import markdown, write_table
 from simclr_tf.studies import STUDIES, Runner
 from simclr_tf.studies.predict_transformation import write_data_set
@@ -31,6 +33,7 @@ def study(options, invocation):
       errors.TryAgainError: SIGTERM came; the same call continues.
       errors.TrainingError: a setting failed; its row of the table has the reason.
     """
+    _leave_accelerators_to_the_runs()
     chosen, directory = STUDIES[options.study], RunDirectory(options.out)
     given = {name: text for name, text in invocation.flags.items() if name not in _OWN_FLAGS}
     flags = chosen.flags(given)
@@ -46,8 +49,9 @@ def study(options, invocation):
                 run_command,
                 data_of_task=lambda name: _data_of_task(options, flags, chosen, directory, name),
             )
-            log(f"{chosen.title}: {len(runner.settings)} settings in {directory.path}")
-            runner.run()
+            log(f"{chosen.title}: {counted(len(runner.settings), 'setting')} in {directory.path}")
+            with _report_ctrl_c(runner):
+                runner.run()
             _write(runner)
     failed = sum(result["error"] is not None for result in runner.results.values())
     if failed:
@@ -55,6 +59,21 @@ def study(options, invocation):
             f"{failed} of {len(runner.settings)} settings failed; the table has the reasons. "
             "The same command tries them again."
         )
+
+
+def _leave_accelerators_to_the_runs():
+    """Hides GPUs from this process, which would reserve their memory, though not from the runs."""
+    with contextlib.suppress(RuntimeError):  # the process has used its devices before
+        tf.config.set_visible_devices([], "GPU")
+
+
+@contextlib.contextmanager
+def _report_ctrl_c(runner):
+    try:
+        yield
+    except KeyboardInterrupt:
+        log(f"\nstopped; {runner.progress()}. The same command continues there.")
+        raise
 
 
 def _check_flags(path, invocation):

@@ -158,12 +158,15 @@ class Runner:
     def _call(self, setting, words):
         ended = self.call(words, self.directory / "logs" / f"{setting.name}.txt")
         if ended.stopped or ended.code in (os.EX_TEMPFAIL, 130):
-            done = sum(map(self._is_finished, self.settings))
             raise TryAgainError(
-                f"stopped in {setting.name}; {self.directory} has {done} of {len(self.settings)} "
-                "settings. Start the same command again."
+                f"stopped in {setting.name}; {self.progress()}. Start the same command again."
             )
         return ended
+
+    def progress(self):
+        """What is there, in words: "DIR has 2 of 6 settings"."""
+        done = sum(map(self._is_finished, self.settings))
+        return f"{self.directory} has {done} of {len(self.settings)} settings"
 
     def _time_left(self, done):
         """The time left in words, from the time of the epochs so far; empty before the first."""
