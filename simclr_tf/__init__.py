@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "SimCLR": "models",
+    "MoCo": "models",
     "Classifier": "models",
     "ResNet": "encoders",
     "ProjectionHead": "heads",

@@ -186,6 +186,28 @@ def activity_losses(model):
     return [loss for losses in of_layer for loss in losses]
 
 
+def copy_synchronization(source, copy):
+    """Makes batch normalisation of a copied model use all replicas where that of the source does.
+
+    A config of Keras 2 does not have it, so that a model made from one normalises by replica.
+
+    Args:
+      source, copy: models of the same layers.
+    """
+    for layer, copied in zip(all_layers(source), all_layers(copy)):
+        if IS_KERAS_2 and getattr(layer, "synchronized", False) and hasattr(copied, "synchronized"):
+            copied.synchronized, copied.fused = True, False
+
+
+def same_on_all_replicas():
+    """Arguments of `add_weight` for a variable to which all replicas assign the same value.
+
+    Keras 2 takes an enumeration, Keras 3 its name.
+    """
+    only_first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    return {"aggregation": only_first if IS_KERAS_2 else "only_first_replica"}
+
+
 def set_save_spec(model, shape):
     """Tells a subclassed model the input that it is saved with, as its first call would.
 

@@ -202,6 +202,32 @@ def _define_model(define):
     )
 
 
+def _define_method(define):
+    define.enum(
+        "method",
+        "simclr",
+        ["simclr", "moco"],
+        "simclr; moco: a momentum encoder and a queue of earlier keys as negatives, for small "
+        "batches.",
+    )
+    define.integer("queue_size", None, "moco: keys in the queue; by default 4096.", 0)
+    define.float(
+        "encoder_momentum",
+        None,
+        "moco: momentum of the average of the encoder's weights; by default 0.99.",
+        0.0,
+        0.999999,
+    )
+    define.boolean(
+        "symmetric", None, "moco: whether both views are queries, not the first alone; by default."
+    )
+    define.boolean(
+        "in_batch_negatives",
+        None,
+        "moco: the form of SimCLRv2, NT-Xent with the queue as further negatives.",
+    )
+
+
 def _define_init_from(define):
     define.string(
         "init_from",
@@ -533,7 +559,8 @@ def _define_study(define):
 def _define_runs_of_study(define):
     """Defines the flags of pretrain without defaults, which are the study's."""
     define = _WithoutDefaults(define)
-    for group in (_define_data, _define_model, _define_views, _define_training):
+    groups = (_define_data, _define_model, _define_method, _define_views, _define_training)
+    for group in groups:
         group(define)
 
 
@@ -577,6 +604,43 @@ def _check_run_dir(options):
         _check_text(flags)
 
 
+# Flags that belong to one method.
+_METHOD_FLAGS = {"moco": ("queue_size", "encoder_momentum", "symmetric", "in_batch_negatives")}
+
+
+def _check_pretrain(options):
+    _check_run_dir(options)
+    _check_method(options)
+    _check_augmentations(options)
+
+
+def _check_method(options):
+    for method, names in _METHOD_FLAGS.items():
+        given = [name for name in names if getattr(options, name) is not None]
+        if given and options.method != method:
+            raise errors.UsageError(
+                f"--{given[0]} needs --method={method}; got --method={options.method}. Leave it "
+                "out, or pass that method."
+            )
+    if options.method == "simclr":
+        return
+    if options.loss != "nt_xent":
+        raise errors.UsageError(
+            f"--method={options.method} has its own loss; got --loss={options.loss}. Leave it out, "
+            "or use --method=simclr."
+        )
+    if not options.normalize:
+        raise errors.UsageError(
+            f"--method={options.method} has its own loss, of cosines; got --normalize=false. Leave "
+            "it out, or use --method=simclr."
+        )
+    if options.micro_batch_size:
+        raise errors.UsageError(
+            f"--micro_batch_size needs --method=simclr; got --method={options.method}. Leave it "
+            "out, and take a smaller --batch_size."
+        )
+
+
 def _check_text(path):
     """Raises unless the flags of a run can be read."""
     try:
@@ -589,8 +653,7 @@ def _check_text(path):
         ) from error
 
 
-def _check_pretrain(options):
-    _check_run_dir(options)
+def _check_augmentations(options):
     if options.augmentations and options.blur != "auto":
         raise errors.UsageError(
             f"--blur is for the paper's family; got --blur={options.blur} and --augmentations. "
@@ -722,6 +785,7 @@ COMMANDS = {
                 _define_common,
                 _define_data,
                 _define_model,
+                _define_method,
                 _define_init_from,
                 _define_views,
                 _define_training,

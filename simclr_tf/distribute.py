@@ -194,3 +194,32 @@ def gather_rows(x):
     # Between processes, `all_gather` loses the static shape.
     gathered = tf.ensure_shape(context.all_gather(x, axis=0), [rows, *x.shape[1:]])
     return gathered, replica_offset_and_fraction(x)[0]
+
+
+def update_variables(function, variables, sources):
+    """Assigns function(variable, source) to each variable, on every replica to its own copy.
+
+    Args:
+      function: of two tensors; returns one.
+      variables, sources: lists of `tf.Variable` of the same length.
+
+    Example:
+
+    >>> average, value = tf.Variable(1.0), tf.Variable(3.0)
+    >>> simclr_tf.distribute.update_variables(lambda a, b: (a + b) / 2, [average], [value])
+    >>> float(average)
+    2.0
+    """
+
+    def assign(variable, source):
+        variable.assign(function(variable, source))
+
+    def update(strategy):
+        for variable, source in zip(variables, sources):
+            strategy.extended.update(variable, assign, args=(source,), group=False)
+
+    context = tf.distribute.get_replica_context()
+    if context is None:  # outside of a replica
+        update(tf.distribute.get_strategy())
+    else:
+        context.merge_call(update)

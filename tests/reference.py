@@ -26,10 +26,10 @@ def nt_xent(z_a, z_b, temperature):
     return total / count
 
 
-def nt_xent_of_views(z, temperature, decoupled=False, normalize=True):
+def nt_xent_of_views(z, temperature, decoupled=False, queue=(), normalize=True):
     """The double loop over ordered pairs of views of an image, z [V, N, d], in float64.
 
-    The denominator has the pair itself, unless decoupled, and all views of other images.
+    The denominator has the pair itself, unless decoupled, all views of other images, and the queue.
     """
     z = np.asarray(z, np.float64)
     z = z / np.linalg.norm(z, axis=-1, keepdims=True) if normalize else z
@@ -38,6 +38,7 @@ def nt_xent_of_views(z, temperature, decoupled=False, normalize=True):
     for i in range(images):
         for a in range(views):
             others = [z[a, i] @ z[v, j] for v in range(views) for j in range(images) if j != i]
+            others += [z[a, i] @ np.asarray(n, np.float64) for n in queue]
             negatives = sum(math.exp(s / temperature) for s in others)
             for b in range(views):
                 if b != a:
@@ -63,6 +64,20 @@ def supervised(z, labels, temperature):
         ]
         terms = [math.log(math.exp(z[a] @ z[b] / temperature) / total) for b in positives]
         losses.append(-sum(terms) / len(positives))
+    return sum(losses) / len(losses)
+
+
+def info_nce(queries, keys, queue, temperature):
+    """The loop of MoCo's loss (arXiv:1911.05722, eq. 1) over queries and negatives, in float64."""
+    queries, keys = (
+        np.asarray(x, np.float64) / np.linalg.norm(np.asarray(x, np.float64), axis=1)[:, None]
+        for x in (queries, keys)
+    )
+    losses = []
+    for q, k in zip(queries, keys):
+        positive = math.exp(q @ k / temperature)
+        negatives = sum(math.exp(q @ n / temperature) for n in np.asarray(queue, np.float64))
+        losses.append(-math.log(positive / (positive + negatives)))
     return sum(losses) / len(losses)
 
 

@@ -44,6 +44,15 @@ def _model(optimizer=None):
     return model
 
 
+def _moco():
+    encoder, head = simclr_tf.ResNet(18, width=1 / 16), simclr_tf.ProjectionHead(output_dim=4)
+    view = augment.RandomView(12, 0.5, jit_compile=False)
+    model = simclr_tf.MoCo(encoder, head, view, queue_size=8, momentum=0.5, seed=1)
+    model.build((None, 12, 12, 3))
+    model.compile(optimizer=simclr_tf.LARS(0.1))
+    return model
+
+
 def _classifier():
     encoder, head = simclr_tf.ResNet(18, width=1 / 16), simclr_tf.ProjectionHead(output_dim=4)
     encoder.build((None, 12, 12, 3))
@@ -74,6 +83,7 @@ def _batch_norm_in_inference(layer, inputs):
 
 ROWS = {
     "SimCLR": Row(_model, lambda m: m(IMAGES), saved_in_a_model=True),
+    "MoCo": Row(_moco, lambda m: m(IMAGES), saved_in_a_model=True),
     "Classifier": Row(_classifier, lambda m: m(IMAGES), saved_in_a_model=True),
     "ResNet": Row(
         lambda: simclr_tf.ResNet(18, width=1 / 16),

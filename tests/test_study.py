@@ -534,6 +534,10 @@ def test_one_transformed_view(flags):
         ("--transformed_views=one --view_sizes=8:1", "got --transformed_views=one too."),
         ("--augmentations=crop,swirl", "must be one of crop, flip, "),
         ("--nonormalize --loss=decoupled", "got --loss=decoupled and --normalize=False."),
+        (
+            "--nonormalize --method=moco",
+            "--method=moco has its own loss, of cosines; got --normalize",
+        ),
         ("--transformed_views=none", "--transformed_views must be one of both, one"),
     ],
 )

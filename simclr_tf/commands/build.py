@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 import signal
 import sys
@@ -15,7 +16,7 @@ from tensorflow import keras
 from simclr_tf import augment, data, devices, distribute, encoders, errors, losses, pretrained
 from simclr_tf.export import load_exported
 from simclr_tf.heads import LinearHead, NoHead, ProjectionHead
-from simclr_tf.models.simclr import SimCLR
+from simclr_tf.models import MoCo, SimCLR
 from simclr_tf.training import RunDirectory, Steps
 from simclr_tf.training.checkpoints import restore_submodels
 
@@ -185,18 +186,41 @@ def build_encoder_and_head(options, image_size):
 
 
 def build_model(options, image_size):
-    """The `SimCLR` that the options name, built for square images of `image_size` pixels."""
-    model = SimCLR(
+    """The model that the options name, built for square images of `image_size` pixels."""
+    method, arguments = _method(options)
+    model = method(
         build_encoder(options, image_size),
         build_head(options),
         augment=build_augmentation(options, image_size),
         temperature=options.temperature,
-        micro_batch_size=options.micro_batch_size,
         seed=options.seed,
-        objective=losses.by_name(options.loss, options.temperature, options.normalize),
+        **arguments,
     )
     model.build((None, image_size, image_size, 3))
     return model
+
+
+def _method(options):
+    """The class of --method, and the arguments that only this class takes."""
+    if options.method == "simclr":
+        objective = losses.by_name(options.loss, options.temperature, options.normalize)
+        return SimCLR, {"micro_batch_size": options.micro_batch_size, "objective": objective}
+    given = {
+        "momentum": options.encoder_momentum,
+        "queue_size": options.queue_size,
+        "symmetric": options.symmetric,
+        "in_batch_negatives": options.in_batch_negatives,
+    }
+    return MoCo, {name: value for name, value in given.items() if value is not None}
+
+
+def chance_loss(options, model):
+    """The loss of an encoder that maps all images to the same vector."""
+    images = options.batch_size
+    if options.method == "moco":
+        in_batch = 2 * images - 2 if model.in_batch_negatives else 0
+        return math.log(1 + in_batch + model.queue_size)
+    return math.log(2 * images - 1 - (options.loss == "decoupled"))
 
 
 def submodels_of_run(options, build):

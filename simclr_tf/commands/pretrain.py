@@ -11,6 +11,7 @@ from simclr_tf import devices, distribute, errors, optimizers, report
 from simclr_tf.commands.build import (
     build_encoder,
     build_model,
+    chance_loss,
     counted,
     load,
     log,
@@ -98,7 +99,7 @@ def _train(options, directory, strategy, model, train, test, steps):
         callbacks=_callbacks(options, strategy, model, train, test, steps, probe_encoder),
         metadata={"image_size": train.image_size},
         checkpoint_every_steps=options.checkpoint_every_steps,
-        chance_loss=math.log(2 * options.batch_size - 1 - (options.loss == "decoupled")),
+        chance_loss=chance_loss(options, model),
         warm_up_epochs=max(1, math.ceil(warmup_steps(options, steps) / steps.per_epoch)),
         log=log,
     )

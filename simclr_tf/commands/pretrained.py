@@ -14,6 +14,7 @@ from simclr_tf.commands.build import build_encoder_and_head, counted, log, submo
 from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.export import load_trainable
 from simclr_tf.export.functional import set_weights_of_functional
+from simclr_tf.models import MoCo
 from simclr_tf.training import RunDirectory
 from simclr_tf.training.checkpoints import numbers
 
@@ -81,7 +82,7 @@ def initialise(model, found, path, trained=None):
     """Copies what --init_from names into a new model; logs what is copied.
 
     Args:
-      model: a built `SimCLR` or `Classifier`.
+      model: a built `SimCLR`, `MoCo` or `Classifier`.
       found: the `Pretrained`.
       path: the value of --init_from.
       trained: the options of the run there, or None.
@@ -103,6 +104,8 @@ def initialise(model, found, path, trained=None):
     same_head = None not in (head, ours) and _shapes(head) == _shapes(ours)
     if same_head:
         copy_weights(head, ours)
+    if isinstance(model, MoCo):
+        model.reset_momentum_encoder()
     what = "encoder and projection head" if same_head else "encoder"
     rest = "" if same_head or ours is None else "; the projection head starts at random weights"
     log(f"the weights of the {what} are those of {path}{rest}.")

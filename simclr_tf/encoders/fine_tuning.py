@@ -31,6 +31,7 @@ def copy_encoder(encoder, image_shape, keep_weights=True):
             # That of the encoder decides the stem of a ResNet.
             copy.build(getattr(encoder, "built_shape", None) or (None, *image_shape))
         copy.trainable = True
+        _keras.copy_synchronization(encoder, copy)
         if keep_weights:
             copy_weights(encoder, copy)
     except _CLONE_ERRORS as error:

@@ -1,6 +1,7 @@
 """Losses: functions of z or of logits, and the Keras classes that call them."""
 
 from simclr_tf.losses.distillation import distillation_loss
+from simclr_tf.losses.info_nce import info_nce
 from simclr_tf.losses.nt_xent import (
     NTXent,
     check_temperature,
@@ -19,6 +20,7 @@ __all__ = [
     "by_name",
     "check_temperature",
     "distillation_loss",
+    "info_nce",
     "normalised",
     "nt_xent",
     "nt_xent_with_top1",

@@ -68,7 +68,15 @@ def _views(z_a, z_b):
     return tf.cast(z, tf.float32)
 
 
-def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, normalize=True):
+def nt_xent(
+    z_a,
+    z_b=None,
+    temperature=0.1,
+    tile_size=None,
+    decoupled=False,
+    queue=None,
+    normalize=True,
+):
     """The normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, eq. 1).
 
         l(i, j) = -log( exp(sim(z_i, z_j) / T) / sum_{k != i} exp(sim(z_i, z_k) / T) )
@@ -96,11 +104,14 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, nor
       decoupled: True leaves the positive out of the denominator (Yeh et al., arXiv:2110.06848, eq.
         6), for small batches; the loss can then be below 0. A single image, which has no negatives,
         has a loss of 0.
+      queue: [K, d], unit vectors: further negatives of every view (SimCLRv2, arXiv:2006.10029,
+        section 2). They have no gradient. None: there are none.
       normalize: False takes the dot product of z_i and z_j for sim, whose size is then learnt too
         (SimCLR, table 5, which has temperatures of 10 and 100 for it).
 
     Returns:
-      Scalar float32. For two views it is log(2N - 1) where all z are equal; decoupled, log(2N - 2).
+      Scalar float32. For two views it is log(2N - 1) where all z are equal; decoupled, log(2N - 2);
+      with a queue, log(2N - 1 + K).
 
     Raises:
       ArgumentError: shapes that do not fit, or a temperature not above 0.
@@ -111,11 +122,17 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, nor
     >>> float(loss) == float(simclr_tf.nt_xent(np.stack([z_a, z_b]), temperature=0.5))
     True
     """
-    return nt_xent_with_top1(z_a, z_b, temperature, tile_size, decoupled, normalize)[0]
+    return nt_xent_with_top1(z_a, z_b, temperature, tile_size, decoupled, queue, normalize)[0]
 
 
 def nt_xent_with_top1(
-    z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, normalize=True
+    z_a,
+    z_b=None,
+    temperature=0.1,
+    tile_size=None,
+    decoupled=False,
+    queue=None,
+    normalize=True,
 ):
     """Returns `nt_xent`, and for each positive pair whether it beats every negative.
 
@@ -125,8 +142,9 @@ def nt_xent_with_top1(
       loss: scalar float32.
       correct: bool [V (V - 1) N], for every ordered pair of views (z_a's rows, then z_b's, for
         two): whether the similarity of the pair is above that of the first view and any view of
-        another image. A lead of less than 1e-6 in the cosine is a tie, and a tie is not correct;
-        of dot products, a lead of less than 1e-6 of the product of the pair's lengths.
+        another image, and any vector of the queue. A lead of less than 1e-6 in the cosine is a
+        tie, and a tie is not correct; of dot products, a lead of less than 1e-6 of the product of
+        the pair's lengths.
 
     Example:
 
@@ -142,7 +160,8 @@ def nt_xent_with_top1(
     each = tf.unstack(z)  # one operation backwards, where z[a] would be one for every pair
     similarity = {(a, b): tf.reduce_sum(each[a] * each[b], axis=1) for a, b in pairs if a < b}
     positive = tf.stack([similarity[min(p), max(p)] for p in pairs]) / temperature
-    losses, hardest_negative = _losses(z, positive, temperature, tile_size, decoupled, normalize)
+    settings = temperature, tile_size, decoupled, queue, normalize
+    losses, hardest_negative = _losses(z, positive, *settings)
     lengths = 1.0
     if not normalize:
         norms = tf.norm(tf.stop_gradient(z), axis=2)
@@ -151,7 +170,7 @@ def nt_xent_with_top1(
     return tf.reduce_mean(losses), tf.reshape(correct, [-1])
 
 
-def _losses(z, positive, temperature, tile_size, decoupled, unit_vectors):
+def _losses(z, positive, temperature, tile_size, decoupled, queue, unit_vectors):
     """The loss of every ordered pair, and the largest logit of its first view's negatives.
 
     Args:
@@ -167,13 +186,18 @@ def _losses(z, positive, temperature, tile_size, decoupled, unit_vectors):
     # Dot products of vectors of any length have no bound.
     if one_replica and unit_vectors and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
         # For a single image only the sum over negatives has a gradient of exactly 0.
-        with_positive = z.shape[0] == 2 and (z.shape[1] or 1) > 1 and not decoupled
+        with_positive = z.shape[0] == 2 and (z.shape[1] or 1) > 1
+        with_positive = with_positive and not decoupled and queue is None
         x = z / temperature**0.5
         log_sum, hardest = log_sum_exp.symmetric_log_sum_exp(x, tile_size, with_positive)
         if with_positive:
             return log_sum - positive, hardest
     else:
         log_sum, hardest = _over_columns(z, rows_of_all, offset, temperature, tile_size)
+    if queue is not None:
+        log_sum_of_queue, hardest_of_queue = over_queue(z, queue, temperature, tile_size)
+        log_sum = tf.reduce_logsumexp([log_sum, log_sum_of_queue], axis=0)
+        hardest = tf.maximum(hardest, hardest_of_queue)
     negatives, hardest = (tf.repeat(x, z.shape[0] - 1, axis=0) for x in (log_sum, hardest))
     if decoupled:
         some = negatives > 0.5 * negatives.dtype.min  # whether there are negatives
@@ -193,6 +217,26 @@ def _over_columns(z, rows_of_all, offset, temperature, tile_size):
     )
     sums = sums_over_columns(views, z, rows_of_all, arguments, tile_size)
     return [tf.reshape(x, [views, images]) for x in sums]
+
+
+def over_queue(z, queue, temperature, tile_size=None):
+    """Returns log-sum-exp and maximum of the logits of vectors with those of a queue.
+
+    Args:
+      z: [..., d] float32, unit vectors.
+      queue: [K, d], unit vectors; they have no gradient.
+      temperature: T, above 0.
+      tile_size: rows and columns of a tile; None chooses.
+
+    Returns:
+      [...] each, float32.
+    """
+    queue = tf.stop_gradient(tf.cast(queue, tf.float32))
+    rows = tf.reshape(z, [-1, z.shape[-1]])
+    images = tf.zeros(tf.shape(rows)[:1], tf.int32), tf.ones(tf.shape(queue)[:1], tf.int32)
+    arguments = (rows / temperature, queue, *images)
+    sums = sums_over_columns(1, rows[None], queue, arguments, tile_size)
+    return [tf.reshape(x, tf.shape(z)[:-1]) for x in sums]
 
 
 def sums_over_columns(views, z, rows_of_all, arguments, tile_size):
@@ -261,8 +305,8 @@ class NTXent(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns `nt_xent` of z_a and z_b."""
-        settings = self.temperature, self.tile_size, self.decoupled, self.normalize
-        return nt_xent(y_true, y_pred, *settings)
+        settings = self.temperature, self.tile_size, self.decoupled
+        return nt_xent(y_true, y_pred, *settings, normalize=self.normalize)
 
     def get_config(self):
         """Returns the constructor's arguments."""

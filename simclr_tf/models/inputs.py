@@ -75,6 +75,8 @@ def peek(x):
         return _chain([] if first is None else [first], x), first
     if hasattr(x, "shape"):
         return x, x[:2]
+    if isinstance(x, (tuple, list)) and all(hasattr(each, "shape") for each in x):
+        return x, type(x)(each[:2] for each in x)
     return x, None
 
 
