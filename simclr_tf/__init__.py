@@ -50,6 +50,7 @@ _MODULES = (
     "embeddings",
     "training",
     "report",
+    "studies",
     "commands",
     "cli",
 )

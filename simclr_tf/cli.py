@@ -35,6 +35,7 @@ class Command:
         The function is called with `Options` and an `Invocation`.
       groups: functions that define flags, called with a `_flags.Define`.
       required: flags without which the command is refused.
+      argument: the flag that the first word after the name stands for, where it is not a flag.
       exactly_one: flags of which exactly one must be given; none: no such rule.
       required_without_run: flags that are required where --run_dir is not given.
       run_flags: flags that name runs that exist, whose options are then passed. One other than
@@ -54,6 +55,7 @@ class Command:
     run: str
     groups: tuple
     required: tuple = ()
+    argument: str | None = None
     exactly_one: tuple = ()
     required_without_run: tuple = ()
     run_flags: tuple = ("run_dir",)
@@ -93,6 +95,7 @@ class Invocation:
       runs: the `Options` of the runs that the command reads, by flag, each with `command`, the name
         of the command that trained it.
       trained: those of the first of the command's `run_flags`; None where it names no run.
+      defaults: dict of flag name to the text of its default; flags without one are left out.
 
     Example:
 
@@ -104,9 +107,11 @@ class Invocation:
     resumable: tuple
     trained: Options | None = None
     runs: dict = dataclasses.field(default_factory=dict)
+    defaults: dict = dataclasses.field(default_factory=dict)
 
 
 _SIDE = (1, 8192)  # of images; beyond that, a batch of them exceeds any memory
+_COLOR_DROP_PROBABILITY = 0.2
 
 
 def _define_common(define):
@@ -168,9 +173,20 @@ def _define_network(define):
 
 def _define_model(define):
     _define_network(define)
-    define.integer("projection_dim", 128, "Length of z.", 1)
-    define.integer("projection_hidden_dim", None, "Width of the head; by default that of h.", 1)
-    define.integer("projection_layers", 2, "Layers of the head, 2 or 3.", 2, 3)
+    define.integer("projection_dim", 128, "Length of z; without a head that of h.", 1)
+    define.integer(
+        "projection_hidden_dim",
+        None,
+        "Width of the head's hidden layers; by default that of h.",
+        1,
+    )
+    define.integer(
+        "projection_layers",
+        2,
+        "Layers of the head: 2 or 3 with ReLU between them; 1: a linear head; 0: none, z is h.",
+        0,
+        3,
+    )
     define.enum(
         "loss",
         "nt_xent",
@@ -179,6 +195,12 @@ def _define_model(define):
         "views of a class are positives.",
     )
     define.float("temperature", 0.1, "Temperature of the loss, above 0.", 1e-6)
+    define.boolean(
+        "normalize",
+        True,
+        "Cosine similarity in the loss; false: dot products, for which the paper has temperatures "
+        "of 10 and 100.",
+    )
 
 
 def _define_method(define):
@@ -223,11 +245,31 @@ def _define_views(define):
         "Strength of the colour jitter; by default 1.0, and 0.5 up to 64 pixels.",
         0.0,
     )
-    define.float("color_drop_probability", 0.2, "Fraction of the views that are grey.", 0.0, 1.0)
+    define.float(
+        "color_drop_probability",
+        _COLOR_DROP_PROBABILITY,
+        "Fraction of the views that are grey.",
+        0.0,
+        1.0,
+    )
     define.float(
         "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
     )
     define.enum("blur", "auto", ["auto", "yes", "no"], "Blur; auto: above 64 pixels.")
+    define.string(
+        "augmentations",
+        None,
+        "In place of the paper's family: operators in their order, such as crop,flip,color_jitter; "
+        "also color_drop, blur, cutout, gaussian_noise, rotate90, sobel and solarize. sobel:0.5 is "
+        "applied with a probability of 0.5.",
+    )
+    define.enum(
+        "transformed_views",
+        "both",
+        ["both", "one"],
+        "one: both views are the same random crop, and the augmentations change the second alone, "
+        "as in figure 5 of the paper.",
+    )
     define.string(
         "view_sizes",
         None,
@@ -502,6 +544,51 @@ def _define_export(define):
     define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
+STUDIES = (
+    *("batch_epochs", "composition", "head", "predict_transformation", "strength"),
+    "temperature",
+)
+
+
+def _define_study(define):
+    define.string("study", None, f"NAME, the first word: {', '.join(STUDIES)}.")
+    define.string("out", None, "Directory of the study, with its runs, table and picture.")
+    define.enum("protocol", "linear", ["linear", "knn"], "How the features of each run are scored.")
+    define.boolean("debug", False, "Show the traceback of every error.")
+
+
+def _define_runs_of_study(define):
+    """Defines the flags of pretrain without defaults, which are the study's."""
+    define = _WithoutDefaults(define)
+    groups = (_define_data, _define_model, _define_method, _define_views, _define_training)
+    for group in groups:
+        group(define)
+
+
+class _WithoutDefaults:
+    """A `_flags.Define` whose flags have no value unless one is given."""
+
+    def __init__(self, define):
+        self._define = define
+
+    def __getattr__(self, kind):
+        def define(name, default, *rest):
+            getattr(self._define, kind)(name, None, *rest)
+
+        return define
+
+
+def _check_study(options):
+    if options.study not in STUDIES:
+        got = f"got {options.study!r}" if options.study else "got none"
+        raise errors.UsageError(
+            f"NAME must be one of {', '.join(STUDIES)}; {got}. Write `simclr-tf study temperature "
+            "--out=DIR`."
+        )
+    with errors.storage_errors(options.out):
+        _atomic.check_path(os.path.join(options.out, "results.jsonl"))
+
+
 def _check_run_dir(options):
     """Raises unless a new directory or a run that can be read can be at --run_dir."""
     path = pathlib.Path(options.run_dir)
@@ -524,6 +611,11 @@ _METHOD_FLAGS = {"moco": ("queue_size", "encoder_momentum", "symmetric", "in_bat
 
 def _check_pretrain(options):
     _check_run_dir(options)
+    _check_method(options)
+    _check_augmentations(options)
+
+
+def _check_method(options):
     for method, names in _METHOD_FLAGS.items():
         given = [name for name in names if getattr(options, name) is not None]
         if given and options.method != method:
@@ -537,6 +629,11 @@ def _check_pretrain(options):
         raise errors.UsageError(
             f"--method={options.method} has its own loss; got --loss={options.loss}. Leave it out, "
             "or use --method=simclr."
+        )
+    if not options.normalize:
+        raise errors.UsageError(
+            f"--method={options.method} has its own loss, of cosines; got --normalize=false. Leave "
+            "it out, or use --method=simclr."
         )
     if options.micro_batch_size:
         raise errors.UsageError(
@@ -555,6 +652,26 @@ def _check_text(path):
             f"--run_dir must be the directory of a run; {path} cannot be read ({reason}). Restore "
             "it, or pass another directory."
         ) from error
+
+
+def _check_augmentations(options):
+    if options.augmentations and options.blur != "auto":
+        raise errors.UsageError(
+            f"--blur is for the paper's family; got --blur={options.blur} and --augmentations. "
+            "Leave it out, and write blur or not among the --augmentations."
+        )
+    if options.augmentations and options.color_drop_probability != _COLOR_DROP_PROBABILITY:
+        raise errors.UsageError(
+            "--color_drop_probability is for the paper's family; got "
+            f"{options.color_drop_probability:g} and --augmentations. Leave it out; color_drop "
+            f"among the --augmentations has {_COLOR_DROP_PROBABILITY:g}."
+        )
+    if options.view_sizes and (options.augmentations or options.transformed_views == "one"):
+        other = "--augmentations" if options.augmentations else "--transformed_views=one"
+        raise errors.UsageError(
+            f"--view_sizes is for the paper's family in both views; got {other} too. Leave out one "
+            "of the two."
+        )
 
 
 PROTOCOLS = ("knn", "linear", "linear_views")
@@ -757,13 +874,31 @@ COMMANDS = {
             takes_fine_tuned=False,
             check=_check_export,
         ),
+        Command(
+            name="study",
+            help="an ablation of the paper (study NAME); given again, it continues",
+            run="simclr_tf.commands.study:study",
+            groups=(_define_study, _define_runs_of_study),
+            argument="study",
+            required=("out",),
+            run_flags=(),
+            check=_check_study,
+            resumable=(
+                "data_dir",
+                "cache_gigabytes",
+                "checkpoint_every_steps",
+                "steps_per_execution",
+                "max_corrupt_share",
+                "probe_every_epochs",
+            ),
+        ),
     )
 }
 
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
-_PATHS += ("pretrained", "init_from", "teacher")
+_PATHS += ("pretrained", "init_from", "teacher", "out")
 
 
 def _flag_values(command):
@@ -797,9 +932,11 @@ def parse(argv):
         given = f"got {argv[0]!r}" if argv else "got none"
         raise errors.UsageError(f"COMMAND must be one of {', '.join(COMMANDS)}; {given}.")
     command = COMMANDS[argv[0]]
-    values = _flag_values(command)
+    values, words = _flag_values(command), argv[1:]
+    if command.argument and words and not words[0].startswith("-"):
+        words = [f"--{command.argument}={words[0]}", *words[1:]]
     try:
-        _flags.parse(values, command.name, argv[1:])
+        _flags.parse(values, command.name, words)
     except _flags.FlagError as error:
         raise errors.UsageError(str(error)) from None
     _check_given(command, values)
@@ -938,7 +1075,8 @@ def _execute(command, values):
         command.check(options)
     runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
     trained = next(iter(runs.values()), None)
-    invocation = Invocation(flag_texts(values), command.resumable, trained, runs)
+    defaults = flag_texts(_flag_values(command))
+    invocation = Invocation(flag_texts(values), command.resumable, trained, runs, defaults)
     _check_legacy_keras()
     from simclr_tf import _quiet
 

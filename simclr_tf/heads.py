@@ -57,7 +57,10 @@ class ProjectionHead(keras.layers.Layer):
         **kwargs,
     ):
         if layers not in (2, 3):
-            raise ArgumentError(f"layers must be 2 (SimCLR) or 3 (SimCLRv2); got {layers!r}.")
+            raise ArgumentError(
+                f"layers must be 2 (SimCLR) or 3 (SimCLRv2); got {layers!r}. For one layer or none "
+                "there are LinearHead and NoHead."
+            )
         if hidden_dim is not None:
             check_number("hidden_dim", hidden_dim, at_least=1, whole=True)
         check_number("output_dim", output_dim, at_least=1, whole=True)
@@ -73,51 +76,18 @@ class ProjectionHead(keras.layers.Layer):
 
     def build(self, input_shape):
         """Creates the layers for h of `input_shape`, (batch, D)."""
-        shape = tuple(input_shape)
-        if len(shape) != 2 or shape[1] is None:
-            raise ArgumentError(
-                f"h must be [batch, D] with a known D; got the shape {shape}. "
-                "End the encoder with global pooling."
-            )
+        width = units = _width(input_shape)
         self.dense_layers, self.norm_layers = [], []
-        units = shape[1]
         for index in range(self.layers):
             last = index == self.layers - 1
-            inputs, units = units, self.output_dim if last else self.hidden_dim or shape[1]
-            dense = self._dense(units, f"dense{index + 1}")
-            _keras.build_named(dense, (None, inputs))
-            self.dense_layers.append(dense)
+            inputs, units = units, self.output_dim if last else self.hidden_dim or width
+            self.dense_layers.append(_dense(self, inputs, units, f"{self._prefix}dense{index + 1}"))
             if self.batch_norm:
-                norm = self._norm(f"bn{index + 1}", center=not last)
-                _keras.build_named(norm, (None, units))
+                norm = _norm(self, units, f"{self._prefix}bn{index + 1}", center=not last)
                 self.norm_layers.append(norm)
         self.relu = keras.layers.ReLU(dtype=self.dtype_policy, name=f"{self._prefix}relu")
-        # float32, so that z is not rounded under mixed precision
-        self.to_float32 = keras.layers.Activation(
-            "linear", dtype="float32", name=f"{self._prefix}z"
-        )
+        self.to_float32 = _to_float32(self._prefix)
         super().build(input_shape)
-
-    def _dense(self, units, name):
-        # The published initializer; without normalisation it would make z very small.
-        normal = keras.initializers.RandomNormal(stddev=0.01)
-        return keras.layers.Dense(
-            units,
-            use_bias=not self.batch_norm,
-            kernel_initializer=normal if self.batch_norm else "glorot_uniform",
-            dtype=self.dtype_policy,
-            name=self._prefix + name,
-        )
-
-    def _norm(self, name, center):
-        return keras.layers.BatchNormalization(
-            momentum=self.bn_momentum,
-            epsilon=self.bn_epsilon,
-            center=center,
-            synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
-            dtype=self.dtype_policy,
-            name=self._prefix + name,
-        )
 
     def freeze_after(self, last):
         """Makes the layers after layer `last` (from 1) not trainable, for models without them."""
@@ -167,6 +137,135 @@ class ProjectionHead(keras.layers.Layer):
             "bn_momentum": self.bn_momentum,
             "bn_epsilon": self.bn_epsilon,
         }
+
+
+@_keras.saving.register_keras_serializable(package="simclr_tf")
+class LinearHead(keras.layers.Layer):
+    """A linear projection head, z = W h: a dense layer without ReLU.
+
+    Source: arXiv:2002.05709, section 4.2 and figure 8, which compare it with `ProjectionHead`. With
+    `batch_norm` the dense layer has no bias and batch normalisation without beta follows, as in
+    google-research/simclr.
+
+    Args:
+        output_dim, batch_norm, bn_momentum, bn_epsilon, name, **kwargs: as of `ProjectionHead`.
+
+    Attributes:
+        layers: 1, the number of dense layers.
+
+    Call arguments:
+        h: float [batch, D].
+        training: bool; whether batch normalisation uses the statistics of the batch.
+
+    Returns:
+        z: float32 [batch, output_dim], not normalised to length 1.
+
+    Raises:
+        ValueError: for an argument out of range, or if h is not [batch, D].
+
+    Example:
+
+    >>> simclr_tf.heads.LinearHead(output_dim=64)(h).shape
+    TensorShape([8, 64])
+    """
+
+    def __init__(
+        self,
+        output_dim=128,
+        batch_norm=True,
+        bn_momentum=0.9,
+        bn_epsilon=1e-5,
+        name=None,
+        **kwargs,
+    ):
+        check_number("output_dim", output_dim, at_least=1, whole=True)
+        check_number("bn_momentum", bn_momentum, at_least=0, below=1)
+        check_number("bn_epsilon", bn_epsilon, above=0)
+        super().__init__(name=name, **kwargs)
+        self.layers = 1
+        self.output_dim = output_dim
+        self.batch_norm = batch_norm
+        self.bn_momentum = bn_momentum
+        self.bn_epsilon = bn_epsilon
+
+    def build(self, input_shape):
+        """Creates the layers for h of `input_shape`, (batch, D)."""
+        self.dense = _dense(self, _width(input_shape), self.output_dim, "dense1")
+        self.norm = None
+        if self.batch_norm:
+            self.norm = _norm(self, self.output_dim, "bn1", center=False)
+        self.to_float32 = _to_float32()
+        super().build(input_shape)
+
+    def call(self, h, training=None):
+        """Computes z of h; see the class."""
+        if not self.built:
+            self.build(h.shape)
+        z = self.dense(h)
+        return self.to_float32(z if self.norm is None else self.norm(z, training=training))
+
+    def hidden_outputs(self, h, training=False):
+        """Returns [h, z], as `ProjectionHead.hidden_outputs` does."""
+        return [h, self(h, training=training)]
+
+    def compute_output_shape(self, input_shape):
+        """(batch, output_dim)."""
+        return (input_shape[0], self.output_dim)
+
+    def get_config(self):
+        """Every argument of the constructor."""
+        return {
+            **super().get_config(),
+            "output_dim": self.output_dim,
+            "batch_norm": self.batch_norm,
+            "bn_momentum": self.bn_momentum,
+            "bn_epsilon": self.bn_epsilon,
+        }
+
+
+@_keras.saving.register_keras_serializable(package="simclr_tf")
+class NoHead(keras.layers.Layer):
+    """In the place of a projection head: z is h (arXiv:2002.05709, section 4.2, "None").
+
+    Args:
+        name: name of the layer.
+        **kwargs: arguments of `keras.layers.Layer`: `dtype`, `trainable`.
+
+    Attributes:
+        layers: 0, the number of dense layers.
+
+    Call arguments:
+        h: float [batch, D].
+
+    Returns:
+        z: float32 [batch, D], equal to h.
+
+    Example:
+
+    >>> bool(np.all(simclr_tf.heads.NoHead()(h) == h))
+    True
+    """
+
+    def __init__(self, name=None, **kwargs):
+        super().__init__(name=name, **{"dtype": "float32", **kwargs})  # z is h to the last bit
+        self.layers = 0
+
+    def build(self, input_shape):
+        """Checks that h is [batch, D]; there are no weights."""
+        _width(input_shape)
+        super().build(input_shape)
+
+    def call(self, h, training=None):
+        """Returns h in float32."""
+        return tf.cast(h, tf.float32)
+
+    def hidden_outputs(self, h, training=False):
+        """Returns [h], whose only item is both h and z."""
+        return [tf.cast(h, tf.float32)]
+
+    def compute_output_shape(self, input_shape):
+        """The shape of h."""
+        return tuple(input_shape)
 
 
 @_keras.saving.register_keras_serializable(package="simclr_tf")
@@ -278,3 +377,51 @@ class SpaceHeads(keras.layers.Layer):
             "spaces": self.spaces,
             **{name: of_head[name] for name in names},
         }
+
+
+# -- what the heads are made of ------------------------------------------------------------------
+
+
+def _width(input_shape):
+    """D of h [batch, D]."""
+    shape = tuple(input_shape)
+    if len(shape) != 2 or shape[1] is None:
+        raise ArgumentError(
+            f"h must be [batch, D] with a known D; got the shape {shape}. "
+            "End the encoder with global pooling."
+        )
+    return shape[1]
+
+
+def _dense(head, inputs, units, name):
+    """A built dense layer of a head."""
+    # The published initializer; without normalisation it would make z very small.
+    normal = keras.initializers.RandomNormal(stddev=0.01)
+    dense = keras.layers.Dense(
+        units,
+        use_bias=not head.batch_norm,
+        kernel_initializer=normal if head.batch_norm else "glorot_uniform",
+        dtype=head.dtype_policy,
+        name=name,
+    )
+    _keras.build_named(dense, (None, inputs))
+    return dense
+
+
+def _norm(head, units, name, center):
+    """Built batch normalisation of a head."""
+    norm = keras.layers.BatchNormalization(
+        momentum=head.bn_momentum,
+        epsilon=head.bn_epsilon,
+        center=center,
+        synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
+        dtype=head.dtype_policy,
+        name=name,
+    )
+    _keras.build_named(norm, (None, units))
+    return norm
+
+
+def _to_float32(prefix=""):
+    """A layer to float32, so that z is not rounded under mixed precision."""
+    return keras.layers.Activation("linear", dtype="float32", name=f"{prefix}z")

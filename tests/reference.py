@@ -26,13 +26,13 @@ def nt_xent(z_a, z_b, temperature):
     return total / count
 
 
-def nt_xent_of_views(z, temperature, decoupled=False, queue=()):
+def nt_xent_of_views(z, temperature, decoupled=False, queue=(), normalize=True):
     """The double loop over ordered pairs of views of an image, z [V, N, d], in float64.
 
     The denominator has the pair itself, unless decoupled, all views of other images, and the queue.
     """
     z = np.asarray(z, np.float64)
-    z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    z = z / np.linalg.norm(z, axis=-1, keepdims=True) if normalize else z
     views, images, _ = z.shape
     losses = []
     for i in range(images):

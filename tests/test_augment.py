@@ -293,6 +293,9 @@ OPERATORS = [
     augment.Sobel(0.5),
     augment.Solarize(0.5),
     augment.Compose([augment.RandomCropResize(16), augment.RandomFlip(), augment.Cutout()]),
+    augment.SharedView(
+        augment.Compose([augment.RandomCropResize(16), augment.Sobel(0.5)]), ["crop"]
+    ),
 ]
 
 
@@ -497,10 +500,16 @@ def test_by_name_passes_arguments_on():
     assert jitter.strength == 0.7
 
 
+def test_by_name_takes_probabilities():
+    """After a colon; the others keep the default."""
+    operators = augment.by_name("crop,sobel:0.5,color_jitter:1,gaussian_noise", 8).operators
+    assert [operator.probability for operator in operators[1:]] == [0.5, 1.0, 1.0]
+
+
 def test_by_name_has_every_operator():
-    """Each operator of the package but the two that combine others has a name."""
+    """Each operator of the package but those that combine others has a name."""
     kinds = {type(operator) for operator in augment.by_name(NAMES, 16).operators}
-    combined = {augment.Compose, augment.RandomView}
+    combined = {augment.Compose, augment.RandomView, augment.SharedView}
     assert kinds == {type(operator) for operator in OPERATORS} - combined
 
 
@@ -540,6 +549,9 @@ def test_by_name_is_an_augmentation_of_simclr():
     [
         (lambda: augment.by_name("crop,colour_jitter", 8), "got 'colour_jitter'.*: color_jitter"),
         (lambda: augment.by_name("crop,", 8), "must be one of crop, flip, .*; got ''"),
+        (lambda: augment.by_name("sobel:2", 8), r"of sobel must be .* in \[0, 1\]; got 2.0. Write"),
+        (lambda: augment.by_name("sobel:half", 8), "got 'half'. Write sobel:0.5, or sobel alone"),
+        (lambda: augment.by_name("crop:0.5", 8), "crop and rotate90 are applied to every image"),
         (lambda: augment.by_name("crop", 0), "size must be a whole number of at least 1; got 0"),
         (
             lambda: augment.by_name("flip", 8, area=(0.5, 1.0)),

@@ -121,6 +121,16 @@ ROWS = {
         lambda f: f(np.stack([Z, Z[::-1]]).transpose(0, 2, 1, 3)[:, :3], 0.2),
         serializable=False,
     ),
+    "LinearHead": Row(
+        lambda: simclr_tf.heads.LinearHead(output_dim=4),
+        lambda layer: _batch_norm_in_inference(layer, Z[0]),
+        saved_in_a_model=True,
+    ),
+    "NoHead": Row(
+        simclr_tf.heads.NoHead,
+        lambda layer: _batch_norm_in_inference(layer, Z[0]),
+        saved_in_a_model=True,
+    ),
     "nt_xent": Row(lambda: simclr_tf.nt_xent, lambda f: f(Z[0], Z[1], 0.2), serializable=False),
     "NTXent": Row(lambda: simclr_tf.NTXent(0.2), lambda loss: loss(Z[0], Z[1])),
     "ContrastiveAccuracy": Row(

@@ -28,6 +28,7 @@ PUBLIC_MODULES = (
     "optimizers",
     "pretrained",
     "report",
+    "studies",
 )
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

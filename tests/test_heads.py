@@ -1,11 +1,11 @@
-"""ProjectionHead: formula, outputs of hidden layers, precision, saving."""
+"""Projection heads: formula, outputs of hidden layers, precision, saving."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf.heads import ProjectionHead
+from simclr_tf.heads import LinearHead, NoHead, ProjectionHead
 
 
 def rand_h(batch=8, dim=24):
@@ -126,3 +126,56 @@ def test_a_bad_argument_is_named(arguments, message):
 def test_h_of_the_wrong_rank_is_refused():
     with pytest.raises(ValueError, match=r"h must be \[batch, D\]"):
         ProjectionHead()(tf.zeros([2, 4, 4, 8]))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_linear_head_is_a_matrix_and_batch_norm(training):
+    """Without ReLU; the same as the last layer of a `ProjectionHead`."""
+    h, head = rand_h(), LinearHead(6)
+    head(h)
+    kernel = np.random.default_rng(1).normal(size=head.dense.kernel.shape)
+    head.dense.kernel.assign(kernel)
+    x = h.astype(np.float64) @ head.dense.kernel.numpy().astype(np.float64)
+    mean, variance = (x.mean(axis=0), x.var(axis=0)) if training else (0.0, 1.0)
+    expected = (x - mean) / np.sqrt(variance + 1e-5)
+    np.testing.assert_allclose(head(h, training=training), expected, rtol=1e-4, atol=1e-4)
+    names = [weight.name.split("/")[-1].split(":")[0] for weight in head.trainable_weights]
+    assert sorted(names) == ["gamma", "kernel"]
+
+
+def test_a_linear_head_without_batch_norm_has_a_bias():
+    h, head = rand_h(), LinearHead(6, batch_norm=False)
+    head(h)
+    head.dense.bias.assign(np.arange(6.0))
+    expected = h @ head.dense.kernel.numpy() + np.arange(6.0)
+    np.testing.assert_allclose(head(h, training=True), expected, rtol=1e-4, atol=1e-5)
+    outputs = head.hidden_outputs(h)
+    assert len(outputs) == 2 and outputs[0] is h
+    np.testing.assert_array_equal(outputs[1], head(h))
+
+
+def test_without_a_head_z_is_h():
+    h, head = rand_h(), NoHead()
+    np.testing.assert_array_equal(head(h, training=True), h)
+    (only,) = head.hidden_outputs(h)
+    np.testing.assert_array_equal(only, h)
+    assert head.weights == [] and head.layers == 0
+
+
+@pytest.mark.parametrize("make", [lambda: LinearHead(4), NoHead])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_z_of_the_other_heads_is_float32_under_mixed_precision(policy, make):
+    keras.mixed_precision.set_global_policy(policy)
+    assert make()(rand_h()).dtype == tf.float32
+    assert NoHead()(tf.constant(rand_h())).numpy()[0, 0] == rand_h()[0, 0]
+
+
+@pytest.mark.parametrize("head", [LinearHead(4, False, name="g"), NoHead(name="g")])
+def test_config_round_trip_of_the_other_heads(head):
+    assert type(head).from_config(head.get_config()).get_config() == head.get_config()
+
+
+@pytest.mark.parametrize("make", [LinearHead, NoHead])
+def test_the_other_heads_refuse_h_of_the_wrong_rank(make):
+    with pytest.raises(ValueError, match=r"h must be \[batch, D\]"):
+        make()(tf.zeros([2, 4, 4, 8]))

@@ -339,7 +339,7 @@ WRONG_FLAGS = [
     ("--batch_size=1", "--batch_size must be a whole number in [2, 2**31 - 1]; got '1'. {} 512."),
     (
         "--projection_layers=4",
-        "--projection_layers must be a whole number in [2, 3]; got '4'. {} 2.",
+        "--projection_layers must be a whole number in [0, 3]; got '4'. {} 2.",
     ),
     (
         "--image_size=0",

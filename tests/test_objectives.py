@@ -1,4 +1,4 @@
-"""Decoupled and supervised losses: slow loops, closed forms, finite differences, replicas, runs."""
+"""Decoupled, supervised and dot-product losses: slow loops, closed forms, replicas, runs."""
 
 import json
 import math
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
+from scipy import special
 from tensorflow import keras
 
 import simclr_tf
@@ -29,10 +30,20 @@ def decoupled(z, labels, temperature, tile_size=None):
     return nt_xent(z, None, temperature, tile_size, decoupled=True)
 
 
-LOSSES = {"decoupled": decoupled, "supervised": supervised_nt_xent}
+def dot_product(z, labels, temperature, tile_size=None):
+    """The loss without normalization; at 100 times the temperature, as the lengths are about 7."""
+    return nt_xent(z, None, 100 * temperature, tile_size, normalize=False)
+
+
+LOSSES = {
+    "decoupled": decoupled,
+    "supervised": supervised_nt_xent,
+    "dotproduct": dot_product,
+}
 SLOW = {
     "decoupled": lambda z, labels, t: reference.nt_xent_of_views(z, t, decoupled=True),
     "supervised": reference.supervised,
+    "dotproduct": lambda z, labels, t: reference.nt_xent_of_views(z, 100 * t, normalize=False),
 }
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -177,7 +188,9 @@ def test_memory_is_linear_in_the_batch(name, monkeypatch):
     assert max(sizes) <= 2048 * 1024 * 3 < (2 * count) ** 2
 
 
-@pytest.mark.parametrize("objective", [losses.Decoupled(0.2), losses.Supervised(0.2)])
+@pytest.mark.parametrize(
+    "objective", [losses.Decoupled(0.2), losses.Supervised(0.2), losses.DotProduct(20.0)]
+)
 @pytest.mark.parametrize("micro_batch_size", [None, 6])
 def test_an_objective_trains_and_is_saved(objective, micro_batch_size, tmp_path):
     """The logged loss is that of the step's views; the file keeps class and temperature."""
@@ -195,7 +208,8 @@ def test_an_objective_trains_and_is_saved(objective, micro_batch_size, tmp_path)
     assert history["loss"] == [pytest.approx(expected, rel=1e-4)]
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert type(loaded.objective) is type(objective) and loaded.objective.temperature == 0.2
+    assert type(loaded.objective) is type(objective)
+    assert loaded.objective.temperature == objective.temperature
 
 
 def test_what_is_wrong_is_told():
@@ -208,17 +222,43 @@ def test_what_is_wrong_is_told():
         supervised_nt_xent(z_of(), LABELS, 0.0)
     with pytest.raises(errors.ArgumentError, match="needs labels; got a batch without"):
         losses.Supervised()(z_of(), simclr_tf.images.Batch(IMAGES))
-    again = NTXent.from_config(NTXent(0.3, decoupled=True).get_config())
+    with pytest.raises(errors.ArgumentError, match="got loss=decoupled and normalize=False"):
+        losses.by_name("decoupled", 0.2, normalize=False)
+
+
+@pytest.mark.parametrize("settings", [{"decoupled": True}, {"normalize": False}])
+def test_the_keras_loss_keeps_its_settings(settings):
+    """Through a config round trip."""
+    again = NTXent.from_config(NTXent(0.3, **settings).get_config())
     z = z_of()
-    assert float(again(z[0], z[1])) == float(nt_xent(z, None, 0.3, decoupled=True))
+    assert float(again(z[0], z[1])) == float(nt_xent(z, None, 0.3, **settings))
 
 
-@pytest.mark.parametrize("loss", ["decoupled", "supervised"])
-def test_a_run_by_the_command(loss, tmp_path, one_layer, capsys):
+@pytest.mark.parametrize("tile_size", [None, 4])
+def test_dot_products_of_any_length(tile_size):
+    """Logits in the thousands neither overflow nor lose the gradient; alike, no view is correct."""
+    z = 100 * z_of()
+    rows = z.reshape(-1, 5).astype(np.float64)
+    logits = rows @ rows.T / 10.0  # exp of these is beyond float64
+    np.fill_diagonal(logits, -np.inf)
+    positives = np.tile(np.sum(rows[:9] * rows[9:], axis=1) / 10.0, 2)
+    expected = np.mean(special.logsumexp(logits, axis=1) - positives)
+    with tf.GradientTape() as tape:
+        tape.watch(x := tf.constant(z))
+        loss = nt_xent(x, None, 10.0, tile_size, normalize=False)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert np.all(np.isfinite(tape.gradient(loss, x)))
+    same = np.full([2, 6, 4], 30.7, np.float32)
+    loss, correct = losses.nt_xent_with_top1(same, None, 10.0, tile_size, normalize=False)
+    assert float(loss) == pytest.approx(math.log(11), rel=1e-3) and not np.any(correct)
+
+
+@pytest.mark.parametrize("flag", ["--loss=decoupled", "--loss=supervised", "--nonormalize"])
+def test_a_run_by_the_command(flag, tmp_path, one_layer, capsys):
     """The flag reaches the model, the labels the loss, and a resumed run goes on."""
     pixels = np.repeat(IMAGES, 4, axis=0)
     np.savez(tmp_path / "set.npz", x_train=pixels, y_train=np.arange(36) % 3)
-    words = [f"--dataset=npz:{tmp_path}/set.npz", f"--run_dir={tmp_path}/run", f"--loss={loss}"]
+    words = [f"--dataset=npz:{tmp_path}/set.npz", f"--run_dir={tmp_path}/run", flag]
     words = ["pretrain", *words, "--batch_size=12", "--epochs=2", "--precision=float32"]
     assert cli.main(words) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
@@ -228,6 +268,6 @@ def test_a_run_by_the_command(loss, tmp_path, one_layer, capsys):
     np.savez(tmp_path / "set.npz", x_train=pixels)
     words[2] = f"--run_dir={tmp_path}/new"
     code = cli.main(words)
-    assert code == (2 if loss == "supervised" else 0)
+    assert code == (2 if flag == "--loss=supervised" else 0)
     if code:
         assert "--loss=supervised needs labels" in capsys.readouterr().err

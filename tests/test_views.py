@@ -457,3 +457,19 @@ def test_replicas_with_unequal_rows(images, run_eagerly):
     history = model.fit(IMAGES[:images], batch_size=8, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_one_view_of_the_same_crop_is_transformed(micro_batch_size):
+    """Figure 5 of the paper: the same crop of an image in both views, another one in each step."""
+    crop, sobel = augment.RandomCropResize(8), augment.Sobel()
+    second = augment.SharedView(augment.Compose([crop, sobel]), ["crop"])
+    model = model_of([augment.Compose([crop]), second])
+    steps = [model.views(IMAGES, model._step_seed(step)) for step in (0, 1)]
+    for first, second in steps:
+        np.testing.assert_allclose(sobel(first), second, atol=1e-6)
+    assert np.abs(steps[0][0] - steps[1][0]).max() > 0.1
+    z = np.stack([model.project(view) for view in steps[0]])
+    model.micro_batch_size = micro_batch_size
+    loss = model.fit(IMAGES, batch_size=16, shuffle=False, verbose=0).history["loss"]
+    assert loss == [pytest.approx(reference.nt_xent(*z, 0.2), rel=1e-4)]

@@ -21,6 +21,7 @@ _OPERATORS = {
     "sobel": transforms.Sobel,
     "solarize": transforms.Solarize,
 }
+_ALWAYS = ("crop", "rotate90")
 
 
 def by_name(names, size, strength=None, **crop):
@@ -32,7 +33,8 @@ def by_name(names, size, strength=None, **crop):
 
     Args:
       names: a comma-separated list of "crop", "flip", "color_jitter", "color_drop", "blur",
-        "cutout", "gaussian_noise", "rotate90", "sobel" and "solarize".
+        "cutout", "gaussian_noise", "rotate90", "sobel" and "solarize". "sobel:0.5" is applied to an
+        image with a probability of 0.5; "crop" and "rotate90" have none.
       size: side of the views in pixels. Only "crop" resizes: without it, images keep their size.
       strength: of the colour jitter, 0 or more; None is 0.5 up to 64 pixels and 1.0 above.
       **crop: further arguments of `RandomCropResize`: `area`, `aspect` and `method`.
@@ -41,7 +43,8 @@ def by_name(names, size, strength=None, **crop):
       A `Compose`.
 
     Raises:
-      ArgumentError: an unknown name, a size below 1, or arguments of a crop without "crop".
+      ArgumentError: an unknown name, a size below 1, a probability that is not in [0, 1] or of an
+        operator without one, or arguments of a crop without "crop".
 
     Example:
 
@@ -50,10 +53,8 @@ def by_name(names, size, strength=None, **crop):
     TensorShape([8, 24, 24, 3])
     """
     check_number("size", size, at_least=1, whole=True)
-    listed = [name.strip() for name in names.split(",")]
-    for name in listed:
-        if name not in _OPERATORS:
-            raise ArgumentError(_unknown(name))
+    pairs = [_name_and_probability(each.strip()) for each in names.split(",")]
+    listed = [name for name, _ in pairs]
     if crop and "crop" not in listed:
         raise ArgumentError(
             f'arguments of the crop ({", ".join(crop)}) need the name "crop"; got {names!r}. '
@@ -62,7 +63,29 @@ def by_name(names, size, strength=None, **crop):
     strength = default_strength(size) if strength is None else strength
     check_number("strength", strength, at_least=0)
     arguments = {"crop": {"size": size, **crop}, "color_jitter": {"strength": strength}}
-    return transforms.Compose([_OPERATORS[name](**arguments.get(name, {})) for name in listed])
+    return transforms.Compose(
+        [_OPERATORS[name](**arguments.get(name, {}), **given) for name, given in pairs]
+    )
+
+
+def _name_and_probability(text):
+    """The parts of "sobel:0.5": the name, and {"probability": 0.5} or {}."""
+    name, colon, number = text.partition(":")
+    if name not in _OPERATORS:
+        raise ArgumentError(_unknown(name))
+    if not colon:
+        return name, {}
+    if name in _ALWAYS:
+        raise ArgumentError(
+            f"{' and '.join(_ALWAYS)} are applied to every image; got {text!r}. Write {name}."
+        )
+    try:
+        number = float(number)
+    except ValueError:
+        pass  # refused below
+    hint = f"Write {name}:0.5, or {name} alone."
+    check_number(f"the probability of {name}", number, at_least=0, at_most=1, hint=hint)
+    return name, {"probability": number}
 
 
 def _unknown(name):

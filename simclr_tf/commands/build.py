@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 import signal
 import sys
 from typing import Any, NamedTuple
@@ -12,10 +13,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow import keras
 
-from simclr_tf import data, devices, distribute, encoders, errors, losses, pretrained
-from simclr_tf.augment import RandomView
+from simclr_tf import augment, data, devices, distribute, encoders, errors, losses, pretrained
 from simclr_tf.export import load_exported
-from simclr_tf.heads import ProjectionHead
+from simclr_tf.heads import LinearHead, NoHead, ProjectionHead
 from simclr_tf.models import MoCo, SimCLR
 from simclr_tf.training import RunDirectory, Steps
 from simclr_tf.training.checkpoints import restore_submodels
@@ -143,9 +143,40 @@ def build_encoder(options, image_size):
 
 def build_head(options):
     """The projection head that the options name; its first call builds it."""
+    if options.projection_layers == 0:
+        return NoHead()
+    if options.projection_layers == 1:
+        return LinearHead(options.projection_dim)
     return ProjectionHead(
         options.projection_hidden_dim, options.projection_dim, options.projection_layers
     )
+
+
+def build_augmentation(options, image_size):
+    """The augmentation that the options name, for views of `image_size` pixels.
+
+    Returns:
+      An `augment.Operator` for both views; or a list of two, of which the first only crops.
+    """
+    area, strength = (options.min_crop_area, 1.0), options.color_jitter_strength
+    if options.augmentations:
+        crops = "crop" in re.split(r"\s*,\s*", options.augmentations.strip())
+        view = augment.by_name(
+            options.augmentations, image_size, strength, **({"area": area} if crops else {})
+        )
+    else:
+        view = augment.RandomView.for_size(
+            image_size,
+            strength,
+            area=area,
+            drop_probability=options.color_drop_probability,
+            blur={"auto": "auto", "yes": True, "no": False}[options.blur],
+        )
+    if options.transformed_views == "both":
+        return view
+    crop = augment.RandomCropResize(image_size, area)
+    chain = augment.Compose([crop, view])
+    return [augment.Compose([crop]), augment.SharedView(chain, ["crop"])]
 
 
 def build_encoder_and_head(options, image_size):
@@ -157,19 +188,11 @@ def build_encoder_and_head(options, image_size):
 
 def build_model(options, image_size):
     """The model that the options name, built for square images of `image_size` pixels."""
-    blur = {"auto": "auto", "yes": True, "no": False}[options.blur]
-    view = RandomView.for_size(
-        image_size,
-        options.color_jitter_strength,
-        area=(options.min_crop_area, 1.0),
-        drop_probability=options.color_drop_probability,
-        blur=blur,
-    )
     method, arguments = _method(options)
     model = method(
         build_encoder(options, image_size),
         build_head(options),
-        augment=view,
+        augment=build_augmentation(options, image_size),
         temperature=options.temperature,
         seed=options.seed,
         **arguments,
@@ -181,7 +204,7 @@ def build_model(options, image_size):
 def _method(options):
     """The class of --method, and the arguments that only this class takes."""
     if options.method == "simclr":
-        objective = losses.by_name(options.loss, options.temperature)
+        objective = losses.by_name(options.loss, options.temperature, options.normalize)
         return SimCLR, {"micro_batch_size": options.micro_batch_size, "objective": objective}
     given = {
         "momentum": options.encoder_momentum,

@@ -36,7 +36,7 @@ def in_run_directory(command, options, invocation, images, task_of, run, show):
     directory = RunDirectory(options.run_dir)
 
     def check():
-        directory.check_resumable(flags, invocation.resumable, command)
+        directory.check_resumable(flags, invocation.resumable, command, invocation.defaults)
 
     check()
     strategy = prepare_process(options)

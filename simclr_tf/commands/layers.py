@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from simclr_tf.errors import ArgumentError, UsageError
 from simclr_tf.export import functional_copy
+from simclr_tf.export.functional import layers_of_head
 
 _OF_HEAD = re.compile(r"z|all|head\d+")
 
@@ -86,13 +87,13 @@ class Layers:
         return dict(zip(self.names, columns))
 
     def _names(self, layer):
-        of_head = [f"head{index}" for index in range(1, self._head.layers)] if self._head else []
+        count = self._head.layers if self._head else 0
+        of_head = [f"head{index}" for index in range(1, count + 1)]
         names = []
         for name in layer.split(","):
-            names += ["h", *of_head, "z"] if name == "all" else [name]
-            if name.startswith("head") and name not in (*of_head, f"head{len(of_head) + 1}"):
-                last = f"head{len(of_head) + 1}"
-                raise ArgumentError(f"layer must be head1 to {last}, or z; got {name!r}.")
+            names += ["h", *of_head[:-1], "z"] if name == "all" else [name]
+            if self._head and name.startswith("head") and name not in of_head:
+                raise ArgumentError(f"layer must be {layers_of_head(self._head)}; got {name!r}.")
         return list(dict.fromkeys(names))
 
     def _is_other(self, name):

@@ -33,8 +33,8 @@ def pretrain(options, invocation):
     Args:
       options: attributes named as the flags of `simclr-tf pretrain`.
       invocation: `flags`, dict of flag name to its text, for flags.cfg; `resumable`, names of
-        flags that may change when a run is resumed; `trained`, the options of the run at
-        --init_from, or None.
+        flags that may change when a run is resumed; `defaults`, those of all flags; `trained`, the
+        options of the run at --init_from, or None.
 
     Returns:
       The `RunDirectory`.
@@ -50,8 +50,9 @@ def pretrain(options, invocation):
 
 
 def _pretrain(options, invocation, directory):
-    flags, resumable_flags = invocation.flags, invocation.resumable
-    directory.check_resumable(flags, resumable_flags)
+    flags = invocation.flags
+    resumable = {"free": invocation.resumable, "defaults": invocation.defaults}
+    directory.check_resumable(flags, **resumable)
     strategy = prepare_process(options)
     train, test = load_sources(options)
     steps = steps_of(options, train, strategy.num_replicas_in_sync)
@@ -70,7 +71,7 @@ def _pretrain(options, invocation, directory):
         )
     if distribute.is_chief(strategy):
         with directory.locked(), report_unwritable(directory):
-            directory.check_resumable(flags, resumable_flags)  # again: now it is locked
+            directory.check_resumable(flags, **resumable)  # again: now it is locked
             directory.check_same_data(train.num_examples, train.digest)
             directory.write_flags(flags)
             _train(options, directory, strategy, model, train, test, steps)
@@ -199,10 +200,17 @@ def _announce(options, train, model, steps):
 
 
 def draw_views(directory, train, model, rows=6, columns=8):
-    """Writes RUN_DIR/views.png: images of the training set and views of each."""
+    """Writes RUN_DIR/views.png: images of the training set and views of each.
+
+    Where the views of a step are drawn differently, one of each kind after the other.
+    """
     batch = next(iter(train.epochs(min(rows, train.num_examples), seed=0)))
     images, extent = (batch["image"], batch["extent"]) if train.whole_side else (batch, None)
-    views = [model.augment(images, seed=column, extent=extent) for column in range(columns)]
+    families = model.augment if isinstance(model.augment, (tuple, list)) else [model.augment]
+    views = [
+        families[column % len(families)](images, seed=column // len(families), extent=extent)
+        for column in range(columns)
+    ]
     views = [view.numpy() for view in views]
     report.draw_views(images.numpy(), views, directory.views, extents=extent)
 

@@ -176,6 +176,11 @@ def _layer_name(model, name):
     )
 
 
+def layers_of_head(head):
+    """The layers of a projection head in words, for messages: "head1 to head2, or z"."""
+    return f"head1 to head{head.layers}, or z" if head.layers else "h or z, since there is no head"
+
+
 def _head_output(h, layer, head):
     if head is None:
         raise ArgumentError(
@@ -185,8 +190,8 @@ def _head_output(h, layer, head):
     if layer == "spaces" and not hasattr(head, "unit_spaces"):
         raise ArgumentError("layer='spaces' needs a SpaceHeads; got a head of one space. Use z.")
     index = count if layer in ("z", "spaces") else int(layer[len("head") :])
-    if not 1 <= index <= count:
-        raise ArgumentError(f"layer must be head1 to head{count}, or z; got {layer!r}.")
+    if layer not in ("z", "spaces") and not 1 <= index <= count:
+        raise ArgumentError(f"layer must be {layers_of_head(head)}; got {layer!r}.")
     with _policy("float32"):
         copy = type(head).from_config({**head.get_config(), "dtype": "float32"})
         copy.build((None, h.shape[-1]))

@@ -10,11 +10,12 @@ from simclr_tf.losses.nt_xent import (
     nt_xent,
     nt_xent_with_top1,
 )
-from simclr_tf.losses.objectives import Decoupled, Supervised, by_name
+from simclr_tf.losses.objectives import Decoupled, DotProduct, Supervised, by_name
 from simclr_tf.losses.supervised import supervised_nt_xent
 
 __all__ = [
     "Decoupled",
+    "DotProduct",
     "NTXent",
     "Supervised",
     "by_name",

@@ -49,6 +49,11 @@ def normalised(z_a, z_b=None):
     >>> simclr_tf.losses.normalised(z_a, z_b).shape
     TensorShape([2, 8, 16])
     """
+    return tf.math.l2_normalize(_views(z_a, z_b), axis=-1)
+
+
+def _views(z_a, z_b):
+    """The projections of `normalised`, not normalised: [V, N, d] float32."""
     if z_b is None:
         z = tf.convert_to_tensor(z_a)
         if z.shape.rank != 3 or z.shape[0] is None or z.shape[0] < 2:
@@ -60,10 +65,18 @@ def normalised(z_a, z_b=None):
                 f"z_a and z_b must both be [batch, dim]; got {z_a.shape} and {z_b.shape}."
             )
         z = tf.stack([z_a, z_b])
-    return tf.math.l2_normalize(tf.cast(z, tf.float32), axis=-1)
+    return tf.cast(z, tf.float32)
 
 
-def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, queue=None):
+def nt_xent(
+    z_a,
+    z_b=None,
+    temperature=0.1,
+    tile_size=None,
+    decoupled=False,
+    queue=None,
+    normalize=True,
+):
     """The normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, eq. 1).
 
         l(i, j) = -log( exp(sim(z_i, z_j) / T) / sum_{k != i} exp(sim(z_i, z_k) / T) )
@@ -93,6 +106,8 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, que
         has a loss of 0.
       queue: [K, d], unit vectors: further negatives of every view (SimCLRv2, arXiv:2006.10029,
         section 2). They have no gradient. None: there are none.
+      normalize: False takes the dot product of z_i and z_j for sim, whose size is then learnt too
+        (SimCLR, table 5, which has temperatures of 10 and 100 for it).
 
     Returns:
       Scalar float32. For two views it is log(2N - 1) where all z are equal; decoupled, log(2N - 2);
@@ -107,10 +122,18 @@ def nt_xent(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, que
     >>> float(loss) == float(simclr_tf.nt_xent(np.stack([z_a, z_b]), temperature=0.5))
     True
     """
-    return nt_xent_with_top1(z_a, z_b, temperature, tile_size, decoupled, queue)[0]
+    return nt_xent_with_top1(z_a, z_b, temperature, tile_size, decoupled, queue, normalize)[0]
 
 
-def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=False, queue=None):
+def nt_xent_with_top1(
+    z_a,
+    z_b=None,
+    temperature=0.1,
+    tile_size=None,
+    decoupled=False,
+    queue=None,
+    normalize=True,
+):
     """Returns `nt_xent`, and for each positive pair whether it beats every negative.
 
     Arguments and errors are those of `nt_xent`.
@@ -120,7 +143,8 @@ def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=
       correct: bool [V (V - 1) N], for every ordered pair of views (z_a's rows, then z_b's, for
         two): whether the similarity of the pair is above that of the first view and any view of
         another image, and any vector of the queue. A lead of less than 1e-6 in the cosine is a
-        tie, and a tie is not correct.
+        tie, and a tie is not correct; of dot products, a lead of less than 1e-6 of the product of
+        the pair's lengths.
 
     Example:
 
@@ -131,29 +155,36 @@ def nt_xent_with_top1(z_a, z_b=None, temperature=0.1, tile_size=None, decoupled=
     check_temperature(temperature)
     if tile_size is not None:
         check_number("tile_size", tile_size, at_least=1, whole=True, hint="None chooses it.")
-    z = normalised(z_a, z_b)  # [V, N, d]
+    z = normalised(z_a, z_b) if normalize else _views(z_a, z_b)  # [V, N, d]
     pairs = list(itertools.permutations(range(z.shape[0]), 2))
     each = tf.unstack(z)  # one operation backwards, where z[a] would be one for every pair
     similarity = {(a, b): tf.reduce_sum(each[a] * each[b], axis=1) for a, b in pairs if a < b}
     positive = tf.stack([similarity[min(p), max(p)] for p in pairs]) / temperature
-    losses, hardest_negative = _losses(z, positive, temperature, tile_size, decoupled, queue)
-    correct = positive > hardest_negative + 1e-6 / temperature
+    settings = temperature, tile_size, decoupled, queue, normalize
+    losses, hardest_negative = _losses(z, positive, *settings)
+    lengths = 1.0
+    if not normalize:
+        norms = tf.norm(tf.stop_gradient(z), axis=2)
+        lengths = tf.stack([norms[a] * norms[b] for a, b in pairs])
+    correct = positive > hardest_negative + 1e-6 * lengths / temperature
     return tf.reduce_mean(losses), tf.reshape(correct, [-1])
 
 
-def _losses(z, positive, temperature, tile_size, decoupled, queue):
+def _losses(z, positive, temperature, tile_size, decoupled, queue, unit_vectors):
     """The loss of every ordered pair, and the largest logit of its first view's negatives.
 
     Args:
-      z: [V, N, d], unit vectors.
+      z: [V, N, d].
       positive: [V (V - 1), N], the logits of the pairs.
+      unit_vectors: whether the rows of z are of length 1.
 
     Returns:
       [V (V - 1), N] each.
     """
     rows_of_all, offset = gather_rows(tf.transpose(z, [1, 0, 2]))  # [M, V, d]
     one_replica = isinstance(offset, int) and offset == 0 and rows_of_all.shape[0] == z.shape[1]
-    if one_replica and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
+    # Dot products of vectors of any length have no bound.
+    if one_replica and unit_vectors and 1.0 / temperature <= log_sum_exp.MAX_PRODUCT:
         # For a single image only the sum over negatives has a gradient of exactly 0.
         with_positive = z.shape[0] == 2 and (z.shape[1] or 1) > 1
         with_positive = with_positive and not decoupled and queue is None
@@ -242,7 +273,7 @@ class NTXent(keras.losses.Loss):
     Args:
       temperature: T, above 0.
       tile_size: rows and columns of a tile of the logits; None chooses.
-      decoupled: as for `nt_xent`.
+      decoupled, normalize: as for `nt_xent`.
       name: of the loss.
       reduction: "none": the mean over the views is part of the loss.
 
@@ -263,16 +294,19 @@ class NTXent(keras.losses.Loss):
         name="nt_xent",
         reduction="none",
         decoupled=False,
+        normalize=True,
     ):
         check_temperature(temperature)
         super().__init__(reduction=reduction, name=name)
         self.temperature = temperature
         self.tile_size = tile_size
         self.decoupled = decoupled
+        self.normalize = normalize
 
     def call(self, y_true, y_pred):
         """Returns `nt_xent` of z_a and z_b."""
-        return nt_xent(y_true, y_pred, self.temperature, self.tile_size, self.decoupled)
+        settings = self.temperature, self.tile_size, self.decoupled
+        return nt_xent(y_true, y_pred, *settings, normalize=self.normalize)
 
     def get_config(self):
         """Returns the constructor's arguments."""
@@ -280,5 +314,6 @@ class NTXent(keras.losses.Loss):
             "temperature": self.temperature,
             "tile_size": self.tile_size,
             "decoupled": self.decoupled,
+            "normalize": self.normalize,
             "name": self.name,
         }

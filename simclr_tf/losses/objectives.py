@@ -45,6 +45,25 @@ class Decoupled(_Objective):
 
 
 @_keras.saving.register_keras_serializable(package="simclr_tf")
+class DotProduct(_Objective):
+    """`nt_xent` with `normalize=False` as an objective (SimCLR, arXiv:2002.05709, table 5).
+
+    Args:
+      temperature: T, above 0; the paper has 10 and 100.
+
+    Example:
+
+    >>> objective = simclr_tf.losses.DotProduct(temperature=10.0)
+    >>> model = simclr_tf.SimCLR(encoder, objective=objective)
+    """
+
+    def __call__(self, z, batch):
+        """Returns the loss and "contrastive_accuracy" for z [V, B, d]."""
+        loss, correct = nt_xent_with_top1(z, temperature=self.temperature, normalize=False)
+        return loss, {"contrastive_accuracy": correct}
+
+
+@_keras.saving.register_keras_serializable(package="simclr_tf")
 class Supervised(_Objective):
     """`supervised_nt_xent` as an objective (Khosla et al., arXiv:2004.11362).
 
@@ -78,12 +97,13 @@ class Supervised(_Objective):
         return loss, {"contrastive_accuracy": correct}
 
 
-def by_name(name, temperature=0.1):
+def by_name(name, temperature=0.1, normalize=True):
     """Returns an objective of `SimCLR` by the name of its loss.
 
     Args:
       name: "nt_xent" (None: `SimCLR` has it), "decoupled" or "supervised".
       temperature: T, above 0.
+      normalize: False is for "nt_xent" alone, with dot products in place of cosines.
 
     Raises:
       ArgumentError: another name.
@@ -96,4 +116,11 @@ def by_name(name, temperature=0.1):
     objectives = {"nt_xent": None, "decoupled": Decoupled, "supervised": Supervised}
     if name not in objectives:
         raise ArgumentError(f"loss must be one of {', '.join(objectives)}; got {name!r}.")
+    if not normalize:
+        if name != "nt_xent":
+            raise ArgumentError(
+                f"loss=nt_xent is the only one without normalization; got loss={name} and "
+                "normalize=False. Leave out one of the two."
+            )
+        return DotProduct(temperature)
     return objectives[name] and objectives[name](temperature)

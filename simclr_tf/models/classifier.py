@@ -396,10 +396,11 @@ def _check_head_layer(head_layer, head):
             f"{found}. Pass that of the pretrained model, or head_layer=0."
         )
     if head_layer and head_layer >= head.layers:
-        raise ArgumentError(
-            f"head_layer must be a hidden layer of the head, 1 to {head.layers - 1}, or 0 for h; "
-            f"got {head_layer}."
-        )
+        hidden = head.layers - 1
+        rule = f"a hidden layer of the head, 1 to {hidden}, or 0 for h"
+        if hidden < 1:
+            rule = "0 for h, since this head has no hidden layer"
+        raise ArgumentError(f"head_layer must be {rule}; got {head_layer}.")
 
 
 def sum_over_replicas(weights):

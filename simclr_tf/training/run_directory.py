@@ -56,13 +56,15 @@ class RunDirectory:
         self.report = self.path / "report.html"
         self.lock = self.path / "lock"
 
-    def check_resumable(self, flags, free=(), command="pretrain"):
+    def check_resumable(self, flags, free=(), command="pretrain", defaults=None):
         """Raises UsageError if a flag that affects the result differs from the run's.
 
         Args:
           flags: dict of flag name to its text, of the command that is to resume the run.
           free: names of flags that may differ.
           command: name of that command.
+          defaults: dict of flag name to its text, of flags that the run may lack since they came
+            with a later version; None: the run has all flags.
 
         Returns:
           Whether there is a run to resume.
@@ -76,7 +78,7 @@ class RunDirectory:
                 f"{self.path} holds a run of `simclr-tf {written_by}`, not of {command}. Pass "
                 "another run_dir."
             )
-        before = read_flags(self.flags)
+        before = {**(defaults or {}), **read_flags(self.flags)}
         changed = [
             f"{name}={before.get(name)}, now {name}={flags.get(name)}"
             for name in sorted(set(before) | set(flags))
