@@ -207,9 +207,9 @@ def _define_method(define):
     define.enum(
         "method",
         "simclr",
-        ["simclr", "moco"],
+        ["simclr", "moco", "looc"],
         "simclr; moco: a momentum encoder and a queue of earlier keys as negatives, for small "
-        "batches.",
+        "batches; looc: h keeps what the augmentations --kept change.",
     )
     define.integer("queue_size", None, "moco: keys in the queue; by default 4096.", 0)
     define.float(
@@ -226,6 +226,12 @@ def _define_method(define):
         "in_batch_negatives",
         None,
         "moco: the form of SimCLRv2, NT-Xent with the queue as further negatives.",
+    )
+    define.string(
+        "kept",
+        None,
+        "looc: augmentations joined by commas, such as color,rotate90; also crop, flip, blur, and "
+        "those of --augmentations; by default color.",
     )
 
 
@@ -480,7 +486,8 @@ def _define_evaluate(define):
         "layer",
         "h",
         "Layer to score: h, head1, ..., z, or one as for export; several joined by commas; all: h "
-        "and every layer of the projection head.",
+        "and every layer of the projection head; spaces: of a run of looc, z with each space at "
+        "length 1.",
     )
     define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
     define.string("train_split", None, "By default the run's, or train.")
@@ -535,7 +542,7 @@ def _define_export(define):
         "layer",
         "h",
         "Layer to export: h; group1 to group4 or a block such as group3_block2, averaged over the "
-        "image; head1, ..., or z, of the projection head.",
+        "image; head1, ..., or z, of the projection head; spaces, of a run of looc.",
     )
     define.boolean("normalize", False, "Scale each embedding to length 1.")
     define.string(
@@ -606,7 +613,10 @@ def _check_run_dir(options):
 
 
 # Flags that belong to one method.
-_METHOD_FLAGS = {"moco": ("queue_size", "encoder_momentum", "symmetric", "in_batch_negatives")}
+_METHOD_FLAGS = {
+    "moco": ("queue_size", "encoder_momentum", "symmetric", "in_batch_negatives"),
+    "looc": ("kept",),
+}
 
 
 def _check_pretrain(options):
@@ -639,6 +649,25 @@ def _check_method(options):
         raise errors.UsageError(
             f"--micro_batch_size needs --method=simclr; got --method={options.method}. Leave it "
             "out, and take a smaller --batch_size."
+        )
+    if options.method == "looc":
+        _check_looc(options)
+
+
+def _check_looc(options):
+    if options.projection_layers < 2:
+        raise errors.UsageError(
+            f"--method=looc needs --projection_layers of 2 or 3; got {options.projection_layers}. "
+            "Leave it out."
+        )
+    if options.transformed_views == "one":
+        raise errors.UsageError(
+            "--method=looc has views of its own; got --transformed_views=one. Leave it out."
+        )
+    if options.view_sizes and "rotate90" in (options.kept or ""):
+        raise errors.UsageError(
+            "--view_sizes is for the paper's family of views; got --kept=rotate90 too. Leave out "
+            "one of the two."
         )
 
 

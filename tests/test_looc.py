@@ -1,5 +1,6 @@
 """LooC: views that share parameters, the loss of its spaces, its heads, the drawn attributes."""
 
+import json
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ import tensorflow as tf
 from tensorflow import keras
 
 import simclr_tf
-from simclr_tf import augment, distribute, errors, heads, losses
+from simclr_tf import augment, cli, distribute, errors, heads, losses
 from simclr_tf.augment.random import fold_in
+from simclr_tf.commands import pretrain
 from simclr_tf.data import shapes
 from simclr_tf.losses import log_sum_exp, looc_loss
 from simclr_tf.models import LooC, views
@@ -661,3 +663,70 @@ def test_a_wrong_argument_is_told(arguments, message):
     """One line each."""
     with pytest.raises(errors.ArgumentError, match=message):
         LooC(keras.Sequential(), **arguments)
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+def command(place, run_dir, *flags):
+    """Words of a small run on place/set.npz."""
+    words = ["pretrain", f"--dataset=npz:{place}/set.npz", f"--run_dir={run_dir}", "--method=looc"]
+    return [*words, "--batch_size=12", "--epochs=2", "--precision=float32", *flags]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A directory with a data set of three classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, [36, 12, 12, 3], np.uint8)
+    labels = np.arange(36) % 3
+    np.savez(tmp_path / "set.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    return tmp_path
+
+
+def test_a_run_by_the_command(place, one_layer, monkeypatch, capsys):
+    """Flags reach model and views; every layer is scored; fine-tuning takes the heads."""
+    made, build = [], pretrain.build_model
+    monkeypatch.setattr(pretrain, "build_model", lambda *a: made.append(build(*a)) or made[-1])
+    flags = ["--kept=color, rotate90", "--projection_dim=8", "--blur=no"]
+    assert cli.main(command(place, place / "run", *flags)) == 0
+    (model,) = made
+    assert model.kept == ["color", "rotate90"] and model.projection_head.spaces == 3
+    assert augment.augmentations_of(model.augment) == ["crop", "flip", "color", "rotate90"]
+    rows = [json.loads(line) for line in (place / "run" / "metrics.jsonl").open()]
+    assert {"color_accuracy", "rotate90_accuracy", "contrastive_accuracy"} <= set(rows[-1])
+    same = np.ones([3, 4, 12, 8], np.float32)
+    options = cli.options_of_run(place / "run")
+    chance = float(losses.looc_loss(same, 0.1))
+    assert pretrain.chance_loss(options, model) == pytest.approx(chance, rel=1e-5)
+    capsys.readouterr()
+    words = [f"--run_dir={place}/run", "--protocol=knn", "--knn_k=5", "--layer=all,spaces"]
+    assert cli.main(["evaluate", *words]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines() if "%" in line] == [
+        *("h", "head1", "z", "spaces")
+    ]
+    assert cli.main(command(place, place / "run", *flags, "--temperature=0.3")) == 2
+    words = [f"--pretrained={place}/run", f"--run_dir={place}/tuned", "--head_layer=1"]
+    assert cli.main(["finetune", *words]) == 2
+    assert "head_layer=1 needs a ProjectionHead; got a SpaceHeads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--kept=colour", "must be one of their family, crop, flip, color; got 'colour'"),
+        ("--projection_layers=1", "needs --projection_layers of 2 or 3; got 1"),
+        ("--transformed_views=one", "has views of its own; got --transformed_views=one"),
+        ("--kept=rotate90 --view_sizes=12:1", "got --kept=rotate90 too"),
+        ("--loss=decoupled", "--method=looc has its own loss; got --loss=decoupled"),
+        ("--micro_batch_size=4", "--micro_batch_size needs --method=simclr"),
+        ("--method=simclr --kept=color", "--kept needs --method=looc; got --method=simclr"),
+        ("--method=moco --kept=color", "--kept needs --method=looc; got --method=moco"),
+        ("--augmentations=crop,flip --kept=blur", "got 'blur'. Add its operator"),
+    ],
+)
+def test_a_mistake_is_one_line(place, one_layer, flags, message, capsys):
+    """Exit code 2, and no run directory."""
+    assert cli.main(command(place, place / "run", *flags.split())) == 2
+    assert message in capsys.readouterr().err
+    assert not (place / "run").exists()

@@ -15,8 +15,8 @@ from tensorflow import keras
 
 from simclr_tf import augment, data, devices, distribute, encoders, errors, losses, pretrained
 from simclr_tf.export import load_exported
-from simclr_tf.heads import LinearHead, NoHead, ProjectionHead
-from simclr_tf.models import MoCo, SimCLR
+from simclr_tf.heads import LinearHead, NoHead, ProjectionHead, SpaceHeads
+from simclr_tf.models import LooC, MoCo, SimCLR
 from simclr_tf.training import RunDirectory, Steps
 from simclr_tf.training.checkpoints import restore_submodels
 
@@ -143,6 +143,13 @@ def build_encoder(options, image_size):
 
 def build_head(options):
     """The projection head that the options name; its first call builds it."""
+    if options.method == "looc":
+        return SpaceHeads(
+            len(_kept(options)) + 1,
+            options.projection_hidden_dim,
+            options.projection_dim,
+            options.projection_layers,
+        )
     if options.projection_layers == 0:
         return NoHead()
     if options.projection_layers == 1:
@@ -165,12 +172,14 @@ def build_augmentation(options, image_size):
             options.augmentations, image_size, strength, **({"area": area} if crops else {})
         )
     else:
-        view = augment.RandomView.for_size(
+        blur = {"auto": {}, "yes": {"blur": True}, "no": {"blur": False}}[options.blur]
+        view = augment.family_with(
+            _kept(options),
             image_size,
-            strength,
+            strength=strength,
             area=area,
             drop_probability=options.color_drop_probability,
-            blur={"auto": "auto", "yes": True, "no": False}[options.blur],
+            **blur,
         )
     if options.transformed_views == "both":
         return view
@@ -191,7 +200,7 @@ def build_model(options, image_size):
     method, arguments = _method(options)
     model = method(
         build_encoder(options, image_size),
-        build_head(options),
+        projection_head=build_head(options),
         augment=build_augmentation(options, image_size),
         temperature=options.temperature,
         seed=options.seed,
@@ -201,8 +210,17 @@ def build_model(options, image_size):
     return model
 
 
+def _kept(options):
+    """The augmentations that LooC keeps, a list; empty for another method."""
+    if options.method != "looc":
+        return []
+    return [name.strip() for name in (options.kept or "color").split(",")]
+
+
 def _method(options):
     """The class of --method, and the arguments that only this class takes."""
+    if options.method == "looc":
+        return LooC, {"kept": _kept(options)}
     if options.method == "simclr":
         objective = losses.by_name(options.loss, options.temperature, options.normalize)
         return SimCLR, {"micro_batch_size": options.micro_batch_size, "objective": objective}
@@ -221,6 +239,11 @@ def chance_loss(options, model):
     if options.method == "moco":
         in_batch = 2 * images - 2 if model.in_batch_negatives else 0
         return math.log(1 + in_batch + model.queue_size)
+    if options.method == "looc":
+        keys = len(model.kept) + 1
+        negatives = (keys + 1) * (images - 1)
+        kept = (keys - 1) / keys * math.log(keys + negatives)
+        return math.log(1 + negatives) + kept
     return math.log(2 * images - 1 - (options.loss == "decoupled"))
 
 

@@ -11,7 +11,7 @@ from simclr_tf.errors import ArgumentError, UsageError
 from simclr_tf.export import functional_copy
 from simclr_tf.export.functional import layers_of_head
 
-_OF_HEAD = re.compile(r"z|all|head\d+")
+_OF_HEAD = re.compile(r"z|all|spaces|head\d+")
 
 
 def needs_head(layer):
@@ -45,8 +45,8 @@ class Layers:
 
     Args:
       loaded: a `LoadedEncoder`, with its projection head where a layer is one of the head's.
-      layer: names joined by commas: h, head1, ..., z, or a layer as in `functional_copy`; all: h
-        and every layer of the head.
+      layer: names joined by commas: h, head1, ..., z, spaces (z of LooC, each space of length 1),
+        or a layer as in `functional_copy`; all: h and every layer of the head.
 
     Raises:
       UsageError: a layer of the head, where there is none.
@@ -92,6 +92,8 @@ class Layers:
         names = []
         for name in layer.split(","):
             names += ["h", *of_head[:-1], "z"] if name == "all" else [name]
+            if name == "spaces" and not hasattr(self._head, "unit_spaces"):
+                raise ArgumentError("layer=spaces needs a run of --method=looc; use z.")
             if self._head and name.startswith("head") and name not in of_head:
                 raise ArgumentError(f"layer must be {layers_of_head(self._head)}; got {name!r}.")
         return list(dict.fromkeys(names))
@@ -104,7 +106,7 @@ class Layers:
         return functional_copy(self._loaded.encoder, shape, name)
 
     def _outputs(self, images, names):
-        of_head = []
+        h, of_head = None, []
         if any(_OF_HEAD.fullmatch(name) for name in names) or "h" in names:
             h = tf.cast(self._loaded.encoder(images, training=False), tf.float32)
             of_head = self._head.hidden_outputs(h) if self._head is not None else [h]
@@ -112,6 +114,8 @@ class Layers:
         for name in names:
             if name in self._other:
                 output = self._other[name](images, training=False)
+            elif name == "spaces":
+                output = self._head.unit_spaces(h)
             else:
                 index = {"h": 0, "z": len(of_head) - 1}.get(name)
                 output = of_head[int(name[len("head") :]) if index is None else index]

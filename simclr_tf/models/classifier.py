@@ -401,6 +401,11 @@ def _check_head_layer(head_layer, head):
         if hidden < 1:
             rule = "0 for h, since this head has no hidden layer"
         raise ArgumentError(f"head_layer must be {rule}; got {head_layer}.")
+    if head_layer and not hasattr(head, "dense_layers"):
+        raise ArgumentError(
+            f"head_layer={head_layer} needs a ProjectionHead; got a {type(head).__name__}, which "
+            "has several. Use head_layer=0."
+        )
 
 
 def sum_over_replicas(weights):
