@@ -7,7 +7,10 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from simclr_tf.studies import (
     strength,
 )
 from simclr_tf.studies.processes import Ended
+from simclr_tf.training.run_directory import read_metrics
 
 TINY = ["--batch_size=16", "--epochs=1", "--precision=float32", "--image_size=8"]
 
@@ -262,7 +266,7 @@ time.sleep(60)
 
 def test_sigterm_is_passed_on(tmp_path, monkeypatch):
     """The command saves its state; this process goes on, and knows that it was asked to stop."""
-    monkeypatch.setattr(processes, "_PROGRAM", (processes.sys.executable, "-c", _WAITS))
+    monkeypatch.setattr(processes, "_PROGRAM", (sys.executable, "-c", _WAITS))
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     ended = processes.run_command([], tmp_path / "a.txt")
@@ -271,9 +275,32 @@ def test_sigterm_is_passed_on(tmp_path, monkeypatch):
 
 def test_a_command_that_is_killed_is_told(tmp_path, monkeypatch):
     """As by a machine without memory."""
-    program = (processes.sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
+    program = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     monkeypatch.setattr(processes, "_PROGRAM", program)
     assert processes.run_command([], tmp_path / "a.txt").reason == "killed by SIGKILL"
+
+
+@pytest.mark.slow
+def test_a_study_in_real_processes_is_stopped_and_continued(images, tmp_path):
+    """SIGTERM within the training of its run: exit code 75, then the same command ends it."""
+    out = tmp_path / "study"
+    words = ["predict_transformation", f"--out={out}", f"--dataset=npz:{images}", *TINY[:1]]
+    words += ["--epochs=40", "--width=0.0625", "--precision=float32"]
+    command = [sys.executable, "-m", "simclr_tf", "study", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = out / "runs" / "pretraining" / "metrics.jsonl", time.time() + 200
+    while len(read_metrics(metrics)) < 2:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and error.count("simclr-tf: ") == 1
+    assert "has 0 of 1 settings. Start the same command again." in error
+    assert len(read_metrics(metrics)) < 40
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert len(read_metrics(metrics)) == 40
+    assert ended.stdout == (out / "table.md").read_text() and ended.stdout.count("\n") == 6
 
 
 # -- settings --------------------------------------------------------------------------------------
