@@ -21,7 +21,8 @@ import sys
 import threading
 from collections.abc import Callable
 
-from simclr_tf import _atomic, _flags, errors
+from simclr_tf import _flags, errors
+from simclr_tf.commands import checks, flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,698 +111,6 @@ class Invocation:
     defaults: dict = dataclasses.field(default_factory=dict)
 
 
-_SIDE = (1, 8192)  # of images; beyond that, a batch of them exceeds any memory
-_COLOR_DROP_PROBABILITY = 0.2
-
-
-def _define_common(define):
-    define.string("run_dir", None, "Directory of the run.")
-    define.boolean("debug", False, "Show the traceback of every error.")
-
-
-def _define_data(define):
-    define.string(
-        "dataset",
-        "shapes",
-        "shapes (drawn in code), folder:PATH, npz:PATH, tfrecord:GLOB, or any TFDS name; or "
-        "shapes_by_class, shapes_by_color and shapes_by_orientation, one drawing, three labels.",
-    )
-    define.string("data_dir", None, "Directory of the TFDS data sets.")
-    define.string("train_split", "train", "Split to train on, slices as in TFDS: train[:90%].")
-    define.string("test_split", "test", "Labelled split for the kNN probe and `evaluate`.")
-    _define_images(define)
-
-
-def _define_images(define):
-    define.integer(
-        "image_size",
-        None,
-        "Side of the images in pixels; by default that of the data, or 224.",
-        *_SIDE,
-    )
-    define.integer(
-        "source_size",
-        None,
-        "Longer side at which photographs are kept to crop views from; by default 1.5 x the image "
-        "size. Larger: sharper small crops, more memory.",
-        *_SIDE,
-    )
-    define.float(
-        "max_corrupt_share",
-        0.01,
-        "Fraction of unreadable images above which a run stops.",
-        0.0,
-        1.0,
-    )
-    define.float("cache_gigabytes", 2.0, "A data set up to this size is kept in memory.", 0.0, 1e6)
-
-
-def _define_network(define):
-    define.string(
-        "encoder",
-        "resnet",
-        "resnet (see --resnet_depth), keras_cv/NAME or keras_applications/NAME, such as "
-        "keras_applications/efficientnetv2_b0; simclr_tf.encoders.names() lists all.",
-    )
-    define.enum(
-        "resnet_depth", "18", ["18", "34", "50", "101", "152", "200"], "Layers of the ResNet."
-    )
-    define.float("width", 1.0, "Width multiplier of the ResNet, above 0.", 1e-3)
-    define.float("sk_ratio", 0.0, "Above 0: selective kernels (SimCLRv2: 0.0625).", 0.0)
-    define.enum("stem", "auto", ["auto", "cifar", "imagenet"], "First layers of the ResNet.")
-
-
-def _define_model(define):
-    _define_network(define)
-    define.integer("projection_dim", 128, "Length of z; without a head that of h.", 1)
-    define.integer(
-        "projection_hidden_dim",
-        None,
-        "Width of the head's hidden layers; by default that of h.",
-        1,
-    )
-    define.integer(
-        "projection_layers",
-        2,
-        "Layers of the head: 2 or 3 with ReLU between them; 1: a linear head; 0: none, z is h.",
-        0,
-        3,
-    )
-    define.enum(
-        "loss",
-        "nt_xent",
-        ["nt_xent", "decoupled", "supervised"],
-        "decoupled: without the positive in the denominator, for small batches; supervised: all "
-        "views of a class are positives.",
-    )
-    define.float("temperature", 0.1, "Temperature of the loss, above 0.", 1e-6)
-    define.boolean(
-        "normalize",
-        True,
-        "Cosine similarity in the loss; false: dot products, for which the paper has temperatures "
-        "of 10 and 100.",
-    )
-
-
-def _define_method(define):
-    define.enum(
-        "method",
-        "simclr",
-        ["simclr", "moco", "looc"],
-        "simclr; moco: a momentum encoder and a queue of earlier keys as negatives, for small "
-        "batches; looc: h keeps what the augmentations --kept change.",
-    )
-    define.integer("queue_size", None, "moco: keys in the queue; by default 4096.", 0)
-    define.float(
-        "encoder_momentum",
-        None,
-        "moco: momentum of the average of the encoder's weights; by default 0.99.",
-        0.0,
-        0.999999,
-    )
-    define.boolean(
-        "symmetric", None, "moco: whether both views are queries, not the first alone; by default."
-    )
-    define.boolean(
-        "in_batch_negatives",
-        None,
-        "moco: the form of SimCLRv2, NT-Xent with the queue as further negatives.",
-    )
-    define.string(
-        "kept",
-        None,
-        "looc: augmentations joined by commas, such as color,rotate90; also crop, flip, blur, and "
-        "those of --augmentations; by default color.",
-    )
-
-
-def _define_init_from(define):
-    define.string(
-        "init_from",
-        None,
-        "Start a new run from the weights of a run, an exported SavedModel, or a SavedModel or "
-        "checkpoint of the official SimCLR code; the step and the optimizer start anew.",
-    )
-
-
-def _define_views(define):
-    define.float(
-        "color_jitter_strength",
-        None,
-        "Strength of the colour jitter; by default 1.0, and 0.5 up to 64 pixels.",
-        0.0,
-    )
-    define.float(
-        "color_drop_probability",
-        _COLOR_DROP_PROBABILITY,
-        "Fraction of the views that are grey.",
-        0.0,
-        1.0,
-    )
-    define.float(
-        "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
-    )
-    define.enum("blur", "auto", ["auto", "yes", "no"], "Blur; auto: above 64 pixels.")
-    define.string(
-        "augmentations",
-        None,
-        "In place of the paper's family: operators in their order, such as crop,flip,color_jitter; "
-        "also color_drop, blur, cutout, gaussian_noise, rotate90, sobel and solarize. sobel:0.5 is "
-        "applied with a probability of 0.5.",
-    )
-    define.enum(
-        "transformed_views",
-        "both",
-        ["both", "one"],
-        "one: both views are the same random crop, and the augmentations change the second alone, "
-        "as in figure 5 of the paper.",
-    )
-    define.string(
-        "view_sizes",
-        None,
-        "Smaller views in the early epochs: side:end, ..., ends as fractions of the epochs; "
-        "16:0.5,24:0.8,32:1 is 16 pixels for the first half, 32 for the last fifth.",
-    )
-
-
-def _define_training(define):
-    define.integer("epochs", 100, "Passes over the data.", 1)
-    define.integer("train_steps", None, "Steps to take; overrides --epochs.", 1)
-    define.integer("batch_size", 512, "Images per step, over all devices.", 2)
-    define.enum("optimizer", "lars", ["lars", "lamb", "sgd", "adamw"], "Optimizer.")
-    define.float("learning_rate", 0.3, "Peak rate, before scaling, above 0.", 1e-12)
-    _define_learning_rate_scaling(define, "linear")
-    define.float("warmup_epochs", None, "By default a tenth of the epochs, 10 at most.", 0.0)
-    define.float("weight_decay", 1e-6, "Weight decay; biases and norms take none.", 0.0)
-    define.float("momentum", 0.9, "Momentum of lars and sgd.", 0.0, 0.9999)
-    define.integer("micro_batch_size", None, "Views per micro-batch; by default all at once.", 1)
-    _define_execution(define)
-    define.integer(
-        "probe_every_epochs", 0, "Epochs between kNN probes; 0: ten in a run; -1: none.", -1
-    )
-    define.integer("probe_examples", 5000, "Examples of each split that the probe uses.", 1)
-
-
-def _define_learning_rate_scaling(define, default):
-    define.enum(
-        "learning_rate_scaling",
-        default,
-        ["linear", "sqrt", "none"],
-        "linear: rate x batch / 256; sqrt: rate x sqrt(batch); none.",
-    )
-
-
-def _define_execution(define):
-    define.integer(
-        "steps_per_execution",
-        0,
-        "Steps per Python call; 0 chooses by device: 1 on a CPU.",
-        0,
-    )
-    define.integer(
-        "checkpoint_every_steps",
-        1000,
-        "Steps between checkpoints within an epoch; each epoch ends with one anyway.",
-        1,
-    )
-    define.integer("seed", 0, "Seed of weights, order and views.", 0, 2**31 - 1)
-    define.boolean("deterministic", False, "Only bit-reproducible kernels; may be slower.")
-    define.enum(
-        "precision",
-        "auto",
-        ["auto", "float32", "bfloat16", "float16"],
-        "auto: bfloat16 where the device computes in it.",
-    )
-    define.enum(
-        "strategy",
-        "auto",
-        ["auto", "one", "mirrored", "multi_worker", "tpu"],
-        "How to use the devices; auto: all GPUs of this machine.",
-    )
-    define.string("tpu", None, "Name or address of the TPU.")
-
-
-def _define_finetune(define):
-    define.string(
-        "pretrained",
-        None,
-        "A run, an exported SavedModel, or a SavedModel or checkpoint of the official SimCLR code.",
-    )
-    define.string("dataset", None, "As for pretrain; by default that of the pretrained run.")
-    define.string("data_dir", None, "By default that of the pretrained run.")
-    define.string("train_split", None, "By default that of the pretrained run, or train.")
-    define.string("test_split", None, "By default that of the pretrained run, or test.")
-    _define_images(define)
-    define.float(
-        "label_fraction",
-        None,
-        "Fraction of the labels of each class to train on, such as 0.01; by default all.",
-        1e-9,
-        1.0,
-    )
-    define.integer("labels_per_class", None, "Instead: labels of each class to train on.", 1)
-    define.boolean(
-        "from_scratch", False, "Also train the same network without pretraining, to compare."
-    )
-    define.integer(
-        "head_layer",
-        0,
-        "What the logits are on: 0: h; 1: the first hidden layer of the projection head.",
-        0,
-        2,
-    )
-    define.string(
-        "train_from",
-        None,
-        "First block of the encoder to train, such as group3; by default all are trained.",
-    )
-    define.integer(
-        "epochs",
-        None,
-        "By default 60 x 2**-log10(labels / 12,811), at least 30, as in the paper.",
-        1,
-    )
-    define.integer(
-        "batch_size", 256, "Largest number of images per step; it is made to divide the labels.", 1
-    )
-    define.enum("optimizer", "nesterov", ["nesterov", "lars", "adamw"], "Optimizer.")
-    define.float("learning_rate", 0.0125, "Rate at the start, before scaling, above 0.", 1e-12)
-    _define_learning_rate_scaling(define, "sqrt")
-    define.float("weight_decay", 0.0, "Weight decay; biases and norms take none.", 0.0)
-    define.float("label_smoothing", 0.0, "Label smoothing.", 0.0, 0.999)
-    define.float(
-        "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
-    )
-    _define_execution(define)
-
-
-def _define_distill(define):
-    define.string("teacher", None, "A run of finetune or distill, or the export of one.")
-    define.string("dataset", None, "Its images need no labels; by default that of the teacher.")
-    define.string("data_dir", None, "By default that of the teacher.")
-    define.string("train_split", None, "By default that of the teacher, or train.")
-    define.string("test_split", None, "By default that of the teacher, or test.")
-    _define_images(define)
-    define.float(
-        "label_weight",
-        0.0,
-        "Weight of the cross-entropy with labels, in [0, 1]; the teacher's is 1 - it.",
-        0.0,
-        1.0,
-    )
-    define.float(
-        "label_fraction",
-        None,
-        "Fraction of the labels of each class to use; by default all.",
-        1e-9,
-        1.0,
-    )
-    define.integer("labels_per_class", None, "Instead: labels of each class to use.", 1)
-    define.float("distillation_temperature", 1.0, "Temperature of both probabilities.", 1e-6)
-    define.integer("epochs", 100, "Passes over the images.", 1)
-    define.integer("train_steps", None, "Steps to take; overrides --epochs.", 1)
-    define.integer("batch_size", 256, "Images per step, over all devices.", 1)
-    define.enum("optimizer", "nesterov", ["nesterov", "lars", "adamw"], "Optimizer.")
-    define.float("learning_rate", 0.1, "Rate at the start, before scaling, above 0.", 1e-12)
-    _define_learning_rate_scaling(define, "linear")
-    define.float("weight_decay", 1e-4, "Weight decay; biases and norms take none.", 0.0)
-    define.float(
-        "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
-    )
-    _define_execution(define)
-
-
-def _define_student(define):
-    _define_network(define)
-    _define_init_from(define)
-
-
-def _define_encoder(define):
-    define.string(
-        "saved_model",
-        None,
-        "Instead of --run_dir: an exported SavedModel, or a directory of numbered ones.",
-    )
-    define.string(
-        "official_weights",
-        None,
-        "Instead of --run_dir: a SavedModel or checkpoint of the official SimCLR code.",
-    )
-    define.string("dataset", None, "As for pretrain; by default the run's.")
-    define.string("data_dir", None, "By default the run's.")
-    define.integer(
-        "image_size", None, "Side of the images in pixels; by default the encoder's.", *_SIDE
-    )
-    define.float(
-        "max_corrupt_share",
-        None,
-        "Fraction of unreadable images at which it stops; by default the run's, or 0.01.",
-        0.0,
-        1.0,
-    )
-    define.integer("batch_size", 256, "Images at a time.", 1)
-
-
-def _define_evaluate(define):
-    define.string(
-        "protocol",
-        None,
-        "By default knn, and for a fine-tuned model the accuracy of its own classifier. One or "
-        "several of knn, linear (logistic regression on stored features) and linear_views "
-        "(a linear layer on crops and flips, as the paper trains it), joined by commas; all: knn "
-        "and linear.",
-    )
-    define.string(
-        "output",
-        None,
-        "Directory for a table (CSV, Markdown, JSON) over the data sets of --dataset=a,b,c.",
-    )
-    define.string(
-        "cache_dir",
-        None,
-        "Directory in which features are kept; by default OUTPUT/features with --output, else "
-        "none is.",
-    )
-    define.string(
-        "layer",
-        "h",
-        "Layer to score: h, head1, ..., z, or one as for export; several joined by commas; all: h "
-        "and every layer of the projection head; spaces: of a run of looc, z with each space at "
-        "length 1.",
-    )
-    define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
-    define.string("train_split", None, "By default the run's, or train.")
-    define.string("test_split", None, "By default the run's, or test.")
-
-
-def _define_protocols(define):
-    define.integer(
-        "knn_k", 200, "Neighbours of the weighted kNN; all images where there are fewer.", 1
-    )
-    define.float("knn_temperature", 0.1, "Temperature of its weights.", 1e-6)
-    define.string(
-        "knn_views",
-        "1",
-        "Views whose features kNN averages: 1, flip, or crops:N with N up to 10.",
-    )
-    define.boolean("knn_whiten", False, "kNN on ZCA-whitened features.")
-    define.integer(
-        "seeds", 1, "Repetitions of the linear protocols, for a 95 % confidence interval.", 1, 1000
-    )
-    define.integer("linear_views_epochs", 90, "Epochs of linear_views.", 1)
-    define.integer("linear_views_batch_size", 256, "Images per step of linear_views.", 1)
-    define.enum(
-        "linear_views_optimizer", "nesterov", ["nesterov", "lars"], "Optimizer of linear_views."
-    )
-    define.float(
-        "linear_views_learning_rate", 0.1, "Its peak rate, for a batch of 256, above 0.", 1e-12
-    )
-
-
-def _define_embed(define):
-    define.string("output", None, "File to write: .npz, .parquet or .tfrecord; it must not exist.")
-    define.string("split", None, "By default the run's --train_split, or train.")
-
-
-def _define_export(define):
-    define.string("output", None, "Path to write: encoder/1, or encoder.tflite; it must not exist.")
-    define.enum(
-        "format",
-        "saved_model",
-        ["saved_model", "tflite"],
-        "saved_model: a directory for TF Serving, tensorflow-hub and Keras; tflite: a file.",
-    )
-    define.enum(
-        "precision",
-        "float32",
-        ["float32", "float16", "int8"],
-        "Precision of the signatures' weights and arithmetic; int8 is for tflite, with ranges "
-        "measured on training images.",
-    )
-    define.string(
-        "layer",
-        "h",
-        "Layer to export: h; group1 to group4 or a block such as group3_block2, averaged over the "
-        "image; head1, ..., or z, of the projection head; spaces, of a run of looc.",
-    )
-    define.boolean("normalize", False, "Scale each embedding to length 1.")
-    define.string(
-        "data_dir", None, "For int8: directory of the TFDS data sets; by default the run's."
-    )
-    define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
-
-
-STUDIES = (
-    *("batch_epochs", "composition", "head", "predict_transformation", "strength"),
-    "temperature",
-)
-
-
-def _define_study(define):
-    define.string("study", None, f"NAME, the first word: {', '.join(STUDIES)}.")
-    define.string("out", None, "Directory of the study, with its runs, table and picture.")
-    define.enum("protocol", "linear", ["linear", "knn"], "How the features of each run are scored.")
-    define.boolean("debug", False, "Show the traceback of every error.")
-
-
-def _define_runs_of_study(define):
-    """Defines the flags of pretrain without defaults, which are the study's."""
-    define = _WithoutDefaults(define)
-    groups = (_define_data, _define_model, _define_method, _define_views, _define_training)
-    for group in groups:
-        group(define)
-
-
-class _WithoutDefaults:
-    """A `_flags.Define` whose flags have no value unless one is given."""
-
-    def __init__(self, define):
-        self._define = define
-
-    def __getattr__(self, kind):
-        def define(name, default, *rest):
-            getattr(self._define, kind)(name, None, *rest)
-
-        return define
-
-
-def _check_study(options):
-    if options.study not in STUDIES:
-        got = f"got {options.study!r}" if options.study else "got none"
-        raise errors.UsageError(
-            f"NAME must be one of {', '.join(STUDIES)}; {got}. Write `simclr-tf study temperature "
-            "--out=DIR`."
-        )
-    with errors.storage_errors(options.out):
-        _atomic.check_path(os.path.join(options.out, "results.jsonl"))
-
-
-def _check_run_dir(options):
-    """Raises unless a new directory or a run that can be read can be at --run_dir."""
-    path = pathlib.Path(options.run_dir)
-    with errors.storage_errors(path):  # a name that is too long, a directory without access
-        there = next(each for each in (path, *path.parents) if each.exists())
-        flags = path / "flags.cfg"
-        begun = flags.exists()
-    if not there.is_dir():
-        raise errors.UsageError(
-            f"--run_dir must be a directory that can be written; {there} is a file. Pass another "
-            "path."
-        )
-    if begun:
-        _check_text(flags)
-
-
-# Flags that belong to one method.
-_METHOD_FLAGS = {
-    "moco": ("queue_size", "encoder_momentum", "symmetric", "in_batch_negatives"),
-    "looc": ("kept",),
-}
-
-
-def _check_pretrain(options):
-    _check_run_dir(options)
-    _check_method(options)
-    _check_augmentations(options)
-
-
-def _check_method(options):
-    for method, names in _METHOD_FLAGS.items():
-        given = [name for name in names if getattr(options, name) is not None]
-        if given and options.method != method:
-            raise errors.UsageError(
-                f"--{given[0]} needs --method={method}; got --method={options.method}. Leave it "
-                "out, or pass that method."
-            )
-    if options.method == "simclr":
-        return
-    if options.loss != "nt_xent":
-        raise errors.UsageError(
-            f"--method={options.method} has its own loss; got --loss={options.loss}. Leave it out, "
-            "or use --method=simclr."
-        )
-    if not options.normalize:
-        raise errors.UsageError(
-            f"--method={options.method} has its own loss, of cosines; got --normalize=false. Leave "
-            "it out, or use --method=simclr."
-        )
-    if options.micro_batch_size:
-        raise errors.UsageError(
-            f"--micro_batch_size needs --method=simclr; got --method={options.method}. Leave it "
-            "out, and take a smaller --batch_size."
-        )
-    if options.method == "looc":
-        _check_looc(options)
-
-
-def _check_looc(options):
-    if options.projection_layers < 2:
-        raise errors.UsageError(
-            f"--method=looc needs --projection_layers of 2 or 3; got {options.projection_layers}. "
-            "Leave it out."
-        )
-    if options.transformed_views == "one":
-        raise errors.UsageError(
-            "--method=looc has views of its own; got --transformed_views=one. Leave it out."
-        )
-    if options.view_sizes and "rotate90" in (options.kept or ""):
-        raise errors.UsageError(
-            "--view_sizes is for the paper's family of views; got --kept=rotate90 too. Leave out "
-            "one of the two."
-        )
-
-
-def _check_text(path):
-    """Raises unless the flags of a run can be read."""
-    try:
-        path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise errors.UsageError(
-            f"--run_dir must be the directory of a run; {path} cannot be read ({reason}). Restore "
-            "it, or pass another directory."
-        ) from error
-
-
-def _check_augmentations(options):
-    if options.augmentations and options.blur != "auto":
-        raise errors.UsageError(
-            f"--blur is for the paper's family; got --blur={options.blur} and --augmentations. "
-            "Leave it out, and write blur or not among the --augmentations."
-        )
-    if options.augmentations and options.color_drop_probability != _COLOR_DROP_PROBABILITY:
-        raise errors.UsageError(
-            "--color_drop_probability is for the paper's family; got "
-            f"{options.color_drop_probability:g} and --augmentations. Leave it out; color_drop "
-            f"among the --augmentations has {_COLOR_DROP_PROBABILITY:g}."
-        )
-    if options.view_sizes and (options.augmentations or options.transformed_views == "one"):
-        other = "--augmentations" if options.augmentations else "--transformed_views=one"
-        raise errors.UsageError(
-            f"--view_sizes is for the paper's family in both views; got {other} too. Leave out one "
-            "of the two."
-        )
-
-
-PROTOCOLS = ("knn", "linear", "linear_views")
-
-
-def _check_evaluate(options):
-    words = (options.protocol or "knn").split(",")
-    unknown = [word for word in words if word not in (*PROTOCOLS, "all")]
-    if unknown:
-        raise errors.UsageError(
-            f"--protocol must be one or several of {', '.join(PROTOCOLS)}, or all; got "
-            f"{unknown[0]!r}. Join several by commas: --protocol=knn,linear."
-        )
-    if not re.fullmatch(r"1|flip|crops:([1-9]|10)", options.knn_views):
-        raise errors.UsageError(
-            "--knn_views must be 1, flip or crops:N with N in [1, 10]; got "
-            f"{options.knn_views!r}. Leave it out to use 1."
-        )
-    dataset = options.dataset or ""
-    if options.output:
-        with errors.storage_errors(options.output):
-            _atomic.check_path(os.path.join(options.output, "table.json"))
-    elif "," in dataset and not _is_path_with_comma(dataset):
-        raise errors.UsageError(
-            f"several data sets need --output, a directory for their table; got "
-            f"--dataset={dataset} without. Pass --output=DIR."
-        )
-
-
-def _is_path_with_comma(dataset):
-    kind, _, path = dataset.partition(":")
-    return kind == "tfrecord" or os.path.exists(os.path.expanduser(path))
-
-
-def _check_finetune(options):
-    _check_run_dir(options)
-    if options.label_fraction is not None and options.labels_per_class is not None:
-        raise errors.UsageError(
-            "--label_fraction and --labels_per_class exclude each other; got both. Leave out one."
-        )
-
-
-def _check_distill(options):
-    _check_finetune(options)
-    few = options.label_fraction is not None or options.labels_per_class is not None
-    if few and not options.label_weight:
-        raise errors.UsageError(
-            "distill needs --label_weight above 0 to use labels; got 0. Try 0.5, or leave out "
-            "--label_fraction and --labels_per_class."
-        )
-
-
-def _check_embed(options):
-    from simclr_tf import embeddings  # imports NumPy, and TensorFlow only when it writes
-
-    with errors.renamed_arguments(path="--output"):
-        embeddings.check_path(options.output)
-    _check_new(options.output)
-
-
-# Of models in one file, and of archives.
-_FILE_SUFFIXES = (
-    *(".tflite", ".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".onnx", ".ckpt", ".npz", ".pt"),
-    *(".pth", ".safetensors", ".zip", ".tar", ".gz", ".tgz"),
-)
-
-
-def _check_export(options):
-    if options.precision == "int8" and options.format != "tflite":
-        raise errors.UsageError(
-            f"--precision=int8 is for --format=tflite; got --format={options.format}. Pass "
-            "--format=tflite, or another precision."
-        )
-    name, suffix = os.path.splitext(options.output)
-    suffix = suffix.lower()
-    if options.format == "tflite" and suffix != ".tflite":
-        raise errors.UsageError(
-            f"--output must end in .tflite with --format=tflite; got {options.output!r}. Pass "
-            f"--output={name}.tflite."
-        )
-    if options.format == "saved_model" and suffix in _FILE_SUFFIXES:
-        way_out = "Drop the suffix"
-        if suffix == ".tflite":
-            way_out += ", or pass --format=tflite"
-        raise errors.UsageError(
-            f"--output must be a directory with --format=saved_model; got {options.output!r}, the "
-            f"name of a file. {way_out}."
-        )
-    _check_new(options.output)
-
-
-def _check_new(path):
-    """Raises unless nothing is at a path yet, and something can be written there."""
-    if os.path.lexists(path):
-        raise errors.UsageError(
-            f"--output must not exist; {path} does. Remove it, or choose another path."
-        )
-    with errors.storage_errors(path):
-        _atomic.check_path(path)
-
-
 _ENCODER_SOURCES = ("run_dir", "saved_model", "official_weights")
 
 COMMANDS = {
@@ -812,17 +121,17 @@ COMMANDS = {
             help="learn an encoder from images; given again, it resumes",
             run="simclr_tf.commands.pretrain:pretrain",
             groups=(
-                _define_common,
-                _define_data,
-                _define_model,
-                _define_method,
-                _define_init_from,
-                _define_views,
-                _define_training,
+                flags.define_common,
+                flags.define_data,
+                flags.define_model,
+                flags.define_method,
+                flags.define_init_from,
+                flags.define_views,
+                flags.define_training,
             ),
             required=("run_dir",),
             run_flags=("init_from",),
-            check=_check_pretrain,
+            check=checks.check_pretrain,
             resumable=(
                 "run_dir",
                 "data_dir",
@@ -840,19 +149,24 @@ COMMANDS = {
             name="evaluate",
             help="kNN and linear accuracy of an encoder, on one data set or several",
             run="simclr_tf.commands.evaluate:evaluate_encoder",
-            groups=(_define_common, _define_encoder, _define_evaluate, _define_protocols),
+            groups=(
+                flags.define_common,
+                flags.define_encoder,
+                flags.define_evaluate,
+                flags.define_protocols,
+            ),
             exactly_one=_ENCODER_SOURCES,
             required_without_run=("dataset",),
-            check=_check_evaluate,
+            check=checks.check_evaluate,
         ),
         Command(
             name="finetune",
             help="train a pretrained encoder with few or many labels; given again, it resumes",
             run="simclr_tf.commands.finetune:finetune",
-            groups=(_define_common, _define_finetune),
+            groups=(flags.define_common, flags.define_finetune),
             required=("run_dir", "pretrained"),
             run_flags=("pretrained",),
-            check=_check_finetune,
+            check=checks.check_finetune,
             resumable=(
                 "run_dir",
                 "data_dir",
@@ -869,10 +183,10 @@ COMMANDS = {
             name="distill",
             help="train a student on a fine-tuned teacher's soft labels; given again, it resumes",
             run="simclr_tf.commands.distill:distill",
-            groups=(_define_common, _define_distill, _define_student),
+            groups=(flags.define_common, flags.define_distill, flags.define_student),
             required=("run_dir", "teacher"),
             run_flags=("teacher", "init_from"),
-            check=_check_distill,
+            check=checks.check_distill,
             resumable=(
                 "run_dir",
                 "data_dir",
@@ -888,30 +202,30 @@ COMMANDS = {
             name="embed",
             help="embeddings, labels and ids of a data set, as npz, Parquet or TFRecord",
             run="simclr_tf.commands.embed:embed",
-            groups=(_define_common, _define_encoder, _define_embed),
+            groups=(flags.define_common, flags.define_encoder, flags.define_embed),
             required=("output",),
             exactly_one=_ENCODER_SOURCES,
             required_without_run=("dataset",),
-            check=_check_embed,
+            check=checks.check_embed,
         ),
         Command(
             name="export",
             help="the encoder of a run as a SavedModel, or for TensorFlow Lite",
             run="simclr_tf.commands.export:export",
-            groups=(_define_common, _define_export),
+            groups=(flags.define_common, flags.define_export),
             required=("run_dir", "output"),
             takes_fine_tuned=False,
-            check=_check_export,
+            check=checks.check_export,
         ),
         Command(
             name="study",
             help="an ablation of the paper (study NAME); given again, it continues",
             run="simclr_tf.commands.study:study",
-            groups=(_define_study, _define_runs_of_study),
+            groups=(flags.define_study, flags.define_runs_of_study),
             argument="study",
             required=("out",),
             run_flags=(),
-            check=_check_study,
+            check=checks.check_study,
             resumable=(
                 "data_dir",
                 "cache_gigabytes",
@@ -1059,7 +373,7 @@ def options_of_run(run_dir):
             f"--run_dir must be the directory of a run; {run_dir} has no flags.cfg. "
             "Make one with `simclr-tf pretrain`."
         )
-    _check_text(path)
+    checks.check_text(path)
     begin = re.match(r"# simclr-tf (\w+)\n", path.read_text(encoding="utf-8"))
     command = begin[1] if begin else "pretrain"
     try:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from simclr_tf import augment, cli, errors, heads, losses, studies
-from simclr_tf.commands import build
+from simclr_tf.commands import build, flags
 from simclr_tf.commands import study as study_command
 from simclr_tf.studies import (
     batch_epochs,
@@ -222,7 +222,10 @@ def test_a_directory_in_use_is_refused(images, tmp_path, call, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["temprature", "--out=x"], f"NAME must be one of {', '.join(cli.STUDIES)}; got 'temprat"),
+        (
+            ["temprature", "--out=x"],
+            f"NAME must be one of {', '.join(flags.STUDIES)}; got 'temprat",
+        ),
         (["--out=x"], "got none. Write `simclr-tf study temperature --out=DIR`."),
         (["temperature"], "study needs --out."),
         (["temperature", "head", "--out=x"], "study takes flags only; got 'head'."),
@@ -313,10 +316,10 @@ def settings_of(name, **given):
 
 def test_the_studies_of_the_command_are_there():
     """The command line names them without importing them."""
-    assert cli.STUDIES == tuple(studies.STUDIES)
+    assert flags.STUDIES == tuple(studies.STUDIES)
 
 
-@pytest.mark.parametrize("name", cli.STUDIES)
+@pytest.mark.parametrize("name", flags.STUDIES)
 def test_the_flags_of_every_setting_are_flags_of_pretrain(name, tmp_path):
     """They parse, are checked, and name runs in directories of their own."""
     study = studies.STUDIES[name]
@@ -428,7 +431,7 @@ def test_points_are_those_of_the_rows():
     assert figures.points_of(rows, "x", "h") == {"": [("1", 0.5), ("2", 0.7)]}
 
 
-@pytest.mark.parametrize("name", cli.STUDIES)
+@pytest.mark.parametrize("name", flags.STUDIES)
 @pytest.mark.parametrize("failed", [False, True])
 def test_every_study_draws_its_rows(name, failed, tmp_path):
     """Also where every setting failed."""

@@ -19,7 +19,7 @@ from tensorflow import keras
 from test_pretrained import Official
 
 from simclr_tf import cli, data, evaluate
-from simclr_tf.commands import build, layers, protocols
+from simclr_tf.commands import build, checks, layers, protocols
 from simclr_tf.evaluate import count_near_duplicates, small_grey, transfer, whiten
 from simclr_tf.evaluate.feature_cache import FeatureCache, digest_of_encoder, digest_of_source
 from simclr_tf.evaluate.linear import C_GRID
@@ -224,7 +224,7 @@ def test_a_mistake_is_one_line(flags, message, root, capsys):
 
 def test_the_command_line_knows_all_protocols():
     """It lists them without importing them."""
-    assert tuple(protocols.PROTOCOLS) == cli.PROTOCOLS
+    assert tuple(protocols.PROTOCOLS) == checks.PROTOCOLS
     assert protocols.protocol_names("all,linear_views,knn") == ["knn", "linear", "linear_views"]
 
 

@@ -1,0 +1,237 @@
+"""Checks of the options of a command before TensorFlow is imported.
+
+Each raises `errors.UsageError` with one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+
+from simclr_tf import _atomic, errors
+from simclr_tf.commands import flags
+
+
+def check_study(options):
+    """Checks of `study`: its name, and a directory that can be written."""
+    if options.study not in flags.STUDIES:
+        got = f"got {options.study!r}" if options.study else "got none"
+        raise errors.UsageError(
+            f"NAME must be one of {', '.join(flags.STUDIES)}; {got}. Write `simclr-tf study "
+            "temperature --out=DIR`."
+        )
+    with errors.storage_errors(options.out):
+        _atomic.check_path(os.path.join(options.out, "results.jsonl"))
+
+
+def _check_run_dir(options):
+    """Raises unless a new directory or a run that can be read can be at --run_dir."""
+    path = pathlib.Path(options.run_dir)
+    with errors.storage_errors(path):  # a name that is too long, a directory without access
+        there = next(each for each in (path, *path.parents) if each.exists())
+        flags = path / "flags.cfg"
+        begun = flags.exists()
+    if not there.is_dir():
+        raise errors.UsageError(
+            f"--run_dir must be a directory that can be written; {there} is a file. Pass another "
+            "path."
+        )
+    if begun:
+        check_text(flags)
+
+
+# Flags that belong to one method.
+_METHOD_FLAGS = {
+    "moco": ("queue_size", "encoder_momentum", "symmetric", "in_batch_negatives"),
+    "looc": ("kept",),
+}
+
+
+def check_pretrain(options):
+    """Checks of `pretrain`: the run directory, the method, the views."""
+    _check_run_dir(options)
+    _check_method(options)
+    _check_augmentations(options)
+
+
+def _check_method(options):
+    for method, names in _METHOD_FLAGS.items():
+        given = [name for name in names if getattr(options, name) is not None]
+        if given and options.method != method:
+            raise errors.UsageError(
+                f"--{given[0]} needs --method={method}; got --method={options.method}. Leave it "
+                "out, or pass that method."
+            )
+    if options.method == "simclr":
+        return
+    if options.loss != "nt_xent":
+        raise errors.UsageError(
+            f"--method={options.method} has its own loss; got --loss={options.loss}. Leave it out, "
+            "or use --method=simclr."
+        )
+    if not options.normalize:
+        raise errors.UsageError(
+            f"--method={options.method} has its own loss, of cosines; got --normalize=false. Leave "
+            "it out, or use --method=simclr."
+        )
+    if options.micro_batch_size:
+        raise errors.UsageError(
+            f"--micro_batch_size needs --method=simclr; got --method={options.method}. Leave it "
+            "out, and take a smaller --batch_size."
+        )
+    if options.method == "looc":
+        _check_looc(options)
+
+
+def _check_looc(options):
+    if options.projection_layers < 2:
+        raise errors.UsageError(
+            f"--method=looc needs --projection_layers of 2 or 3; got {options.projection_layers}. "
+            "Leave it out."
+        )
+    if options.transformed_views == "one":
+        raise errors.UsageError(
+            "--method=looc has views of its own; got --transformed_views=one. Leave it out."
+        )
+    if options.view_sizes and "rotate90" in (options.kept or ""):
+        raise errors.UsageError(
+            "--view_sizes is for the paper's family of views; got --kept=rotate90 too. Leave out "
+            "one of the two."
+        )
+
+
+def check_text(path):
+    """Raises unless the flags of a run can be read."""
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise errors.UsageError(
+            f"--run_dir must be the directory of a run; {path} cannot be read ({reason}). Restore "
+            "it, or pass another directory."
+        ) from error
+
+
+def _check_augmentations(options):
+    if options.augmentations and options.blur != "auto":
+        raise errors.UsageError(
+            f"--blur is for the paper's family; got --blur={options.blur} and --augmentations. "
+            "Leave it out, and write blur or not among the --augmentations."
+        )
+    if options.augmentations and options.color_drop_probability != flags.COLOR_DROP_PROBABILITY:
+        raise errors.UsageError(
+            "--color_drop_probability is for the paper's family; got "
+            f"{options.color_drop_probability:g} and --augmentations. Leave it out; color_drop "
+            f"among the --augmentations has {flags.COLOR_DROP_PROBABILITY:g}."
+        )
+    if options.view_sizes and (options.augmentations or options.transformed_views == "one"):
+        other = "--augmentations" if options.augmentations else "--transformed_views=one"
+        raise errors.UsageError(
+            f"--view_sizes is for the paper's family in both views; got {other} too. Leave out one "
+            "of the two."
+        )
+
+
+PROTOCOLS = ("knn", "linear", "linear_views")
+
+
+def check_evaluate(options):
+    """Checks of `evaluate`: protocols, views and where the table goes."""
+    words = (options.protocol or "knn").split(",")
+    unknown = [word for word in words if word not in (*PROTOCOLS, "all")]
+    if unknown:
+        raise errors.UsageError(
+            f"--protocol must be one or several of {', '.join(PROTOCOLS)}, or all; got "
+            f"{unknown[0]!r}. Join several by commas: --protocol=knn,linear."
+        )
+    if not re.fullmatch(r"1|flip|crops:([1-9]|10)", options.knn_views):
+        raise errors.UsageError(
+            "--knn_views must be 1, flip or crops:N with N in [1, 10]; got "
+            f"{options.knn_views!r}. Leave it out to use 1."
+        )
+    dataset = options.dataset or ""
+    if options.output:
+        with errors.storage_errors(options.output):
+            _atomic.check_path(os.path.join(options.output, "table.json"))
+    elif "," in dataset and not _is_path_with_comma(dataset):
+        raise errors.UsageError(
+            f"several data sets need --output, a directory for their table; got "
+            f"--dataset={dataset} without. Pass --output=DIR."
+        )
+
+
+def _is_path_with_comma(dataset):
+    kind, _, path = dataset.partition(":")
+    return kind == "tfrecord" or os.path.exists(os.path.expanduser(path))
+
+
+def check_finetune(options):
+    """Checks of `finetune`: the run directory, and which labels."""
+    _check_run_dir(options)
+    if options.label_fraction is not None and options.labels_per_class is not None:
+        raise errors.UsageError(
+            "--label_fraction and --labels_per_class exclude each other; got both. Leave out one."
+        )
+
+
+def check_distill(options):
+    """Checks of `distill`: those of `finetune`, and the weight of the labels."""
+    check_finetune(options)
+    few = options.label_fraction is not None or options.labels_per_class is not None
+    if few and not options.label_weight:
+        raise errors.UsageError(
+            "distill needs --label_weight above 0 to use labels; got 0. Try 0.5, or leave out "
+            "--label_fraction and --labels_per_class."
+        )
+
+
+def check_embed(options):
+    """Checks of `embed`: a new file of a format that can be written."""
+    from simclr_tf import embeddings  # imports NumPy, and TensorFlow only when it writes
+
+    with errors.renamed_arguments(path="--output"):
+        embeddings.check_path(options.output)
+    _check_new(options.output)
+
+
+# Of models in one file, and of archives.
+_FILE_SUFFIXES = (
+    *(".tflite", ".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".onnx", ".ckpt", ".npz", ".pt"),
+    *(".pth", ".safetensors", ".zip", ".tar", ".gz", ".tgz"),
+)
+
+
+def check_export(options):
+    """Checks of `export`: format, precision and a new path."""
+    if options.precision == "int8" and options.format != "tflite":
+        raise errors.UsageError(
+            f"--precision=int8 is for --format=tflite; got --format={options.format}. Pass "
+            "--format=tflite, or another precision."
+        )
+    name, suffix = os.path.splitext(options.output)
+    suffix = suffix.lower()
+    if options.format == "tflite" and suffix != ".tflite":
+        raise errors.UsageError(
+            f"--output must end in .tflite with --format=tflite; got {options.output!r}. Pass "
+            f"--output={name}.tflite."
+        )
+    if options.format == "saved_model" and suffix in _FILE_SUFFIXES:
+        way_out = "Drop the suffix"
+        if suffix == ".tflite":
+            way_out += ", or pass --format=tflite"
+        raise errors.UsageError(
+            f"--output must be a directory with --format=saved_model; got {options.output!r}, the "
+            f"name of a file. {way_out}."
+        )
+    _check_new(options.output)
+
+
+def _check_new(path):
+    """Raises unless nothing is at a path yet, and something can be written there."""
+    if os.path.lexists(path):
+        raise errors.UsageError(
+            f"--output must not exist; {path} does. Remove it, or choose another path."
+        )
+    with errors.storage_errors(path):
+        _atomic.check_path(path)
