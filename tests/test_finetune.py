@@ -269,9 +269,8 @@ def fine_tuned(place):
     """A run on 8 labels of each class, with its baseline, and what it printed."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert (
-            cli.main(command(place, place / "tuned", "--labels_per_class=8", "--from_scratch")) == 0
-        )
+        flags = ["--labels_per_class=8", "--from_scratch", "--learning_rate_from_scratch=0.2"]
+        assert cli.main(command(place, place / "tuned", *flags)) == 0
     return place / "tuned", out.getvalue()
 
 
@@ -291,7 +290,9 @@ def test_a_run_ends_with_a_table_and_a_json_line(place, fine_tuned):
         assert (run / name).exists()
     rows = run_directory.read_metrics(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [3, 6, 9, 12] and "accuracy" in rows[0]
-    assert rows[0]["learning_rate"] == pytest.approx(0.0125 * 8**0.5 * 0.9, rel=0.06)
+    assert rows[0]["learning_rate"] == pytest.approx(0.05 * 8 / 256 * 0.9, rel=0.06)
+    rows = run_directory.read_metrics(run / "from_scratch" / "metrics.jsonl")
+    assert rows[0]["learning_rate"] == pytest.approx(0.2 * 8 / 256 * 0.9, rel=0.06)
 
 
 @pytest.mark.parametrize("by", ["run_dir", "saved_model"])
@@ -330,7 +331,8 @@ def test_a_fine_tuned_run_is_an_encoder_too(fine_tuned, tmp_path, capsys):
 def test_the_same_command_on_a_finished_run_prints_its_result(place, fine_tuned, capsys):
     """Nothing is trained; another flag is refused by name."""
     run, out = fine_tuned
-    words = command(place, run, "--labels_per_class=8", "--from_scratch")
+    flags = ["--labels_per_class=8", "--from_scratch", "--learning_rate_from_scratch=0.2"]
+    words = command(place, run, *flags)
     assert cli.main(words) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1]) == json.loads(out.splitlines()[-1])
@@ -424,6 +426,7 @@ def test_classes_are_matched_by_name():
     ("flags", "message"),
     [
         (["--label_fraction=0.1", "--labels_per_class=2"], "got both. Leave out one."),
+        (["--learning_rate_from_scratch=0.1"], "needs --from_scratch; got it without"),
         (["--label_fraction=2"], "--label_fraction must be a finite number in"),
         (["--labels_per_class=31"], "--labels_per_class must be at most the number of examples"),
         (["--train_from=group7"], "--train_from must be a block or layer of resnet18; got"),

@@ -168,6 +168,15 @@ def _is_path_with_comma(dataset):
 
 def check_finetune(options):
     """Checks of `finetune`: the run directory, and which labels."""
+    _check_labels(options)
+    if options.learning_rate_from_scratch is not None and not options.from_scratch:
+        raise errors.UsageError(
+            "--learning_rate_from_scratch needs --from_scratch; got it without. Leave it out, or "
+            "pass both."
+        )
+
+
+def _check_labels(options):
     _check_run_dir(options)
     if options.label_fraction is not None and options.labels_per_class is not None:
         raise errors.UsageError(
@@ -177,7 +186,7 @@ def check_finetune(options):
 
 def check_distill(options):
     """Checks of `distill`: those of `finetune`, and the weight of the labels."""
-    check_finetune(options)
+    _check_labels(options)
     few = options.label_fraction is not None or options.labels_per_class is not None
     if few and not options.label_weight:
         raise errors.UsageError(

@@ -118,11 +118,12 @@ def _run(options, strategy, task, directory):
 
 def _train(options, strategy, task, directory, from_scratch=False):
     """Trains from the latest checkpoint, exports and scores; returns the scores, on the chief."""
+    peak = options.learning_rate
+    if from_scratch and options.learning_rate_from_scratch is not None:
+        peak = options.learning_rate_from_scratch
     with strategy.scope():
         classifier = _build(options, task, from_scratch)
-        rate = optimizers.scale_learning_rate(
-            options.learning_rate, task.batch_size, options.learning_rate_scaling
-        )
+        rate = optimizers.scale_learning_rate(peak, task.batch_size, options.learning_rate_scaling)
         schedule = optimizers.WarmupCosine(rate, task.steps.total)
         classifier.compile(
             build_optimizer(options.optimizer, schedule, options.weight_decay),
@@ -218,6 +219,7 @@ def _summary(options, task):
             "batch_size": task.batch_size,
             "optimizer": options.optimizer,
             "learning_rate": options.learning_rate,
+            "learning_rate_from_scratch": options.learning_rate_from_scratch,
             "learning_rate_scaling": options.learning_rate_scaling,
             "schedule": "cosine",
             "weight_decay": options.weight_decay,

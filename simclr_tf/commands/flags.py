@@ -293,8 +293,14 @@ def define_finetune(define):
         "batch_size", 256, "Largest number of images per step; it is made to divide the labels.", 1
     )
     define.enum("optimizer", "nesterov", ["nesterov", "lars", "adamw"], "Optimizer.")
-    define.float("learning_rate", 0.0125, "Rate at the start, before scaling, above 0.", 1e-12)
-    define_learning_rate_scaling(define, "sqrt")
+    define.float("learning_rate", 0.05, "Rate at the start, before scaling, above 0.", 1e-12)
+    define.float(
+        "learning_rate_from_scratch",
+        None,
+        "That of --from_scratch, which often needs a higher one; by default the same.",
+        1e-12,
+    )
+    define_learning_rate_scaling(define, "linear")
     define.float("weight_decay", 0.0, "Weight decay; biases and norms take none.", 0.0)
     define.float("label_smoothing", 0.0, "Label smoothing.", 0.0, 0.999)
     define.float(

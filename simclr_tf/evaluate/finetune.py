@@ -63,8 +63,8 @@ def finetune(
     epochs=None,
     batch_size=256,
     optimizer="nesterov",
-    learning_rate=0.0125,
-    learning_rate_scaling="sqrt",
+    learning_rate=0.05,
+    learning_rate_scaling="linear",
     weight_decay=0.0,
     label_smoothing=0.0,
     min_crop_area=0.08,
@@ -76,12 +76,10 @@ def finetune(
     """Trains a copy of an encoder and a linear layer on labelled images, and scores it once.
 
     The defaults are those of SimCLR (arXiv:2002.05709, appendix B.5): Nesterov momentum 0.9, a
-    cosine decay to 0, no warm-up, no regularisation, random crops and flips. They scale with the
-    number of labels: 60 epochs for 1 % of ImageNet and 30 for 10 % become `default_epochs`, and the
-    rate of 0.8 for a batch of 4,096 becomes 0.0125 x sqrt(batch). (In proportion to the batch, as
-    in the paper, it would be so low for the few steps of a small set that little is learnt.) The
-    score is that of the last epoch, on the centre square of every labelled test image. The given
-    encoder and head do not change.
+    cosine decay to 0, no warm-up, no regularisation, random crops and flips, a rate of 0.05 x batch
+    / 256. The epochs scale with the number of labels: 60 for 1 % of ImageNet and 30 for 10 % become
+    `default_epochs`. The score is that of the last epoch, on the centre square of every labelled
+    test image. The given encoder and head do not change.
 
     Args:
       encoder: a `keras.Model` from images [B, H, W, 3], float32 in [0, 1], to h [B, D]; functional,
@@ -205,7 +203,7 @@ def _check_settings(
     if optimizer not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         raise ArgumentError(f"optimizer must be one of {known}; got {optimizer!r}.")
-    check_number("learning_rate", learning_rate, above=0, hint="Try 0.0125.")
+    check_number("learning_rate", learning_rate, above=0, hint="Try 0.05.")
     check_number("min_crop_area", min_crop_area, above=0, at_most=1, hint="The paper's is 0.08.")
     check_number("weight_decay", weight_decay, at_least=0)
     check_number("label_smoothing", label_smoothing, at_least=0, below=1, hint="Try 0.1.")
