@@ -252,7 +252,7 @@ def test_batch_norm_of_the_momentum_encoder_uses_the_batch():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("form", [{}, {"symmetric": False}, {"in_batch_negatives": True}])
+@pytest.mark.parametrize("form", [{"symmetric": False}, {"in_batch_negatives": True}])
 def test_two_replicas_equal_one(form):
     """With synchronised batch normalisation, and a last batch that they share unevenly."""
     batches = tf.data.Dataset.from_tensor_slices(IMAGES).batch(5)
@@ -319,7 +319,8 @@ def test_other_weights_reach_the_momentum_encoder():
 
 def test_fit_builds_it(tmp_path):
     """From arrays, a dataset, tuples of views; and three views of two sizes."""
-    encoder = lambda: simclr_tf.ResNet(18, width=1 / 16)  # noqa: E731 - a model each
+    stack = [keras.layers.Conv2D(6, 3), keras.layers.GlobalAveragePooling2D()]
+    encoder = keras.Sequential([keras.Input((None, None, 3)), *stack])
     small = [augment.RandomCropResize(size) for size in (12, 12, 8)]
     pixels = np.repeat(np.repeat(IMAGES, 2, axis=1), 2, axis=2)
     views = pixels[:4] / np.float32(255)
@@ -329,11 +330,11 @@ def test_fit_builds_it(tmp_path):
         (small, pixels),
         (False, tf.data.Dataset.from_tensors((views, views))),
     ):
-        model = MoCo(encoder(), ProjectionHead(output_dim=4), given, queue_size=8, seed=1)
+        model = MoCo(encoder, ProjectionHead(output_dim=4), given, queue_size=8, seed=1)
         model.compile(optimizer=keras.optimizers.SGD(0.1))
         options = {"batch_size": 6} if data is pixels else {}
         assert np.isfinite(model.fit(data, verbose=0, **options).history["loss"][0])
-    assert model.export(tmp_path / "encoder") is not None or (tmp_path / "encoder").exists()
+    model.export(tmp_path / "encoder")
     h = simclr_tf.export.load_exported(tmp_path / "encoder")(pixels)
     np.testing.assert_allclose(h, model(pixels), rtol=1e-3, atol=1e-4)
 

@@ -19,6 +19,8 @@ TARGETS = np.eye(2, dtype=int)[LABELS]
 # What a call needs besides the argument that is tested.
 REQUIRED = {
     "simclr_tf.LARS": {"learning_rate": 0.1},
+    "simclr_tf.LooC": {"encoder": keras.Sequential()},
+    "simclr_tf.MoCo": {"encoder": keras.Sequential()},
     "simclr_tf.RandomView": {"size": 8, "jit_compile": False},
     "simclr_tf.ResNet": {"depth": 50},
     "simclr_tf.SimCLR": {"encoder": keras.Sequential()},
@@ -54,8 +56,12 @@ REQUIRED = {
     "simclr_tf.evaluate.linear_probe": {
         "train_h": H, "train_labels": LABELS, "test_h": H, "test_labels": LABELS
     },
+    "simclr_tf.heads.SpaceHeads": {"spaces": 2},
     "simclr_tf.images.range_assertion": {"images": tf.zeros([1, 8, 8, 3])},
     "simclr_tf.losses.by_name": {"name": "decoupled"},
+    "simclr_tf.losses.info_nce": {"queries": H, "keys": H, "queue": H},
+    "simclr_tf.losses.looc_loss": {"z": np.zeros([2, 3, 4, 2], np.float32)},
+    "simclr_tf.losses.looc_loss_with_top1": {"z": np.zeros([2, 3, 4, 2], np.float32)},
     "simclr_tf.losses.nt_xent_with_top1": {"z_a": H, "z_b": H},
     "simclr_tf.losses.supervised_nt_xent": {"z": np.stack([H, H]), "labels": LABELS},
     "simclr_tf.nt_xent": {"z_a": H, "z_b": H},
