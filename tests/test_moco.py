@@ -148,7 +148,7 @@ class Reference:
         networks = model.encoder.get_weights() + model.projection_head.get_weights()
         self.q = [tf.Variable(w, dtype=tf.float64) for w in networks]
         self.k = [w.numpy() for w in self.q]
-        self.queue = np.array(model.queue, np.float64)
+        self.queue = tf.convert_to_tensor(model.queue).numpy().astype(np.float64)
         self.model = model
 
     def embed(self, view, weights):
