@@ -111,6 +111,14 @@ class Invocation:
     defaults: dict = dataclasses.field(default_factory=dict)
 
 
+# Flags that do not change what is learnt, of every command that trains.
+_OF_EXECUTION = (
+    "data_dir",
+    "cache_gigabytes",
+    "checkpoint_every_steps",
+    "steps_per_execution",
+    "max_corrupt_share",
+)
 _ENCODER_SOURCES = ("run_dir", "saved_model", "official_weights")
 
 COMMANDS = {
@@ -134,11 +142,7 @@ COMMANDS = {
             check=checks.check_pretrain,
             resumable=(
                 "run_dir",
-                "data_dir",
-                "cache_gigabytes",
-                "checkpoint_every_steps",
-                "steps_per_execution",
-                "max_corrupt_share",
+                *_OF_EXECUTION,
                 "probe_every_epochs",
                 "probe_examples",
                 "test_split",
@@ -169,11 +173,7 @@ COMMANDS = {
             check=checks.check_finetune,
             resumable=(
                 "run_dir",
-                "data_dir",
-                "cache_gigabytes",
-                "checkpoint_every_steps",
-                "steps_per_execution",
-                "max_corrupt_share",
+                *_OF_EXECUTION,
                 "test_split",
                 "from_scratch",
                 "debug",
@@ -189,11 +189,7 @@ COMMANDS = {
             check=checks.check_distill,
             resumable=(
                 "run_dir",
-                "data_dir",
-                "cache_gigabytes",
-                "checkpoint_every_steps",
-                "steps_per_execution",
-                "max_corrupt_share",
+                *_OF_EXECUTION,
                 "test_split",
                 "debug",
             ),
@@ -227,11 +223,7 @@ COMMANDS = {
             run_flags=(),
             check=checks.check_study,
             resumable=(
-                "data_dir",
-                "cache_gigabytes",
-                "checkpoint_every_steps",
-                "steps_per_execution",
-                "max_corrupt_share",
+                *_OF_EXECUTION,
                 "probe_every_epochs",
             ),
         ),

@@ -649,7 +649,10 @@ def test_the_default_family_and_views_of_the_users_own():
     [
         ({"kept": []}, r"kept must be a list of augmentations, .* got \[\]"),
         ({"kept": "color"}, "kept must be a list"),
-        ({"kept": ["colour"]}, "must be one of their family, .*color; got 'colour'"),
+        (
+            {"kept": ["colour"]},
+            "kept must name augmentations of the family of views, .*color; got 'colour'",
+        ),
         ({"kept": ["blur"], "augment": augment.RandomView(32)}, "got 'blur'. Add its operator"),
         ({"augment": lambda x: x}, "augment must be an augment.Operator"),
         ({"augment": [augment.RandomFlip()] * 2}, "augment must have 3 families, .* got 2"),
@@ -668,14 +671,14 @@ def test_a_wrong_argument_is_told(arguments, message):
 # -- the command -------------------------------------------------------------------------------
 
 
-def command(place, run_dir, *flags):
-    """Words of a small run on place/set.npz."""
-    words = ["pretrain", f"--dataset=npz:{place}/set.npz", f"--run_dir={run_dir}", "--method=looc"]
+def command(folder, run_dir, *flags):
+    """Words of a small run on folder/set.npz."""
+    words = ["pretrain", f"--dataset=npz:{folder}/set.npz", f"--run_dir={run_dir}", "--method=looc"]
     return [*words, "--batch_size=12", "--epochs=2", "--precision=float32", *flags]
 
 
 @pytest.fixture
-def place(tmp_path):
+def folder(tmp_path):
     """A directory with a data set of three classes."""
     pixels = np.random.default_rng(0).integers(0, 256, [36, 12, 12, 3], np.uint8)
     labels = np.arange(36) % 3
@@ -683,30 +686,30 @@ def place(tmp_path):
     return tmp_path
 
 
-def test_a_run_by_the_command(place, one_layer, monkeypatch, capsys):
+def test_a_run_by_the_command(folder, one_layer, monkeypatch, capsys):
     """Flags reach model and views; every layer is scored; fine-tuning takes the heads."""
     made, build = [], pretrain.build_model
     monkeypatch.setattr(pretrain, "build_model", lambda *a: made.append(build(*a)) or made[-1])
     flags = ["--kept=color, rotate90", "--projection_dim=8", "--blur=no"]
-    assert cli.main(command(place, place / "run", *flags)) == 0
+    assert cli.main(command(folder, folder / "run", *flags)) == 0
     (model,) = made
     assert model.kept == ["color", "rotate90"] and model.projection_head.spaces == 3
     assert augment.augmentations_of(model.augment) == ["crop", "flip", "color", "rotate90"]
-    rows = [json.loads(line) for line in (place / "run" / "metrics.jsonl").open()]
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
     assert {"color_accuracy", "rotate90_accuracy", "contrastive_accuracy"} <= set(rows[-1])
     same = np.ones([3, 4, 12, 8], np.float32)
-    options = cli.options_of_run(place / "run")
+    options = cli.options_of_run(folder / "run")
     chance = float(losses.looc_loss(same, 0.1))
     assert pretrain.chance_loss(options, model) == pytest.approx(chance, rel=1e-5)
     capsys.readouterr()
-    words = [f"--run_dir={place}/run", "--protocol=knn", "--knn_k=5", "--layer=all,spaces"]
+    words = [f"--run_dir={folder}/run", "--protocol=knn", "--knn_k=5", "--layer=all,spaces"]
     assert cli.main(["evaluate", *words]) == 0
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if "%" in line] == [
         *("h", "head1", "z", "spaces")
     ]
-    assert cli.main(command(place, place / "run", *flags, "--temperature=0.3")) == 2
-    words = [f"--pretrained={place}/run", f"--run_dir={place}/tuned", "--head_layer=1"]
+    assert cli.main(command(folder, folder / "run", *flags, "--temperature=0.3")) == 2
+    words = [f"--pretrained={folder}/run", f"--run_dir={folder}/tuned", "--head_layer=1"]
     assert cli.main(["finetune", *words]) == 2
     assert "head_layer=1 needs a ProjectionHead; got a SpaceHeads" in capsys.readouterr().err
 
@@ -714,7 +717,10 @@ def test_a_run_by_the_command(place, one_layer, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--kept=colour", "must be one of their family, crop, flip, color; got 'colour'"),
+        (
+            "--kept=colour",
+            "--kept must name augmentations of the family of views, crop, flip, color; got",
+        ),
         ("--projection_layers=1", "needs --projection_layers of 2 or 3; got 1"),
         ("--transformed_views=one", "has views of its own; got --transformed_views=one"),
         ("--kept=rotate90 --view_sizes=12:1", "got --kept=rotate90 too"),
@@ -725,8 +731,8 @@ def test_a_run_by_the_command(place, one_layer, monkeypatch, capsys):
         ("--augmentations=crop,flip --kept=blur", "got 'blur'. Add its operator"),
     ],
 )
-def test_a_mistake_is_one_line(place, one_layer, flags, message, capsys):
+def test_a_mistake_is_one_line(folder, one_layer, flags, message, capsys):
     """Exit code 2, and no run directory."""
-    assert cli.main(command(place, place / "run", *flags.split())) == 2
+    assert cli.main(command(folder, folder / "run", *flags.split())) == 2
     assert message in capsys.readouterr().err
-    assert not (place / "run").exists()
+    assert not (folder / "run").exists()

@@ -215,17 +215,11 @@ def test_without_queue_and_momentum_it_is_simclr():
     theirs = model_of(SimCLR, **head)
     theirs.encoder.set_weights(ours.encoder.get_weights())
     theirs.projection_head.set_weights(ours.projection_head.get_weights())
+    history = fit(ours, epochs=2)
     for name, values in fit(theirs, epochs=2).items():
-        assert fit_once(ours, name) == pytest.approx(values, rel=1e-4)
+        assert history[name] == pytest.approx(values, rel=1e-4)
     for a, b in zip(theirs.encoder.get_weights(), ours.encoder.get_weights()):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def fit_once(model, name, histories={}):  # noqa: B006 - trained once, for all names
-    """Values by name of a `fit` of two epochs."""
-    if id(model) not in histories:
-        histories[id(model)] = fit(model, epochs=2)
-    return histories[id(model)][name]
 
 
 def test_the_form_of_simclrv2():
@@ -381,24 +375,24 @@ def test_what_else_is_wrong():
 # -- the command -------------------------------------------------------------------------------
 
 
-def command(place, run_dir, *flags):
-    """Words of a small run on place/set.npz."""
-    words = ["pretrain", f"--dataset=npz:{place}/set.npz", f"--run_dir={run_dir}"]
+def command(folder, run_dir, *flags):
+    """Words of a small run on folder/set.npz."""
+    words = ["pretrain", f"--dataset=npz:{folder}/set.npz", f"--run_dir={run_dir}"]
     words += ["--method=moco", "--queue_size=20", "--batch_size=12", "--epochs=2"]
     return [*words, "--precision=float32", *flags]
 
 
 @pytest.fixture
-def place(tmp_path):
+def folder(tmp_path):
     """A directory with a data set."""
     np.savez(tmp_path / "set.npz", x_train=np.repeat(IMAGES, 3, axis=0), y_train=np.arange(36) % 3)
     return tmp_path
 
 
-def test_a_stopped_run_ends_as_another(place, one_layer, monkeypatch, capsys):
+def test_a_stopped_run_ends_as_another(folder, one_layer, monkeypatch, capsys):
     """Bit for bit, the queue included; the encoder is that of any run."""
     flags = ["--checkpoint_every_steps=2"]
-    assert cli.main(command(place, place / "whole", *flags)) == 0
+    assert cli.main(command(folder, folder / "whole", *flags)) == 0
     callbacks, stop_at = pretrain._callbacks, [5]
 
     def with_stop(options, strategy, model, *rest):
@@ -411,19 +405,19 @@ def test_a_stopped_run_ends_as_another(place, one_layer, monkeypatch, capsys):
         return [stop, *callbacks(options, strategy, model, *rest)]
 
     monkeypatch.setattr(pretrain, "_callbacks", with_stop)
-    assert cli.main(command(place, place / "stopped", *flags)) == 75
-    assert cli.main(command(place, place / "stopped", *flags)) == 0
-    ours, theirs = (weights_of(place / run) for run in ("stopped", "whole"))
+    assert cli.main(command(folder, folder / "stopped", *flags)) == 75
+    assert cli.main(command(folder, folder / "stopped", *flags)) == 0
+    ours, theirs = (weights_of(folder / run) for run in ("stopped", "whole"))
     assert ours.keys() == theirs.keys()
     shapes = [value.shape for value in ours.values()]
     assert (20, 128) in shapes, "the queue"
     for key in ours:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
     capsys.readouterr()
-    assert cli.main(["evaluate", f"--run_dir={place}/whole", "--test_split=train[:9]"]) in (0, 2)
+    assert cli.main(["evaluate", f"--run_dir={folder}/whole", "--test_split=train[:9]"]) in (0, 2)
 
 
-def test_the_chance_line_and_the_options(place, one_layer, monkeypatch):
+def test_the_chance_line_and_the_options(folder, one_layer, monkeypatch):
     """Flags reach the model, and the loss at chance is that of its logits."""
     made = []
     build = pretrain.build_model
@@ -434,22 +428,22 @@ def test_the_chance_line_and_the_options(place, one_layer, monkeypatch):
 
     monkeypatch.setattr(pretrain, "build_model", keep)
     given = ["--in_batch_negatives", "--encoder_momentum=0.5", "--temperature=0.3"]
-    assert cli.main(command(place, place / "run", *given)) == 0
+    assert cli.main(command(folder, folder / "run", *given)) == 0
     (model,) = made
     assert (model.queue_size, model.momentum, model.symmetric) == (20, 0.5, True)
     assert model.in_batch_negatives and model.temperature == 0.3
-    options = cli.options_of_run(place / "run")
+    options = cli.options_of_run(folder / "run")
     assert pretrain.chance_loss(options, model) == pytest.approx(math.log(2 * 12 - 1 + 20))
     other = copy.copy(model)
     other.in_batch_negatives = False
     assert pretrain.chance_loss(options, other) == pytest.approx(math.log(1 + 20))
-    rows = [json.loads(line) for line in (place / "run" / "metrics.jsonl").open()]
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
     assert len(rows) == 2 and np.isfinite(rows[-1]["loss"])
 
 
-def test_it_starts_from_other_weights(place, one_layer, monkeypatch):
+def test_it_starts_from_other_weights(folder, one_layer, monkeypatch):
     """--init_from: the averages too."""
-    assert cli.main(command(place, place / "first")) == 0
+    assert cli.main(command(folder, folder / "first")) == 0
     made = []
     start = pretrain.initialise
 
@@ -458,7 +452,7 @@ def test_it_starts_from_other_weights(place, one_layer, monkeypatch):
         made.append([model.encoder.get_weights(), model.momentum_encoder.get_weights()])
 
     monkeypatch.setattr(pretrain, "initialise", keep)
-    assert cli.main(command(place, place / "second", f"--init_from={place}/first")) == 0
+    assert cli.main(command(folder, folder / "second", f"--init_from={folder}/first")) == 0
     for a, b in zip(*made[0]):
         np.testing.assert_array_equal(a, b)
 
@@ -476,9 +470,9 @@ def test_it_starts_from_other_weights(place, one_layer, monkeypatch):
         ("--method=moco --in_batch_negatives --nosymmetric", "treats all views alike"),
     ],
 )
-def test_a_mistake_is_one_line(place, one_layer, flags, message, capsys):
+def test_a_mistake_is_one_line(folder, one_layer, flags, message, capsys):
     """Exit code 2, and no run directory."""
-    words = ["pretrain", f"--dataset=npz:{place}/set.npz", f"--run_dir={place}/run"]
+    words = ["pretrain", f"--dataset=npz:{folder}/set.npz", f"--run_dir={folder}/run"]
     assert cli.main([*words, "--batch_size=12", *flags.split()]) == 2
     assert message in capsys.readouterr().err
-    assert not (place / "run").exists()
+    assert not (folder / "run").exists()

@@ -57,7 +57,7 @@ class SharedView(Operator):
     """
 
     def __init__(self, family, shared):
-        _check(family, shared)
+        check_shared(shared, family)
         self.family = family
         self.shared = list(shared)
 
@@ -186,6 +186,7 @@ def leave_one_out(kept, family):
     ['RandomView', 'RandomView', 'SharedView']
     """
     check_kept(kept)
+    check_shared(kept, family, "kept")
     return [family, family, *(SharedView(family, [name]) for name in kept)]
 
 
@@ -197,11 +198,12 @@ def check_kept(kept):
         )
 
 
-def _check(family, shared):
-    names = augmentations_of(family)
-    for name in shared:
-        if name not in names:
+def check_shared(names, family, argument="shared"):
+    """Raises `ArgumentError` unless all augmentations in an argument are in the family."""
+    known = augmentations_of(family)
+    for name in names:
+        if name not in known:
             raise ArgumentError(
-                "an augmentation that views share must be one of their family, "
-                f"{', '.join(names)}; got {name!r}. Add its operator to the family."
+                f"{argument} must name augmentations of the family of views, {', '.join(known)}; "
+                f"got {name!r}. Add its operator to the family."
             )

@@ -283,6 +283,11 @@ def define_finetune(define):
         None,
         "First block of the encoder to train, such as group3; by default all are trained.",
     )
+    _define_schedule_of_finetune(define)
+    define_execution(define)
+
+
+def _define_schedule_of_finetune(define):
     define.integer(
         "epochs",
         None,
@@ -306,7 +311,6 @@ def define_finetune(define):
     define.float(
         "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
     )
-    define_execution(define)
 
 
 def define_distill(define):

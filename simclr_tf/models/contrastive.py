@@ -35,7 +35,7 @@ from simclr_tf.models.views import (
     with_static_size,
 )
 
-EVALUATION_STEP = -1  # of which `evaluate` has the seed; training counts from 0
+_EVALUATION_STEP = -1  # of which `evaluate` has the seed; training counts from 0
 
 
 class ContrastiveModel(_keras.Model):
@@ -99,10 +99,11 @@ class ContrastiveModel(_keras.Model):
         return tf.cast(self.encoder(images, training=training), tf.float32)
 
     def project(self, images, training=False):
-        """Returns z, [B, output_dim] float32, not normalised, of images as in `call`."""
+        """Returns z, float32 [B, length of z], not normalised, of images as in `call`."""
         if not self.built:
             self.build(images.shape)
-        return self.projection_head(self(images, training=training), training=training)
+        h = ContrastiveModel.call(self, images, training=training)  # whatever `call` returns
+        return self.projection_head(h, training=training)
 
     # -- views -------------------------------------------------------------------------------
 
@@ -158,6 +159,17 @@ class ContrastiveModel(_keras.Model):
         return seed if self.seed is None else fold_in(seed, step)
 
     # -- parts of a step ---------------------------------------------------------------------
+
+    def _checked_views(self, data, seed):
+        """The views of a step, for which the model is then built."""
+        with self._input_checks(data):
+            views = self.views(data, seed)
+        self._build_for(views)
+        return views
+
+    def _evaluation_seed(self):
+        """The seed of the views of `evaluate`, which are the same at each call."""
+        return fold_in(augmentations.as_seed(self.seed or 0), _EVALUATION_STEP)
 
     def predict_step(self, data):
         """Returns h of a batch; labels, if present, are ignored."""

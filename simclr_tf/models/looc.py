@@ -11,12 +11,11 @@ import tensorflow as tf
 
 from simclr_tf import _keras
 from simclr_tf import augment as augmentations
-from simclr_tf.augment.random import fold_in
 from simclr_tf.augment.shared_view import check_kept
 from simclr_tf.errors import ArgumentError
 from simclr_tf.heads import SpaceHeads
 from simclr_tf.losses import looc_loss_with_top1
-from simclr_tf.models.contrastive import EVALUATION_STEP, ContrastiveModel
+from simclr_tf.models.contrastive import ContrastiveModel
 
 REPRESENTATIONS = ("h", "spaces")
 
@@ -122,10 +121,7 @@ class LooC(ContrastiveModel):
 
     def train_step(self, data):
         """One update; Keras calls it with a batch."""
-        seed = self._step_seed(self.optimizer.iterations)
-        with self._input_checks(data):
-            views = self.views(data, seed)
-        self._build_for(views)
+        views = self._checked_views(data, self._step_seed(self.optimizer.iterations))
         penalties = []
         with tf.GradientTape() as tape:
             z = self._embed(views, True, penalties)  # [V, B, S d]
@@ -137,10 +133,7 @@ class LooC(ContrastiveModel):
 
     def test_step(self, data):
         """Loss and logs of views that are the same at each call; inference mode."""
-        seed = fold_in(augmentations.as_seed(self.seed or 0), EVALUATION_STEP)
-        with self._input_checks(data):
-            views = self.views(data, seed)
-        self._build_for(views)
+        views = self._checked_views(data, self._evaluation_seed())
         return self._log(*self._loss(self._embed(views, training=False)), data)
 
     def _loss(self, z):

@@ -12,13 +12,11 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import _keras
-from simclr_tf import augment as augmentations
-from simclr_tf.augment.random import fold_in
 from simclr_tf.distribute import gather_rows, update_variables
 from simclr_tf.encoders.fine_tuning import copy_encoder, copy_weights
 from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.losses import info_nce, nt_xent_with_top1
-from simclr_tf.models.contrastive import EVALUATION_STEP, ContrastiveModel
+from simclr_tf.models.contrastive import ContrastiveModel
 
 
 @_keras.saving.register_keras_serializable(package="simclr_tf")
@@ -151,9 +149,8 @@ class MoCo(ContrastiveModel):
     def non_trainable_weights(self):
         """Moving statistics, the momentum encoder with its head, and the queue."""
         networks = [self.encoder, self.projection_head]
-        if not self.trainable:
-            return [w for network in networks for w in network.weights] + self._averaged_weights()
-        return [w for n in networks for w in n.non_trainable_weights] + self._averaged_weights()
+        which = "non_trainable_weights" if self.trainable else "weights"
+        return [w for n in networks for w in getattr(n, which)] + self._averaged_weights()
 
     @property
     def trainable_variables(self):
@@ -199,9 +196,7 @@ class MoCo(ContrastiveModel):
 
     def train_step(self, data):
         """One update; Keras calls it with a batch."""
-        with self._input_checks(data):
-            views = self.views(data, self._step_seed(self.optimizer.iterations))
-        self._build_for(views)
+        views = self._checked_views(data, self._step_seed(self.optimizer.iterations))
         self._update_momentum_encoder()
         keys = self._keys(views, training=True)  # [V, B, d]
         penalties = []
@@ -215,10 +210,7 @@ class MoCo(ContrastiveModel):
 
     def test_step(self, data):
         """Loss and accuracy of views that are the same at each call, against the queue as it is."""
-        seed = fold_in(augmentations.as_seed(self.seed or 0), EVALUATION_STEP)
-        with self._input_checks(data):
-            views = self.views(data, seed)
-        self._build_for(views)
+        views = self._checked_views(data, self._evaluation_seed())
         loss, correct = self._loss(views, self._keys(views, training=False), False)
         return self._log(loss, {"contrastive_accuracy": correct}, data)
 

@@ -11,12 +11,11 @@ import tensorflow as tf
 
 from simclr_tf import _keras
 from simclr_tf import augment as augmentations
-from simclr_tf.augment.random import fold_in
 from simclr_tf.distribute import replica_offset_and_fraction
 from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.images import unpack
 from simclr_tf.losses import nt_xent_with_top1
-from simclr_tf.models.contrastive import EVALUATION_STEP, ContrastiveModel
+from simclr_tf.models.contrastive import ContrastiveModel
 from simclr_tf.models.micro_batches import MicroBatches, cached_gradients, must_unroll
 from simclr_tf.models.views import number_of_views, seeds_of_views
 
@@ -92,9 +91,7 @@ class SimCLR(ContrastiveModel):
         """One update; Keras calls it with a batch."""
         seed = self._step_seed(self.optimizer.iterations)
         if self.micro_batch_size is None:
-            with self._input_checks(data):
-                views = self.views(data, seed)
-            self._build_for(views)
+            views = self._checked_views(data, seed)
             loss, logs = self._step_at_once(views, self._batch(data, seed))
         else:
             with self._input_checks(data):
@@ -107,11 +104,8 @@ class SimCLR(ContrastiveModel):
 
     def test_step(self, data):
         """Loss and logs of views that are the same at each call; inference mode."""
-        seed = fold_in(augmentations.as_seed(self.seed or 0), EVALUATION_STEP)
-        with self._input_checks(data):
-            views = self.views(data, seed)
-        self._build_for(views)
-        z = self._embed(views, training=False)
+        seed = self._evaluation_seed()
+        z = self._embed(self._checked_views(data, seed), training=False)
         return self._log(*self._loss(z, self._batch(data, seed)), data)
 
     def _loss(self, z, batch):
