@@ -44,7 +44,11 @@ def seconds(calls, repeats):
 
 
 def peak_bytes():
-    """Returns the peak memory of this process so far, in bytes."""
+    """Returns the peak memory of this process so far, in bytes; on a GPU that of the device."""
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     try:
         # getrusage starts with the peak of the parent process.
         status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
@@ -67,6 +71,16 @@ def in_fresh_process(script, *arguments):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def _devices():
+    """Returns the names of the devices, for GPUs those of the cards."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    cards = [each.get("device_name", gpu.name) for each, gpu in zip(details, gpus)]
+    return cards or [device.name for device in tf.config.list_logical_devices()]
+
+
 def machine():
     """Returns a description of the machine and the versions."""
     import tensorflow as tf
@@ -85,7 +99,7 @@ def machine():
         "bfloat16": [f for f in ("avx512_bf16", "amx_bf16") if f in flags.split()],
         "tensorflow": tf.__version__,
         "python": platform.python_version(),
-        "devices": [device.name for device in tf.config.list_logical_devices()],
+        "devices": _devices(),
     }
 
 
