@@ -19,6 +19,9 @@ import numpy as np
 
 DIRECTORY = pathlib.Path(__file__).resolve().parent
 
+# TensorFlow takes what it needs of a GPU's memory, not all: measurements run in several processes.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
 
 def seconds(calls, repeats):
     """Times functions alternately, after one untimed call of each.

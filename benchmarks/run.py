@@ -3,12 +3,14 @@
     python benchmarks/run.py [--only=views,loss] [--repeats=5] [--json=benchmarks.json]
 
 The module of a table documents what it compares. All figures of a table come from one run, timed
-alternately. All tables take about half an hour on two cores.
+alternately. All tables take about half an hour on two cores. On a GPU those of accelerator.py are
+added, as "device_views" and so on.
 """
 
 import json
 import pathlib
 
+import accelerator
 import convolution
 import loss
 import measure
@@ -51,6 +53,10 @@ TABLES = {
     "serving": ("Requests to the exported encoder", serving.COLUMNS, serving.run),
     "cache": ("Gradient caching", step.CACHE_COLUMNS, lambda repeats: step.run_cache(1)),
 }
+
+if not devices.on_cpu():
+    for _name, (_title, _run, _columns) in accelerator.TABLES.items():
+        TABLES[f"device_{_name}"] = (f"{_title}, on the device", _columns, _run)
 
 
 def main(_):
