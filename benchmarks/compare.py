@@ -5,7 +5,8 @@
 
 Each turn runs every workload once with each checkout on the path and takes the median of its calls.
 The table shows the median over the turns, and the median of the ratios of the turns: the speed of a
-shared machine drifts, and both processes of a turn see the same hour.
+shared machine drifts, and both processes of a turn see the same hour. The CPU time, over all cores,
+does not count the time in which other programs had the cores.
 """
 
 import argparse
@@ -30,13 +31,15 @@ rng = np.random.default_rng(0)
 def measure(call, calls, warm_up=2):
     for _ in range(warm_up):
         call()
-    seconds = []
+    clocks = time.perf_counter, time.process_time
+    taken = []
     for _ in range(calls):
-        start = time.perf_counter()
+        start = [clock() for clock in clocks]
         call()
-        seconds.append(time.perf_counter() - start)
+        taken.append([clock() - begin for clock, begin in zip(clocks, start)])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": float(np.median(seconds)), "peak_mb": peak}))
+    seconds, cpu = np.median(taken, axis=0)
+    print(json.dumps({"seconds": float(seconds), "cpu": float(cpu), "peak_mb": peak}))
 """
 
 LOSS = """
@@ -88,7 +91,7 @@ WORKLOADS = {
 
 
 def run(code, side):
-    """Returns {"seconds", "peak_mb"} of a workload; side: (interpreter, checkout on the path)."""
+    """Returns {"seconds", "cpu", "peak_mb"}; side: (interpreter, checkout on the path)."""
     python, checkout = side
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [python, "-c", COMMON + code]
@@ -114,7 +117,8 @@ def main():
         if name.startswith(tuple(options.only.split(",")))
     }
     print(
-        f"{'':<24}{'before, s':>11}{'after, s':>10}{'ratio':>7}{'before, MB':>12}{'after, MB':>11}"
+        f"{'':<24}{'before, s':>11}{'after, s':>10}{'ratio':>7}{'of CPU time':>13}"
+        f"{'before, MB':>12}{'after, MB':>11}"
     )
     for name, code in chosen.items():
         turns = []
@@ -127,9 +131,12 @@ def main():
             turns.append((first, second) if turn % 2 == 0 else (second, first))
         seconds = [statistics.median(t[i]["seconds"] for t in turns) for i in (0, 1)]
         peaks = [statistics.median(t[i]["peak_mb"] for t in turns) for i in (0, 1)]
-        ratio = statistics.median(t[1]["seconds"] / t[0]["seconds"] for t in turns)
+        ratio, of_cpu = (
+            statistics.median(after[key] / before[key] for before, after in turns)
+            for key in ("seconds", "cpu")
+        )
         print(
-            f"{name:<24}{seconds[0]:>11.4f}{seconds[1]:>10.4f}{ratio:>7.3f}"
+            f"{name:<24}{seconds[0]:>11.4f}{seconds[1]:>10.4f}{ratio:>7.3f}{of_cpu:>13.3f}"
             f"{peaks[0]:>12,.0f}{peaks[1]:>11,.0f}",
             flush=True,
         )
