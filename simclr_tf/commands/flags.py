@@ -64,11 +64,17 @@ def define_network(define):
         "keras_applications/efficientnetv2_b0; simclr_tf.encoders.names() lists all.",
     )
     define.enum(
-        "resnet_depth", "18", ["18", "34", "50", "101", "152", "200"], "Layers of the ResNet."
+        "resnet_depth", "18", ["14", "18", "34", "50", "101", "152", "200"], "Layers of the ResNet."
     )
     define.float("width", 1.0, "Width multiplier of the ResNet, above 0.", 1e-3)
     define.float("sk_ratio", 0.0, "Above 0: selective kernels (SimCLRv2: 0.0625).", 0.0)
-    define.enum("stem", "auto", ["auto", "cifar", "imagenet"], "First layers of the ResNet.")
+    define.enum(
+        "stem",
+        "auto",
+        ["auto", "cifar", "imagenet", "space_to_depth"],
+        "First layers of the ResNet. auto: cifar up to 64 pixels, imagenet above; space_to_depth: "
+        "2x2 pixels become one with 12 channels, a third of cifar's arithmetic or less.",
+    )
 
 
 def define_model(define):
