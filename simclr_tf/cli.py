@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from simclr_tf import _flags, errors
 from simclr_tf.commands import checks, flags
+from simclr_tf.commands.views import parse_views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +300,7 @@ def _check_given(command, values):
 
 
 def options_of(values):
-    """Flag values as `Options`; view sizes as a list of (side, end), "~" in paths expanded.
+    """Flag values as `Options`; views and view sizes as lists, "~" in paths expanded.
 
     Example:
 
@@ -313,6 +314,8 @@ def options_of(values):
             options[name] = _path(options[name])
     if options.get("view_sizes"):
         options["view_sizes"] = _view_sizes(options["view_sizes"])
+    if options.get("views"):
+        options["views"] = parse_views(options["views"])
     return Options(**options)
 
 

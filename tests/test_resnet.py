@@ -219,8 +219,7 @@ def test_imagenet_stem_equals_its_layers_written_out(config, names):
 
 
 def two_by_two_as_channels(images):
-    """[B, H, W, 3] to [B, ceil(H / 2), ceil(W / 2), 12], one 2x2 square after the other; zeros fill
-    up an odd side."""
+    """[B, H, W, 3] to [B, ceil(H / 2), ceil(W / 2), 12]; zeros fill up an odd side."""
     count, height, width, _ = images.shape
     out = np.zeros((count, -(-height // 2), -(-width // 2), 12))
     for row in range(height):

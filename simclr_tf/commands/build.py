@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import augment, data, devices, distribute, encoders, errors, losses, pretrained
+from simclr_tf.augment.random_view import SMALL_SIZE, default_strength
 from simclr_tf.export import load_exported
 from simclr_tf.heads import LinearHead, NoHead, ProjectionHead, SpaceHeads
 from simclr_tf.models import LooC, MoCo, SimCLR
@@ -160,32 +161,49 @@ def build_head(options):
 
 
 def build_augmentation(options, image_size):
-    """The augmentation that the options name, for views of `image_size` pixels.
+    """The augmentation that the options name, for images of `image_size` pixels.
 
     Returns:
-      An `augment.Operator` for both views; or a list of two, of which the first only crops.
+      An `augment.Operator` for both views; or a list with one for each view: of --views, or of
+      --transformed_views=one, of which the first only crops.
     """
-    area, strength = (options.min_crop_area, 1.0), options.color_jitter_strength
-    if options.augmentations:
-        crops = "crop" in re.split(r"\s*,\s*", options.augmentations.strip())
-        view = augment.by_name(
-            options.augmentations, image_size, strength, **({"area": area} if crops else {})
-        )
-    else:
-        blur = {"auto": {}, "yes": {"blur": True}, "no": {"blur": False}}[options.blur]
-        view = augment.family_with(
-            _kept(options),
-            image_size,
-            strength=strength,
-            area=area,
-            drop_probability=options.color_drop_probability,
-            **blur,
-        )
+    area = options.min_crop_area, options.max_crop_area
+    if options.views:
+        largest = max(group.size for group in options.views)
+        families = []
+        for group in options.views:
+            family = _family(options, group.size, group.area or area, largest)
+            families += group.count * [family]
+        return families
+    view = _family(options, image_size, area, image_size)
     if options.transformed_views == "both":
         return view
     crop = augment.RandomCropResize(image_size, area)
     chain = augment.Compose([crop, view])
     return [augment.Compose([crop]), augment.SharedView(chain, ["crop"])]
+
+
+def _family(options, size, area, largest):
+    """The family of views of `size` pixels; `largest` has the default strength and blur."""
+    strength = options.color_jitter_strength
+    if strength is None:
+        strength = default_strength(largest)
+    if options.augmentations:
+        crops = "crop" in re.split(r"\s*,\s*", options.augmentations.strip())
+        return augment.by_name(
+            options.augmentations, size, strength, **({"area": area} if crops else {})
+        )
+    blur = {} if size == largest else {"blur": largest > SMALL_SIZE}
+    blur = {"auto": blur, "yes": {"blur": True}, "no": {"blur": False}}[options.blur]
+    return augment.family_with(
+        _kept(options),
+        size,
+        strength=strength,
+        area=area,
+        jitter_probability=options.color_jitter_probability,
+        drop_probability=options.color_drop_probability,
+        **blur,
+    )
 
 
 def build_encoder_and_head(options, image_size):
@@ -236,15 +254,21 @@ def _method(options):
 def chance_loss(options, model):
     """The loss of an encoder that maps all images to the same vector."""
     images = options.batch_size
+    negatives = views_per_image(options) * (images - 1)
     if options.method == "moco":
-        in_batch = 2 * images - 2 if model.in_batch_negatives else 0
+        in_batch = negatives if model.in_batch_negatives else 0
         return math.log(1 + in_batch + model.queue_size)
     if options.method == "looc":
         keys = len(model.kept) + 1
         negatives = (keys + 1) * (images - 1)
         kept = (keys - 1) / keys * math.log(keys + negatives)
         return math.log(1 + negatives) + kept
-    return math.log(2 * images - 1 - (options.loss == "decoupled"))
+    return math.log(negatives + (options.loss != "decoupled"))
+
+
+def views_per_image(options):
+    """V, the number of views of an image in a step of SimCLR or MoCo."""
+    return sum(group.count for group in options.views) if options.views else 2
 
 
 def submodels_of_run(options, build):

@@ -6,8 +6,10 @@ their values; nothing here needs TensorFlow.
 
 from __future__ import annotations
 
-_SIDE = (1, 8192)  # of images; beyond that, a batch of them exceeds any memory
+MAX_SIDE = 8192  # of images, pixels; beyond that, a batch of them exceeds any memory
+_SIDE = (1, MAX_SIDE)
 COLOR_DROP_PROBABILITY = 0.2
+COLOR_JITTER_PROBABILITY = 0.8
 
 
 def define_common(define):
@@ -155,11 +157,26 @@ def define_init_from(define):
 
 def define_views(define):
     """The random views."""
+    define.string(
+        "views",
+        None,
+        "Views of each image: COUNTxSIZE, ..., with the areas of the crops behind an @ if they are "
+        "not --min_crop_area to --max_crop_area; 2x32,4x16@0.1-0.35 is two views of 32 pixels and "
+        "four of 16 from small crops. Every pair of them is a positive pair. The other flags of "
+        "views apply to all. By default two of the image size.",
+    )
     define.float(
         "color_jitter_strength",
         None,
         "Strength of the colour jitter; by default 1.0, and 0.5 up to 64 pixels.",
         0.0,
+    )
+    define.float(
+        "color_jitter_probability",
+        COLOR_JITTER_PROBABILITY,
+        "Fraction of the views with colour jitter.",
+        0.0,
+        1.0,
     )
     define.float(
         "color_drop_probability",
@@ -171,7 +188,12 @@ def define_views(define):
     define.float(
         "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
     )
-    define.enum("blur", "auto", ["auto", "yes", "no"], "Blur; auto: above 64 pixels.")
+    define.float(
+        "max_crop_area", 1.0, "Maximum area of a crop, as a fraction of the image.", 1e-4, 1.0
+    )
+    define.enum(
+        "blur", "auto", ["auto", "yes", "no"], "Blur; auto: if the largest view is above 64 pixels."
+    )
     define.string(
         "augmentations",
         None,
