@@ -137,6 +137,7 @@ COMMANDS = {
                 flags.define_init_from,
                 flags.define_views,
                 flags.define_training,
+                flags.define_whitening,
             ),
             required=("run_dir",),
             run_flags=("init_from",),
@@ -340,8 +341,8 @@ def flag_texts(values):
     Example:
 
     >>> _, values = simclr_tf.cli.parse(["export", "--run_dir=runs/a", "--output=encoder/1"])
-    >>> simclr_tf.cli.flag_texts(values)["layer"]
-    'h'
+    >>> simclr_tf.cli.flag_texts(values)["format"]
+    'saved_model'
     """
     return {
         name: str(values[name].value)

@@ -316,6 +316,7 @@ class LoadedEncoder(NamedTuple):
       path: the value of that flag.
       progress: {"epoch": epochs done, "planned_epochs": see `planned_epochs`} of a run; else {}.
       projection_head: a built `ProjectionHead`; None where it was not asked for or is not there.
+      whitening: the `encoders.Whitening` of h that a run with --whitening has measured, else None.
     """
 
     encoder: Any
@@ -324,6 +325,7 @@ class LoadedEncoder(NamedTuple):
     path: str
     progress: dict
     projection_head: Any = None
+    whitening: Any = None
 
 
 def load_encoder(options, trained=None, projection_head=False):
@@ -344,6 +346,7 @@ def load_encoder(options, trained=None, projection_head=False):
       errors.UsageError: no checkpoint yet; an export that does not state its image size.
       errors.ArgumentError: no SavedModel or weights there.
     """
+    whitening = None
     if trained and trained.command != "pretrain":
         progress, found = {}, _fine_tuned(trained)
     elif trained:
@@ -354,6 +357,7 @@ def load_encoder(options, trained=None, projection_head=False):
         progress = {"epoch": restored.position[0], "planned_epochs": planned_epochs(trained)}
         encoder, head = (restored.submodels.get(name) for name in ("encoder", "projection_head"))
         found = encoder, restored.image_size, "run_dir", trained.run_dir, head
+        whitening = whitening_of_run(trained)
     else:
         progress = {}
         keras.utils.set_random_seed(0)
@@ -365,7 +369,18 @@ def load_encoder(options, trained=None, projection_head=False):
             )
     encoder, image_size, source, path, head = found
     size = options.image_size or image_size
-    return LoadedEncoder(encoder, size, source, str(path), progress, head)
+    return LoadedEncoder(encoder, size, source, str(path), progress, head, whitening)
+
+
+def whitening_of_run(trained):
+    """The `encoders.Whitening` that a run has measured after its last epoch; None without one.
+
+    Args:
+      trained: the options of the run's `pretrain`.
+    """
+    path = RunDirectory(trained.run_dir).whitening
+    with errors.renamed_arguments(path="--run_dir"):
+        return encoders.Whitening.load(path) if path.exists() else None
 
 
 def _fine_tuned(trained):

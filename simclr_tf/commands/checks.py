@@ -228,7 +228,11 @@ def check_distill(options):
 
 
 def check_embed(options):
-    """Checks of `embed`: a new file of a format that can be written."""
+    """Checks of `embed`: one layer, and a new file of a format that can be written."""
+    if options.layer and ("," in options.layer or options.layer == "all"):
+        raise errors.UsageError(
+            f"--layer must be one layer; got {options.layer!r}. Write a file for each layer."
+        )
     from simclr_tf import embeddings  # imports NumPy, and TensorFlow only when it writes
 
     with errors.renamed_arguments(path="--output"):

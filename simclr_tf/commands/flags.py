@@ -216,6 +216,25 @@ def define_views(define):
     )
 
 
+def define_whitening(define):
+    """The last layer of the encoder that is computed after training."""
+    define.boolean(
+        "whitening",
+        False,
+        "Whiten h: an affine last layer of the encoder, measured on training images without labels "
+        "after the last epoch. Exports, embed and evaluate have it.",
+    )
+    define.float(
+        "whitening_floor",
+        0.05,
+        "Smallest variance that it divides by, as a fraction of the mean variance, above 0.",
+        1e-9,
+    )
+    define.integer(
+        "whitening_examples", 50_000, "Training images that it is measured on, evenly spaced.", 2
+    )
+
+
 def define_training(define):
     """Epochs, batches, optimizer and the kNN probe."""
     define.integer("epochs", 100, "Passes over the data.", 1)
@@ -434,10 +453,10 @@ def define_evaluate(define):
     )
     define.string(
         "layer",
-        "h",
-        "Layer to score: h, head1, ..., z, or one as for export; several joined by commas; all: h "
-        "and every layer of the projection head; spaces: of a run of looc, z with each space at "
-        "length 1.",
+        None,
+        "Layer to score: h, whitened, head1, ..., z, or one as for export; several joined by "
+        "commas; all: h, whitened and every layer of the projection head; spaces: of a run of "
+        "looc, z with each space at length 1. By default h, and whitened too if the run has it.",
     )
     define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
     define.string("train_split", None, "By default the run's, or train.")
@@ -473,6 +492,12 @@ def define_embed(define):
     """The flags of embed."""
     define.string("output", None, "File to write: .npz, .parquet or .tfrecord; it must not exist.")
     define.string("split", None, "By default the run's --train_split, or train.")
+    define.string(
+        "layer",
+        None,
+        "Layer whose output is written, as for evaluate; by default whitened if the run has it, "
+        "else h.",
+    )
 
 
 def define_export(define):
@@ -493,9 +518,10 @@ def define_export(define):
     )
     define.string(
         "layer",
-        "h",
-        "Layer to export: h; group1 to group4 or a block such as group3_block2, averaged over the "
-        "image; head1, ..., or z, of the projection head; spaces, of a run of looc.",
+        None,
+        "Layer to export: h; whitened, the default of a run with --whitening; group1 to group4 or "
+        "a block such as group3_block2, averaged over the image; head1, ..., or z, of the "
+        "projection head; spaces, of a run of looc.",
     )
     define.boolean("normalize", False, "Scale each embedding to length 1.")
     define.string(

@@ -7,7 +7,16 @@ import math
 import numpy as np
 from tensorflow import keras
 
-from simclr_tf import augment, devices, distribute, errors, optimizers, report
+from simclr_tf import (
+    augment,
+    devices,
+    distribute,
+    encoders,
+    errors,
+    evaluate,
+    optimizers,
+    report,
+)
 from simclr_tf.commands.build import (
     build_encoder,
     build_model,
@@ -112,7 +121,21 @@ def _train(options, directory, strategy, model, train, test, steps):
     if probe_encoder is not None:
         probe_encoder.set_weights(model.encoder.get_weights())
     if loop.chief and not directory.export.exists():
-        export_encoder(probe_encoder or model.encoder, directory.export, model.image_shape)
+        encoder = probe_encoder or model.encoder
+        if options.whitening:
+            encoder = _whitened(options, directory, encoder, train)
+        export_encoder(encoder, directory.export, model.image_shape)
+
+
+def _whitened(options, directory, encoder, train):
+    """The encoder with the whitening of its h, which is measured and written to the directory."""
+    with report_unreadable(train, directory=directory):
+        batches = train.batches(options.batch_size, options.whitening_examples)
+        whitening = evaluate.fit_whitening(encoder, batches, options.whitening_floor)
+    whitening.save(directory.whitening)
+    count = min(options.whitening_examples, train.num_examples)
+    log(f"h is whitened, by {counted(count, 'training image')}: {directory.whitening}")
+    return encoders.whitened(encoder, whitening)
 
 
 def steps_of(options, train, replicas=1):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from simclr_tf import errors, pretrained
 from simclr_tf.commands.build import build_encoder_and_head, counted, log, submodels_of_run
 from simclr_tf.encoders.fine_tuning import copy_weights
+from simclr_tf.encoders.whitening import without_whitening
 from simclr_tf.export import load_trainable
 from simclr_tf.export.functional import set_weights_of_functional
 from simclr_tf.models import MoCo
@@ -92,7 +93,8 @@ def initialise(model, found, path, trained=None):
     """
     try:
         if found.is_functional:
-            set_weights_of_functional(model.encoder, found.encoder, model.image_shape)
+            functional = without_whitening(found.encoder)
+            set_weights_of_functional(model.encoder, functional, model.image_shape)
         else:
             copy_weights(found.encoder, model.encoder)
     except ValueError as error:
