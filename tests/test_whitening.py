@@ -1,4 +1,4 @@
-"""Whitening of h: against scikit-learn and NumPy, in files of Keras, exports, embed and evaluate."""
+"""Whitening of h: against scikit-learn and NumPy, in Keras's files, exports, embed, evaluate."""
 
 import json
 
@@ -111,7 +111,7 @@ def test_save_and_load(tmp_path):
     np.testing.assert_array_equal(again.mean, whitening.mean)
     for content in (b"", b"no archive", (tmp_path / "whitening.npz").read_bytes()[:300]):
         (tmp_path / "other.npz").write_bytes(content)
-        with pytest.raises(errors.ArgumentError, match="path must be a file of Whitening.save"):
+        with pytest.raises(errors.ArgumentError, match="path must be a file of Whitening"):
             encoders.Whitening.load(tmp_path / "other.npz")
     with pytest.raises(errors.StorageError, match="cannot be read"):
         encoders.Whitening.load(tmp_path / "none.npz")
