@@ -241,7 +241,11 @@ def _method(options):
         return LooC, {"kept": _kept(options)}
     if options.method == "simclr":
         objective = losses.by_name(options.loss, options.temperature, options.normalize)
-        return SimCLR, {"micro_batch_size": options.micro_batch_size, "objective": objective}
+        return SimCLR, {
+            "micro_batch_size": options.micro_batch_size,
+            "objective": objective,
+            "weight_average": options.weight_average or None,
+        }
     given = {
         "momentum": options.encoder_momentum,
         "queue_size": options.queue_size,
@@ -271,8 +275,14 @@ def views_per_image(options):
     return sum(group.count for group in options.views) if options.views else 2
 
 
+# Attributes of a `SimCLR` with a weight average that hold the averages of others.
+_AVERAGES = {"encoder": "averaged_encoder", "projection_head": "averaged_head"}
+
+
 def submodels_of_run(options, build):
     """Trained submodels of a run, a `RestoredSubmodels`; logs a line if the run is not finished.
+
+    Of a run with --weight_average they are the averages.
 
     Args:
       options: those of the run's `pretrain`.
@@ -282,7 +292,12 @@ def submodels_of_run(options, build):
       errors.UsageError: the run has no checkpoint yet.
     """
     directory = RunDirectory(options.run_dir)
-    restored = restore_submodels(directory.checkpoints, build, log)
+    names = _AVERAGES if options.weight_average else {}
+
+    def build_by_attribute(image_size):
+        return {names.get(name, name): each for name, each in build(image_size).items()}
+
+    restored = restore_submodels(directory.checkpoints, build_by_attribute, log)
     if restored is None:
         raise errors.UsageError(
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "
@@ -291,7 +306,9 @@ def submodels_of_run(options, build):
     epoch, planned = restored.position[0], planned_epochs(options)
     if planned and epoch < planned:
         log(f"the run has {epoch:,} of {planned:,} epochs.")
-    return restored
+    given = {attribute: name for name, attribute in names.items()}
+    submodels = {given.get(name, name): each for name, each in restored.submodels.items()}
+    return restored._replace(submodels=submodels)
 
 
 def planned_epochs(options):

@@ -66,6 +66,10 @@ def _check_method(options):
             )
     if options.method == "simclr":
         return
+    if options.weight_average:
+        raise errors.UsageError(
+            f"--weight_average needs --method=simclr; got --method={options.method}. Leave it out."
+        )
     if options.loss != "nt_xent":
         raise errors.UsageError(
             f"--method={options.method} has its own loss; got --loss={options.loss}. Leave it out, "

@@ -246,6 +246,14 @@ def define_training(define):
     define.float("warmup_epochs", None, "By default a tenth of the epochs, 10 at most.", 0.0)
     define.float("weight_decay", 1e-6, "Weight decay; biases and norms take none.", 0.0)
     define.float("momentum", 0.9, "Momentum of lars and sgd.", 0.0, 0.9999)
+    define.float(
+        "weight_average",
+        0.0,
+        "Momentum of an exponential moving average of the weights, which is then evaluated and "
+        "exported, such as 0.99; 0: none. For --method=simclr.",
+        0.0,
+        0.999999,
+    )
     define.integer("micro_batch_size", None, "Views per micro-batch; by default all at once.", 1)
     define_execution(define)
     define.integer(

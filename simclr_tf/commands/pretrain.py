@@ -29,6 +29,7 @@ from simclr_tf.commands.build import (
     views_per_image,
 )
 from simclr_tf.commands.pretrained import initialise, load_pretrained
+from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.export import export_encoder
 from simclr_tf.training import KNNProbe, ResumableLoop, RunDirectory, Steps, ViewSizes
 from simclr_tf.training.callbacks import check_view_sizes
@@ -119,9 +120,9 @@ def _train(options, directory, strategy, model, train, test, steps):
             draw_views(directory, train, model)
         loop.run()
     if probe_encoder is not None:
-        probe_encoder.set_weights(model.encoder.get_weights())
+        copy_weights(model.inference_encoder, probe_encoder)
     if loop.chief and not directory.export.exists():
-        encoder = probe_encoder or model.encoder
+        encoder = probe_encoder or model.inference_encoder
         if options.whitening:
             encoder = _whitened(options, directory, encoder, train)
         export_encoder(encoder, directory.export, model.image_shape)

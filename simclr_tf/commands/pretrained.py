@@ -15,7 +15,7 @@ from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.encoders.whitening import without_whitening
 from simclr_tf.export import load_trainable
 from simclr_tf.export.functional import set_weights_of_functional
-from simclr_tf.models import MoCo
+from simclr_tf.models import MoCo, SimCLR
 from simclr_tf.training import RunDirectory
 from simclr_tf.training.checkpoints import numbers
 
@@ -108,6 +108,8 @@ def initialise(model, found, path, trained=None):
         copy_weights(head, ours)
     if isinstance(model, MoCo):
         model.reset_momentum_encoder()
+    if isinstance(model, SimCLR):
+        model.reset_weight_average()
     what = "encoder and projection head" if same_head else "encoder"
     rest = "" if same_head or ours is None else "; the projection head starts at random weights"
     log(f"the weights of the {what} are those of {path}{rest}.")
