@@ -75,7 +75,7 @@ def define_network(define):
         "auto",
         ["auto", "cifar", "imagenet", "space_to_depth"],
         "First layers of the ResNet. auto: cifar up to 64 pixels, imagenet above; space_to_depth: "
-        "2x2 pixels become one with 12 channels, a third of cifar's arithmetic or less.",
+        "2x2 pixels become one with 12 channels, a quarter of the arithmetic of cifar.",
     )
 
 
