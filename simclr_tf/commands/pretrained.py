@@ -91,16 +91,16 @@ def initialise(model, found, path, trained=None):
     Raises:
       errors.UsageError: the encoder there is another one than the model's.
     """
+    encoder = without_whitening(found.encoder) if found.is_functional else found.encoder
     try:
         if found.is_functional:
-            functional = without_whitening(found.encoder)
-            set_weights_of_functional(model.encoder, functional, model.image_shape)
+            set_weights_of_functional(model.encoder, encoder, model.image_shape)
         else:
-            copy_weights(found.encoder, model.encoder)
+            copy_weights(encoder, model.encoder)
     except ValueError as error:
         raise errors.UsageError(
             f"--init_from must hold an encoder like the new one, {_described(model.encoder)}; "
-            f"{path} has {_described(found.encoder)}. {_advice(trained)}"
+            f"{path} has {_described(encoder)}. {_advice(trained)}"
         ) from error
     head, ours = found.projection_head, model.projection_head
     same_head = None not in (head, ours) and _shapes(head) == _shapes(ours)

@@ -41,27 +41,21 @@ def fit_whitening(encoder, dataset, floor=FLOOR):
 
 
 class _Moments:
-    """Mean and covariance of rows that are seen once, in float64.
+    """Mean and covariance of rows that are seen once.
 
-    Sums are of differences from the first row, since those of the rows themselves would cancel
-    where the mean is much larger than the deviations.
+    The sums are in float64: in float32 a mean much larger than the deviations would cancel them.
     """
 
     def __init__(self):
-        self._count, self._first = 0, None
+        self._count, self._sum, self._products = 0, 0.0, 0.0
 
     def update(self, h):
         h = np.asarray(h, np.float64)
-        if self._first is None:
-            self._first = h[0]
-            self._sum, self._products = np.zeros_like(h[0]), np.zeros([h.shape[1]] * 2)
-        h = h - self._first
         self._count += len(h)
         self._sum += h.sum(axis=0)
         self._products += h.T @ h
 
     def result(self):
         """(mean [D], covariance [D, D]), with n in the denominator."""
-        shift = self._sum / self._count
-        covariance = self._products / self._count - np.outer(shift, shift)
-        return self._first + shift, covariance
+        mean = self._sum / self._count
+        return mean, self._products / self._count - np.outer(mean, mean)
