@@ -128,15 +128,17 @@ def test_the_sheet_shows_every_view(tmp_path):
         num_examples, whole_side = 2, None
 
         def epochs(self, batch_size, seed):
-            yield tf.constant(np.full([2, 12, 12, 3], 90, np.uint8))
+            yield tf.constant(np.random.default_rng(0).integers(0, 200, [2, 12, 12, 3], np.uint8))
 
     model = simclr_tf.SimCLR(simclr_tf.ResNet(18, 1 / 16), augment=[view, view, *8 * [local]])
     directory = training.RunDirectory(tmp_path)
     pretrain.draw_views(directory, Train(), model)
     sheet = tf.io.decode_png((tmp_path / "views.png").read_bytes(), 3).numpy()
     assert sheet.shape[1] == 2 * ((1 + 10) * (12 + 4) + 6)  # the image, the views, gaps
-    row = sheet[2 * (2 + 6), :, 0]  # through the middle of the first image
+    row = sheet[2 * (2 + 6)].max(axis=-1)  # through the middle of the first image
     assert np.sum(row != 255) == 2 * (12 + 2 * 12 + 8 * 8)
+    columns = np.split(sheet[:, 2 * (16 + 6) :], 10, axis=1)
+    assert all(np.any(columns[i] != columns[j]) for i in range(10) for j in range(i))
 
 
 @pytest.mark.parametrize(
