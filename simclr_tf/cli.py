@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from simclr_tf import _flags, errors
 from simclr_tf.commands import checks, flags
+from simclr_tf.commands.views import parse_views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +137,7 @@ COMMANDS = {
                 flags.define_init_from,
                 flags.define_views,
                 flags.define_training,
+                flags.define_whitening,
             ),
             required=("run_dir",),
             run_flags=("init_from",),
@@ -299,7 +301,7 @@ def _check_given(command, values):
 
 
 def options_of(values):
-    """Flag values as `Options`; view sizes as a list of (side, end), "~" in paths expanded.
+    """Flag values as `Options`; views and view sizes as lists, "~" in paths expanded.
 
     Example:
 
@@ -313,6 +315,8 @@ def options_of(values):
             options[name] = _path(options[name])
     if options.get("view_sizes"):
         options["view_sizes"] = _view_sizes(options["view_sizes"])
+    if options.get("views"):
+        options["views"] = parse_views(options["views"])
     return Options(**options)
 
 
@@ -337,8 +341,8 @@ def flag_texts(values):
     Example:
 
     >>> _, values = simclr_tf.cli.parse(["export", "--run_dir=runs/a", "--output=encoder/1"])
-    >>> simclr_tf.cli.flag_texts(values)["layer"]
-    'h'
+    >>> simclr_tf.cli.flag_texts(values)["format"]
+    'saved_model'
     """
     return {
         name: str(values[name].value)

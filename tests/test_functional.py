@@ -63,6 +63,19 @@ def test_every_batch_norm_of_a_resnet_folds(resnet, resnet_copy):
     assert_close(small(IMAGES), resnet(IMAGES), 1e-4)
 
 
+def test_a_space_to_depth_stem_is_copied_and_folded():
+    """In stock layers, for even and odd sizes."""
+    encoder = ResNet(14, width=1 / 16, stem="space_to_depth")
+    encoder.build((None, 20, 20, 3))
+    copy = functional_copy(scrambled(encoder), (20, 20, 3))
+    np.testing.assert_array_equal(copy(IMAGES), encoder(IMAGES))
+    np.testing.assert_array_equal(copy(IMAGES[:, :9, :13]), encoder(IMAGES[:, :9, :13]))
+    assert {type(x).__module__.split(".")[0] for x in copy.layers} == {"keras"}
+    smaller = folded(copy)
+    assert not norms(smaller)
+    assert_close(smaller(IMAGES, training=False), encoder(IMAGES), 1e-4)
+
+
 def test_every_kind_of_layer_folds_and_the_rest_stays():
     """Convolutions with bias and without, depthwise, dense; not if others take the output."""
     layers = keras.layers

@@ -32,6 +32,8 @@ REQUIRED = {
     "simclr_tf.data.Source": {"examples": [0], "name": "none", "split": "train"},
     "simclr_tf.data.load": {"name": "shapes", "split": "test[:9]"},
     "simclr_tf.encoders.by_name": {"name": "resnet50"},
+    "simclr_tf.encoders.zca": {"mean": np.zeros(1), "covariance": np.eye(1)},
+    "simclr_tf.evaluate.fit_whitening": {"encoder": None, "dataset": []},
     "simclr_tf.evaluate.confidence_interval": {"values": [0.1, 0.2]},
     "simclr_tf.evaluate.finetune": {
         "encoder": keras.Sequential(), "train": tf.data.Dataset.range(1), "test": []

@@ -92,7 +92,7 @@ def test_models_have_the_official_parameter_counts(depth, width, sk_ratio):
 
 
 @pytest.mark.parametrize(
-    "depth, width, sk_ratio", [(34, 0.3, 0.0), (50, 0.3, 0.0), (50, 1 / 16, 0.0625)]
+    "depth, width, sk_ratio", [(14, 0.3, 0.0), (34, 0.3, 0.0), (50, 0.3, 0.0), (50, 1 / 16, 0.0625)]
 )
 def test_any_width_and_depth_has_the_parameters_added_up_by_hand(depth, width, sk_ratio):
     model = ResNet(depth, width, sk_ratio, stem="imagenet")
@@ -218,6 +218,58 @@ def test_imagenet_stem_equals_its_layers_written_out(config, names):
     np.testing.assert_allclose(stem, expected, rtol=1e-4, atol=1e-5)
 
 
+def two_by_two_as_channels(images):
+    """[B, H, W, 3] to [B, ceil(H / 2), ceil(W / 2), 12]; zeros fill up an odd side."""
+    count, height, width, _ = images.shape
+    out = np.zeros((count, -(-height // 2), -(-width // 2), 12))
+    for row in range(height):
+        for column in range(width):
+            first = 3 * (2 * (row % 2) + column % 2)
+            out[:, row // 2, column // 2, first : first + 3] = images[:, row, column]
+    return out
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [(16, 20), (13, 9)])
+def test_space_to_depth_is_a_3x3_convolution_of_2x2_pixels_as_channels(size, training):
+    model = ResNet(14, width=0.125, stem="space_to_depth")
+    images = rand_images(2, *size, 3)
+    model(images)
+    by_hand = ByHand(scramble(model))
+    kernel = by_hand.weights["stem_conv", "kernel"]
+    assert kernel.shape == (6, 6, 3, 8)
+    as_channels = np.zeros((3, 3, 12, 8))
+    for i in range(6):
+        for j in range(6):
+            first = 3 * (2 * (i % 2) + j % 2)
+            as_channels[i // 2, j // 2, first : first + 3] = kernel[i, j]
+    by_hand.weights["stem_conv", "kernel"] = as_channels
+    x = by_hand.conv_bn_relu(two_by_two_as_channels(images), "stem", training)
+    stem = model.stem_layers.call(tf.constant(images), training=training)
+    assert stem.shape[1:3] == (-(-size[0] // 2), -(-size[1] // 2))
+    np.testing.assert_allclose(stem, x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (11, 13)])
+def test_space_to_depth_leaves_no_pixel_out(size):
+    """Each value of the image changes the output of the stem."""
+    model = ResNet(14, width=0.25, stem="space_to_depth")
+    images = tf.constant(rand_images(1, *size, 3))
+    model(images)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        y = model.stem_layers.steps[1](model.stem_layers.steps[0](images))  # padding, convolution
+        total = tf.reduce_sum(y * tf.random.normal(y.shape, seed=1))
+    assert np.all(tape.gradient(total, images).numpy() != 0)
+
+
+def test_three_groups_start_at_half_the_resolution_and_end_in_256_filters():
+    model = ResNet(14, width=0.25, stem="space_to_depth")
+    model.build((None, 32, 32, 3))
+    shapes = [block.output_shape_at_build[1:] for block in model.blocks[1::2]]
+    assert shapes == [(16, 16, 16), (8, 8, 32), (4, 4, 64)]
+
+
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("config", [SMALL, SMALL_SK])
 def test_every_residual_block_starts_as_its_shortcut(config):
@@ -265,7 +317,9 @@ def test_a_built_model_accepts_any_size():
             assert h.shape == (2, model.feature_dim) and h.dtype == tf.float32
 
 
-@pytest.mark.parametrize("depth, width, expected", [(18, 1, 512), (34, 0.5, 256), (50, 2, 4096)])
+@pytest.mark.parametrize(
+    "depth, width, expected", [(14, 1, 256), (18, 1, 512), (34, 0.5, 256), (50, 2, 4096)]
+)
 def test_feature_dim_is_known_before_building(depth, width, expected):
     model = ResNet(depth, width)
     assert model.feature_dim == expected and not model.built
@@ -280,7 +334,13 @@ def test_a_tiny_width_keeps_one_filter():
 # ---- Keras --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [SMALL, {**SMALL_SK, "stem": "imagenet", "bn_momentum": 0.97}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**SMALL, "stem": "space_to_depth"},
+        {**SMALL_SK, "stem": "imagenet", "bn_momentum": 0.97},
+    ],
+)
 def test_config_round_trip_keeps_everything(config):
     model = ResNet(**config, name="mine", dtype="mixed_bfloat16", trainable=False)
     again = ResNet.from_config(model.get_config())
@@ -379,12 +439,15 @@ def test_batch_norm_is_synchronised_between_replicas_only():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"depth": 20}, "depth must be one of 18, 34, 50, 101, 152, 200; got 20"),
+        ({"depth": 20}, "depth must be one of 14, 18, 34, 50, 101, 152, 200; got 20"),
         ({"depth": 18, "width": 0}, "width must be a finite number above 0; got 0"),
         ({"depth": 18, "width": float("nan")}, "width must be a finite number above 0; got nan"),
         ({"depth": 50, "sk_ratio": -1}, "sk_ratio must be a finite number of at least 0; got -1"),
         ({"depth": 34, "sk_ratio": 0.0625}, "sk_ratio above 0 needs bottleneck blocks"),
-        ({"depth": 18, "stem": "small"}, "stem must be one of auto, cifar, imagenet; got 'small'"),
+        (
+            {"depth": 18, "stem": "small"},
+            "stem must be one of auto, cifar, imagenet, space_to_depth; got 'small'",
+        ),
     ],
 )
 def test_a_bad_argument_is_named(arguments, message):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import augment, data, devices, distribute, encoders, errors, losses, pretrained
+from simclr_tf.augment.random_view import SMALL_SIZE, default_strength
 from simclr_tf.export import load_exported
 from simclr_tf.heads import LinearHead, NoHead, ProjectionHead, SpaceHeads
 from simclr_tf.models import LooC, MoCo, SimCLR
@@ -160,32 +161,49 @@ def build_head(options):
 
 
 def build_augmentation(options, image_size):
-    """The augmentation that the options name, for views of `image_size` pixels.
+    """The augmentation that the options name, for images of `image_size` pixels.
 
     Returns:
-      An `augment.Operator` for both views; or a list of two, of which the first only crops.
+      An `augment.Operator` for both views; or a list with one for each view: of --views, or of
+      --transformed_views=one, of which the first only crops.
     """
-    area, strength = (options.min_crop_area, 1.0), options.color_jitter_strength
-    if options.augmentations:
-        crops = "crop" in re.split(r"\s*,\s*", options.augmentations.strip())
-        view = augment.by_name(
-            options.augmentations, image_size, strength, **({"area": area} if crops else {})
-        )
-    else:
-        blur = {"auto": {}, "yes": {"blur": True}, "no": {"blur": False}}[options.blur]
-        view = augment.family_with(
-            _kept(options),
-            image_size,
-            strength=strength,
-            area=area,
-            drop_probability=options.color_drop_probability,
-            **blur,
-        )
+    area = options.min_crop_area, options.max_crop_area
+    if options.views:
+        largest = max(group.size for group in options.views)
+        families = []
+        for group in options.views:
+            family = _family(options, group.size, group.area or area, largest)
+            families += group.count * [family]
+        return families
+    view = _family(options, image_size, area, image_size)
     if options.transformed_views == "both":
         return view
     crop = augment.RandomCropResize(image_size, area)
     chain = augment.Compose([crop, view])
     return [augment.Compose([crop]), augment.SharedView(chain, ["crop"])]
+
+
+def _family(options, size, area, largest):
+    """The family of views of `size` pixels; `largest` has the default strength and blur."""
+    strength = options.color_jitter_strength
+    if strength is None:
+        strength = default_strength(largest)
+    if options.augmentations:
+        crops = "crop" in re.split(r"\s*,\s*", options.augmentations.strip())
+        return augment.by_name(
+            options.augmentations, size, strength, **({"area": area} if crops else {})
+        )
+    blur = {} if size == largest else {"blur": largest > SMALL_SIZE}
+    blur = {"auto": blur, "yes": {"blur": True}, "no": {"blur": False}}[options.blur]
+    return augment.family_with(
+        _kept(options),
+        size,
+        strength=strength,
+        area=area,
+        jitter_probability=options.color_jitter_probability,
+        drop_probability=options.color_drop_probability,
+        **blur,
+    )
 
 
 def build_encoder_and_head(options, image_size):
@@ -223,7 +241,11 @@ def _method(options):
         return LooC, {"kept": _kept(options)}
     if options.method == "simclr":
         objective = losses.by_name(options.loss, options.temperature, options.normalize)
-        return SimCLR, {"micro_batch_size": options.micro_batch_size, "objective": objective}
+        return SimCLR, {
+            "micro_batch_size": options.micro_batch_size,
+            "objective": objective,
+            "weight_average": options.weight_average or None,
+        }
     given = {
         "momentum": options.encoder_momentum,
         "queue_size": options.queue_size,
@@ -236,19 +258,31 @@ def _method(options):
 def chance_loss(options, model):
     """The loss of an encoder that maps all images to the same vector."""
     images = options.batch_size
+    negatives = views_per_image(options) * (images - 1)
     if options.method == "moco":
-        in_batch = 2 * images - 2 if model.in_batch_negatives else 0
+        in_batch = negatives if model.in_batch_negatives else 0
         return math.log(1 + in_batch + model.queue_size)
     if options.method == "looc":
         keys = len(model.kept) + 1
         negatives = (keys + 1) * (images - 1)
         kept = (keys - 1) / keys * math.log(keys + negatives)
         return math.log(1 + negatives) + kept
-    return math.log(2 * images - 1 - (options.loss == "decoupled"))
+    return math.log(negatives + (options.loss != "decoupled"))
+
+
+def views_per_image(options):
+    """V, the number of views of an image in a step of SimCLR or MoCo."""
+    return sum(group.count for group in options.views) if options.views else 2
+
+
+# Attributes of a `SimCLR` with a weight average that hold the averages of others.
+_AVERAGES = {"encoder": "averaged_encoder", "projection_head": "averaged_head"}
 
 
 def submodels_of_run(options, build):
     """Trained submodels of a run, a `RestoredSubmodels`; logs a line if the run is not finished.
+
+    Of a run with --weight_average they are the averages.
 
     Args:
       options: those of the run's `pretrain`.
@@ -258,7 +292,12 @@ def submodels_of_run(options, build):
       errors.UsageError: the run has no checkpoint yet.
     """
     directory = RunDirectory(options.run_dir)
-    restored = restore_submodels(directory.checkpoints, build, log)
+    names = _AVERAGES if options.weight_average else {}
+
+    def build_by_attribute(image_size):
+        return {names.get(name, name): each for name, each in build(image_size).items()}
+
+    restored = restore_submodels(directory.checkpoints, build_by_attribute, log)
     if restored is None:
         raise errors.UsageError(
             f"--run_dir must hold a run with a checkpoint; {directory.path} has none yet. "
@@ -267,7 +306,9 @@ def submodels_of_run(options, build):
     epoch, planned = restored.position[0], planned_epochs(options)
     if planned and epoch < planned:
         log(f"the run has {epoch:,} of {planned:,} epochs.")
-    return restored
+    given = {attribute: name for name, attribute in names.items()}
+    submodels = {given.get(name, name): each for name, each in restored.submodels.items()}
+    return restored._replace(submodels=submodels)
 
 
 def planned_epochs(options):
@@ -292,6 +333,7 @@ class LoadedEncoder(NamedTuple):
       path: the value of that flag.
       progress: {"epoch": epochs done, "planned_epochs": see `planned_epochs`} of a run; else {}.
       projection_head: a built `ProjectionHead`; None where it was not asked for or is not there.
+      whitening: the `encoders.Whitening` of h that a run with --whitening has measured, else None.
     """
 
     encoder: Any
@@ -300,6 +342,7 @@ class LoadedEncoder(NamedTuple):
     path: str
     progress: dict
     projection_head: Any = None
+    whitening: Any = None
 
 
 def load_encoder(options, trained=None, projection_head=False):
@@ -320,6 +363,7 @@ def load_encoder(options, trained=None, projection_head=False):
       errors.UsageError: no checkpoint yet; an export that does not state its image size.
       errors.ArgumentError: no SavedModel or weights there.
     """
+    whitening = None
     if trained and trained.command != "pretrain":
         progress, found = {}, _fine_tuned(trained)
     elif trained:
@@ -330,6 +374,7 @@ def load_encoder(options, trained=None, projection_head=False):
         progress = {"epoch": restored.position[0], "planned_epochs": planned_epochs(trained)}
         encoder, head = (restored.submodels.get(name) for name in ("encoder", "projection_head"))
         found = encoder, restored.image_size, "run_dir", trained.run_dir, head
+        whitening = whitening_of_run(trained)
     else:
         progress = {}
         keras.utils.set_random_seed(0)
@@ -341,7 +386,18 @@ def load_encoder(options, trained=None, projection_head=False):
             )
     encoder, image_size, source, path, head = found
     size = options.image_size or image_size
-    return LoadedEncoder(encoder, size, source, str(path), progress, head)
+    return LoadedEncoder(encoder, size, source, str(path), progress, head, whitening)
+
+
+def whitening_of_run(trained):
+    """The `encoders.Whitening` that a run has measured after its last epoch; None without one.
+
+    Args:
+      trained: the options of the run's `pretrain`.
+    """
+    path = RunDirectory(trained.run_dir).whitening
+    with errors.renamed_arguments(path="--run_dir"):
+        return encoders.Whitening.load(path) if path.exists() else None
 
 
 def _fine_tuned(trained):

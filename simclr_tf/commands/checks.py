@@ -53,6 +53,7 @@ def check_pretrain(options):
     _check_run_dir(options)
     _check_method(options)
     _check_augmentations(options)
+    _check_views(options)
 
 
 def _check_method(options):
@@ -65,6 +66,10 @@ def _check_method(options):
             )
     if options.method == "simclr":
         return
+    if options.weight_average:
+        raise errors.UsageError(
+            f"--weight_average needs --method=simclr; got --method={options.method}. Leave it out."
+        )
     if options.loss != "nt_xent":
         raise errors.UsageError(
             f"--method={options.method} has its own loss; got --loss={options.loss}. Leave it out, "
@@ -119,17 +124,48 @@ def _check_augmentations(options):
             f"--blur is for the paper's family; got --blur={options.blur} and --augmentations. "
             "Leave it out, and write blur or not among the --augmentations."
         )
-    if options.augmentations and options.color_drop_probability != flags.COLOR_DROP_PROBABILITY:
-        raise errors.UsageError(
-            "--color_drop_probability is for the paper's family; got "
-            f"{options.color_drop_probability:g} and --augmentations. Leave it out; color_drop "
-            f"among the --augmentations has {flags.COLOR_DROP_PROBABILITY:g}."
-        )
+    of_the_family = {
+        "color_drop": flags.COLOR_DROP_PROBABILITY,
+        "color_jitter": flags.COLOR_JITTER_PROBABILITY,
+    }
+    for name, default in of_the_family.items():
+        probability = getattr(options, f"{name}_probability")
+        if options.augmentations and probability != default:
+            raise errors.UsageError(
+                f"--{name}_probability is for the paper's family; got {probability:g} and "
+                f"--augmentations. Leave it out; {name} among the --augmentations has {default:g}."
+            )
     if options.view_sizes and (options.augmentations or options.transformed_views == "one"):
         other = "--augmentations" if options.augmentations else "--transformed_views=one"
         raise errors.UsageError(
             f"--view_sizes is for the paper's family in both views; got {other} too. Leave out one "
             "of the two."
+        )
+
+
+def _check_views(options):
+    if options.min_crop_area > options.max_crop_area:
+        raise errors.UsageError(
+            f"--min_crop_area must be at most --max_crop_area; got {options.min_crop_area:g} and "
+            f"{options.max_crop_area:g}. Raise the latter, up to 1."
+        )
+    if not options.views:
+        return
+    other = None
+    if options.method == "looc":
+        other = "--method=looc, which has views of its own"
+    elif options.transformed_views == "one":
+        other = "--transformed_views=one, which has two views of one crop"
+    elif options.view_sizes:
+        other = "--view_sizes, which is for two views of one size"
+    if other:
+        raise errors.UsageError(
+            f"--views gives the views and their sizes; got {other}, too. Leave out one of the two."
+        )
+    crops = "crop" in re.split(r"\s*,\s*", (options.augmentations or "crop").strip())
+    if not crops:
+        raise errors.UsageError(
+            f"--views needs crop among the --augmentations; got {options.augmentations!r}. Add it."
         )
 
 
@@ -196,7 +232,11 @@ def check_distill(options):
 
 
 def check_embed(options):
-    """Checks of `embed`: a new file of a format that can be written."""
+    """Checks of `embed`: one layer, and a new file of a format that can be written."""
+    if options.layer and ("," in options.layer or options.layer == "all"):
+        raise errors.UsageError(
+            f"--layer must be one layer; got {options.layer!r}. Write a file for each layer."
+        )
     from simclr_tf import embeddings  # imports NumPy, and TensorFlow only when it writes
 
     with errors.renamed_arguments(path="--output"):

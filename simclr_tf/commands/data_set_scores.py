@@ -8,7 +8,11 @@ from simclr_tf import evaluate
 from simclr_tf.commands.build import load, log, report_unreadable
 from simclr_tf.commands.protocols import PROTOCOLS, Task
 from simclr_tf.errors import UsageError
-from simclr_tf.evaluate.feature_cache import digest_of_encoder, digest_of_source
+from simclr_tf.evaluate.feature_cache import (
+    digest_of_arrays,
+    digest_of_encoder,
+    digest_of_source,
+)
 from simclr_tf.images import UNLABELLED
 
 
@@ -123,6 +127,8 @@ class DataSetScores:
             "image_size": source.image_size,
             "views": views,
         }
+        if "whitened" in layers.names:
+            settings["whitening"] = digest_of_arrays(*loaded.whitening)
         return self._cache.get(settings, lambda: self._compute(source, encoder))
 
     def _compute(self, source, encoder):

@@ -15,6 +15,7 @@ from simclr_tf.commands.build import (
     log,
     report_unreadable,
 )
+from simclr_tf.commands.layers import Layers, needs_head
 from simclr_tf.data.by_name import DRAWN
 from simclr_tf.errors import storage_errors
 
@@ -30,12 +31,14 @@ def embed(options, invocation):
       options: attributes named as the flags of `simclr-tf embed`.
       invocation: `trained`, the options of the run's `pretrain`, or None without a run.
     """
-    loaded = load_encoder(options, invocation.trained)
+    loaded = load_encoder(options, invocation.trained, needs_head(options.layer))
+    layers = Layers(loaded, options.layer or ("h" if loaded.whitening is None else "whitened"))
     source = _load_source(options, invocation.trained, loaded.image_size)
     with storage_errors(options.output):
-        count, dimension = _write(options, loaded.encoder, source)
+        count, dimension = _write(options, layers.encoder, source)
+    whitened = " (whitened)" if layers.names == ["whitened"] else ""
     log(
-        f"wrote {counted(count, 'embedding')} of {counted(dimension, 'number')} to "
+        f"wrote {counted(count, 'embedding')} of {counted(dimension, 'number')}{whitened} to "
         f"{options.output}{_left_out(source)}"
     )
 

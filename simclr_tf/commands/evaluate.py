@@ -28,7 +28,7 @@ def evaluate_encoder(options, invocation):
     if options.protocol is None and not options.output and is_classifier(loaded.encoder):
         return evaluate_classifier(options, trained, loaded)
     options = options.replace(protocol=options.protocol or "knn")
-    layers = Layers(loaded, options.layer)
+    layers = Layers(loaded, options.layer or ("h" if loaded.whitening is None else "h,whitened"))
     score = transfer if options.output else _one_data_set
     result = {"protocol": options.protocol, **score(options, trained, loaded, layers)}
     result.update(encoder_source=loaded.source, encoder_path=loaded.path, **loaded.progress)

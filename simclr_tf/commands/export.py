@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simclr_tf import _quiet
+from simclr_tf import _quiet, encoders
 from simclr_tf.commands.build import (
     DataOptions,
     build_encoder_and_head,
@@ -14,8 +14,9 @@ from simclr_tf.commands.build import (
     prepare_process,
     report_unreadable,
     submodels_of_run,
+    whitening_of_run,
 )
-from simclr_tf.errors import storage_errors
+from simclr_tf.errors import UsageError, storage_errors
 from simclr_tf.export import export_encoder, export_tflite
 
 
@@ -30,10 +31,11 @@ def export(options, invocation):
     prepare_process(trained, strategy="one")
     restored = submodels_of_run(trained, lambda side: build_encoder_and_head(trained, side))
     submodels, image_size = restored.submodels, restored.image_size
+    encoder, layer = _encoder_and_layer(options, trained, submodels["encoder"])
     arguments = {
         "image_shape": (image_size, image_size, 3),
         "normalize": options.normalize,
-        "layer": options.layer,
+        "layer": layer,
         "head": submodels["projection_head"],
         "precision": options.precision,
     }
@@ -42,8 +44,21 @@ def export(options, invocation):
     write = export_tflite if options.format == "tflite" else export_encoder
     noise_hidden = _quiet.native_noise_hidden(_quiet.CONVERTER_NOISE)
     with ended_by_sigterm(), noise_hidden, storage_errors(options.output):
-        path = write(submodels["encoder"], options.output, **arguments)
+        path = write(encoder, options.output, **arguments)
     log(f"wrote the encoder to {path}")
+
+
+def _encoder_and_layer(options, trained, encoder):
+    """The encoder, whitened where it is to be, and the layer of it that is exported."""
+    whitening = whitening_of_run(trained)
+    if options.layer == "whitened" and whitening is None:
+        raise UsageError(
+            "--layer=whitened needs a run of `simclr-tf pretrain --whitening` that has ended; "
+            f"{trained.run_dir} has no whitening. Pass --layer=h."
+        )
+    if whitening is None or options.layer not in (None, "whitened"):
+        return encoder, options.layer or "h"
+    return encoders.whitened(encoder, whitening), "h"
 
 
 def _examples(options, trained, image_size):

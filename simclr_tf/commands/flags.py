@@ -6,8 +6,10 @@ their values; nothing here needs TensorFlow.
 
 from __future__ import annotations
 
-_SIDE = (1, 8192)  # of images; beyond that, a batch of them exceeds any memory
+MAX_SIDE = 8192  # of images, pixels; beyond that, a batch of them exceeds any memory
+_SIDE = (1, MAX_SIDE)
 COLOR_DROP_PROBABILITY = 0.2
+COLOR_JITTER_PROBABILITY = 0.8
 
 
 def define_common(define):
@@ -64,11 +66,17 @@ def define_network(define):
         "keras_applications/efficientnetv2_b0; simclr_tf.encoders.names() lists all.",
     )
     define.enum(
-        "resnet_depth", "18", ["18", "34", "50", "101", "152", "200"], "Layers of the ResNet."
+        "resnet_depth", "18", ["14", "18", "34", "50", "101", "152", "200"], "Layers of the ResNet."
     )
     define.float("width", 1.0, "Width multiplier of the ResNet, above 0.", 1e-3)
     define.float("sk_ratio", 0.0, "Above 0: selective kernels (SimCLRv2: 0.0625).", 0.0)
-    define.enum("stem", "auto", ["auto", "cifar", "imagenet"], "First layers of the ResNet.")
+    define.enum(
+        "stem",
+        "auto",
+        ["auto", "cifar", "imagenet", "space_to_depth"],
+        "First layers of the ResNet. auto: cifar up to 64 pixels, imagenet above; space_to_depth: "
+        "2x2 pixels become one with 12 channels, a quarter of the arithmetic of cifar.",
+    )
 
 
 def define_model(define):
@@ -149,11 +157,26 @@ def define_init_from(define):
 
 def define_views(define):
     """The random views."""
+    define.string(
+        "views",
+        None,
+        "Views of each image: COUNTxSIZE, ..., with the areas of the crops behind an @ if they are "
+        "not --min_crop_area to --max_crop_area; 2x32,4x16@0.1-0.35 is two views of 32 pixels and "
+        "four of 16 from small crops. Every pair of them is a positive pair. The other flags of "
+        "views apply to all. By default two of the image size.",
+    )
     define.float(
         "color_jitter_strength",
         None,
         "Strength of the colour jitter; by default 1.0, and 0.5 up to 64 pixels.",
         0.0,
+    )
+    define.float(
+        "color_jitter_probability",
+        COLOR_JITTER_PROBABILITY,
+        "Fraction of the views with colour jitter.",
+        0.0,
+        1.0,
     )
     define.float(
         "color_drop_probability",
@@ -165,7 +188,12 @@ def define_views(define):
     define.float(
         "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
     )
-    define.enum("blur", "auto", ["auto", "yes", "no"], "Blur; auto: above 64 pixels.")
+    define.float(
+        "max_crop_area", 1.0, "Maximum area of a crop, as a fraction of the image.", 1e-4, 1.0
+    )
+    define.enum(
+        "blur", "auto", ["auto", "yes", "no"], "Blur; auto: if the largest view is above 64 pixels."
+    )
     define.string(
         "augmentations",
         None,
@@ -188,6 +216,25 @@ def define_views(define):
     )
 
 
+def define_whitening(define):
+    """The last layer of the encoder that is computed after training."""
+    define.boolean(
+        "whitening",
+        False,
+        "Whiten h: an affine last layer of the encoder, measured on training images without labels "
+        "after the last epoch. Exports, embed and evaluate have it.",
+    )
+    define.float(
+        "whitening_floor",
+        0.05,
+        "Smallest variance that it divides by, as a fraction of the mean variance, above 0.",
+        1e-9,
+    )
+    define.integer(
+        "whitening_examples", 50_000, "Training images that it is measured on, evenly spaced.", 2
+    )
+
+
 def define_training(define):
     """Epochs, batches, optimizer and the kNN probe."""
     define.integer("epochs", 100, "Passes over the data.", 1)
@@ -199,6 +246,14 @@ def define_training(define):
     define.float("warmup_epochs", None, "By default a tenth of the epochs, 10 at most.", 0.0)
     define.float("weight_decay", 1e-6, "Weight decay; biases and norms take none.", 0.0)
     define.float("momentum", 0.9, "Momentum of lars and sgd.", 0.0, 0.9999)
+    define.float(
+        "weight_average",
+        0.0,
+        "Momentum of an exponential moving average of the weights, which is then evaluated and "
+        "exported, such as 0.99; 0: none. For --method=simclr.",
+        0.0,
+        0.999999,
+    )
     define.integer("micro_batch_size", None, "Views per micro-batch; by default all at once.", 1)
     define_execution(define)
     define.integer(
@@ -406,10 +461,10 @@ def define_evaluate(define):
     )
     define.string(
         "layer",
-        "h",
-        "Layer to score: h, head1, ..., z, or one as for export; several joined by commas; all: h "
-        "and every layer of the projection head; spaces: of a run of looc, z with each space at "
-        "length 1.",
+        None,
+        "Layer to score: h, whitened, head1, ..., z, or one as for export; several joined by "
+        "commas; all: h, whitened and every layer of the projection head; spaces: of a run of "
+        "looc, z with each space at length 1. By default h, and whitened too if the run has it.",
     )
     define.boolean("baselines", False, "Also raw pixels and, for a run, a random encoder.")
     define.string("train_split", None, "By default the run's, or train.")
@@ -445,6 +500,12 @@ def define_embed(define):
     """The flags of embed."""
     define.string("output", None, "File to write: .npz, .parquet or .tfrecord; it must not exist.")
     define.string("split", None, "By default the run's --train_split, or train.")
+    define.string(
+        "layer",
+        None,
+        "Layer whose output is written, as for evaluate; by default whitened if the run has it, "
+        "else h.",
+    )
 
 
 def define_export(define):
@@ -465,9 +526,10 @@ def define_export(define):
     )
     define.string(
         "layer",
-        "h",
-        "Layer to export: h; group1 to group4 or a block such as group3_block2, averaged over the "
-        "image; head1, ..., or z, of the projection head; spaces, of a run of looc.",
+        None,
+        "Layer to export: h; whitened, the default of a run with --whitening; group1 to group4 or "
+        "a block such as group3_block2, averaged over the image; head1, ..., or z, of the "
+        "projection head; spaces, of a run of looc.",
     )
     define.boolean("normalize", False, "Scale each embedding to length 1.")
     define.string(

@@ -15,8 +15,8 @@ _OF_HEAD = re.compile(r"z|all|spaces|head\d+")
 
 
 def needs_head(layer):
-    """Whether a value of --layer names a layer of the projection head."""
-    return any(_OF_HEAD.fullmatch(name) for name in layer.split(","))
+    """Whether a value of --layer (None: the default) names a layer of the projection head."""
+    return any(_OF_HEAD.fullmatch(name) for name in (layer or "h").split(","))
 
 
 class OneLayer:
@@ -45,11 +45,12 @@ class Layers:
 
     Args:
       loaded: a `LoadedEncoder`, with its projection head where a layer is one of the head's.
-      layer: names joined by commas: h, head1, ..., z, spaces (z of LooC, each space of length 1),
-        or a layer as in `functional_copy`; all: h and every layer of the head.
+      layer: names joined by commas: h, whitened (h of a run with --whitening), head1, ..., z,
+        spaces (z of LooC, each space of length 1), or a layer as in `functional_copy`; all: h,
+        whitened where there is one, and every layer of the head.
 
     Raises:
-      UsageError: a layer of the head, where there is none.
+      UsageError: a layer of the head or a whitening, where there is none.
       ArgumentError: there is no such layer.
     """
 
@@ -59,6 +60,11 @@ class Layers:
             raise UsageError(
                 f"--layer={layer} needs the projection head; --{loaded.source} "
                 f"({loaded.path}) has none. Pass --layer=h, or the --run_dir that it is from."
+            )
+        if "whitened" in layer.split(",") and loaded.whitening is None:
+            raise UsageError(
+                f"--layer={layer} needs the whitening of a run of `simclr-tf pretrain --whitening` "
+                f"that has ended; --{loaded.source} ({loaded.path}) has none. Pass --layer=h."
             )
         self.names = self._names(layer)
         self._other = {name: self._copy(name) for name in self.names if self._is_other(name)}
@@ -91,7 +97,8 @@ class Layers:
         of_head = [f"head{index}" for index in range(1, count + 1)]
         names = []
         for name in layer.split(","):
-            names += ["h", *of_head[:-1], "z"] if name == "all" else [name]
+            whitened = [] if self._loaded.whitening is None else ["whitened"]
+            names += ["h", *whitened, *of_head[:-1], "z"] if name == "all" else [name]
             if name == "spaces" and not hasattr(self._head, "unit_spaces"):
                 raise ArgumentError("layer=spaces needs a run of --method=looc; use z.")
             if self._head and name.startswith("head") and name not in of_head:
@@ -99,7 +106,7 @@ class Layers:
         return list(dict.fromkeys(names))
 
     def _is_other(self, name):
-        return name != "h" and not _OF_HEAD.fullmatch(name)
+        return name not in ("h", "whitened") and not _OF_HEAD.fullmatch(name)
 
     def _copy(self, name):
         shape = (self._loaded.image_size, self._loaded.image_size, 3)
@@ -107,13 +114,16 @@ class Layers:
 
     def _outputs(self, images, names):
         h, of_head = None, []
-        if any(_OF_HEAD.fullmatch(name) for name in names) or "h" in names:
+        if not all(name in self._other for name in names):
             h = tf.cast(self._loaded.encoder(images, training=False), tf.float32)
             of_head = self._head.hidden_outputs(h) if self._head is not None else [h]
         found = []
         for name in names:
             if name in self._other:
                 output = self._other[name](images, training=False)
+            elif name == "whitened":
+                whitening = self._loaded.whitening
+                output = (h - whitening.mean) @ tf.constant(whitening.matrix)
             elif name == "spaces":
                 output = self._head.unit_spaces(h)
             else:

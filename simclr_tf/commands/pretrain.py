@@ -7,7 +7,16 @@ import math
 import numpy as np
 from tensorflow import keras
 
-from simclr_tf import devices, distribute, errors, optimizers, report
+from simclr_tf import (
+    augment,
+    devices,
+    distribute,
+    encoders,
+    errors,
+    evaluate,
+    optimizers,
+    report,
+)
 from simclr_tf.commands.build import (
     build_encoder,
     build_model,
@@ -17,8 +26,10 @@ from simclr_tf.commands.build import (
     log,
     prepare_process,
     report_unreadable,
+    views_per_image,
 )
 from simclr_tf.commands.pretrained import initialise, load_pretrained
+from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.export import export_encoder
 from simclr_tf.training import KNNProbe, ResumableLoop, RunDirectory, Steps, ViewSizes
 from simclr_tf.training.callbacks import check_view_sizes
@@ -109,9 +120,23 @@ def _train(options, directory, strategy, model, train, test, steps):
             draw_views(directory, train, model)
         loop.run()
     if probe_encoder is not None:
-        probe_encoder.set_weights(model.encoder.get_weights())
+        copy_weights(model.inference_encoder, probe_encoder)
     if loop.chief and not directory.export.exists():
-        export_encoder(probe_encoder or model.encoder, directory.export, model.image_shape)
+        encoder = probe_encoder or model.inference_encoder
+        if options.whitening:
+            encoder = _whitened(options, directory, encoder, train)
+        export_encoder(encoder, directory.export, model.image_shape)
+
+
+def _whitened(options, directory, encoder, train):
+    """The encoder with the whitening of its h, which is measured and written to the directory."""
+    with report_unreadable(train, directory=directory):
+        batches = train.batches(options.batch_size, options.whitening_examples)
+        whitening = evaluate.fit_whitening(encoder, batches, options.whitening_floor)
+    whitening.save(directory.whitening)
+    count = min(options.whitening_examples, train.num_examples)
+    log(f"h is whitened, by {counted(count, 'training image')}: {directory.whitening}")
+    return encoders.whitened(encoder, whitening)
 
 
 def steps_of(options, train, replicas=1):
@@ -137,12 +162,15 @@ def _check_batch(options, replicas):
             f"batch_size must be divisible by the {replicas} replicas; got {batch_size}. "
             f"Try {below or replicas} or {below + replicas}."
         )
-    views, micro = 2 * batch_size // replicas, options.micro_batch_size
-    if micro and (micro % 2 or views % micro):
-        below = max(n for n in range(2, max(2, min(micro, views)) + 1, 2) if views % n == 0)
+    count, micro = views_per_image(options), options.micro_batch_size
+    views = count * batch_size // replicas
+    if micro and (micro % count or views % micro):
+        largest = max(count, min(micro, views))
+        below = max(n for n in range(count, largest + 1, count) if views % n == 0)
+        multiple = "even" if count == 2 else f"a multiple of {count}"
         raise errors.UsageError(
-            f"micro_batch_size must be even and divide the {views} views of a batch; got {micro}."
-            f" Try {below}."
+            f"micro_batch_size must be {multiple} and divide the {views} views of a batch; got "
+            f"{micro}. Try {below}."
         )
 
 
@@ -207,11 +235,14 @@ def draw_views(directory, train, model, rows=6, columns=8):
     batch = next(iter(train.epochs(min(rows, train.num_examples), seed=0)))
     images, extent = (batch["image"], batch["extent"]) if train.whole_side else (batch, None)
     families = model.augment if isinstance(model.augment, (tuple, list)) else [model.augment]
+    # Views that share parameters have them from one seed; of others, each has its own.
+    shared = any(isinstance(family, augment.SharedView) for family in families)
     views = [
-        families[column % len(families)](images, seed=column // len(families), extent=extent)
-        for column in range(columns)
+        families[column % len(families)](
+            images, seed=column // (len(families) if shared else 1), extent=extent
+        ).numpy()
+        for column in range(max(columns, len(families)))
     ]
-    views = [view.numpy() for view in views]
     report.draw_views(images.numpy(), views, directory.views, extents=extent)
 
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from simclr_tf import errors, pretrained
 from simclr_tf.commands.build import build_encoder_and_head, counted, log, submodels_of_run
 from simclr_tf.encoders.fine_tuning import copy_weights
+from simclr_tf.encoders.whitening import without_whitening
 from simclr_tf.export import load_trainable
 from simclr_tf.export.functional import set_weights_of_functional
-from simclr_tf.models import MoCo
+from simclr_tf.models import MoCo, SimCLR
 from simclr_tf.training import RunDirectory
 from simclr_tf.training.checkpoints import numbers
 
@@ -90,15 +91,16 @@ def initialise(model, found, path, trained=None):
     Raises:
       errors.UsageError: the encoder there is another one than the model's.
     """
+    encoder = without_whitening(found.encoder) if found.is_functional else found.encoder
     try:
         if found.is_functional:
-            set_weights_of_functional(model.encoder, found.encoder, model.image_shape)
+            set_weights_of_functional(model.encoder, encoder, model.image_shape)
         else:
-            copy_weights(found.encoder, model.encoder)
+            copy_weights(encoder, model.encoder)
     except ValueError as error:
         raise errors.UsageError(
             f"--init_from must hold an encoder like the new one, {_described(model.encoder)}; "
-            f"{path} has {_described(found.encoder)}. {_advice(trained)}"
+            f"{path} has {_described(encoder)}. {_advice(trained)}"
         ) from error
     head, ours = found.projection_head, model.projection_head
     same_head = None not in (head, ours) and _shapes(head) == _shapes(ours)
@@ -106,6 +108,8 @@ def initialise(model, found, path, trained=None):
         copy_weights(head, ours)
     if isinstance(model, MoCo):
         model.reset_momentum_encoder()
+    if isinstance(model, SimCLR):
+        model.reset_weight_average()
     what = "encoder and projection head" if same_head else "encoder"
     rest = "" if same_head or ours is None else "; the projection head starts at random weights"
     log(f"the weights of the {what} are those of {path}{rest}.")

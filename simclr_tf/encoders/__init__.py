@@ -2,5 +2,6 @@
 
 from simclr_tf.encoders.by_name import by_name, names, validate
 from simclr_tf.encoders.resnet import ResNet
+from simclr_tf.encoders.whitening import Whitening, whitened, zca
 
-__all__ = ["ResNet", "by_name", "names", "validate"]
+__all__ = ["ResNet", "Whitening", "by_name", "names", "validate", "whitened", "zca"]

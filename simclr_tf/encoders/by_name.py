@@ -21,7 +21,7 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
     """Creates an encoder with random weights.
 
     Args:
-        name: one of `names()`: "resnet18" to "resnet200", "keras_cv/NAME" for a KerasCV backbone or
+        name: one of `names()`: "resnet14" to "resnet200", "keras_cv/NAME" for a KerasCV backbone or
             "keras_applications/NAME" for a network of `keras.applications`, both with global
             average pooling.
         image_size: int, side of the images in pixels. With None, a ResNet is built on its first
@@ -55,7 +55,7 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
     if "/" in name:
         if width != 1 or sk_ratio != 0 or stem != "auto":
             raise ArgumentError(
-                f"encoder must be resnet18 to resnet200 for width={width}, sk_ratio={sk_ratio} and "
+                f"encoder must be resnet14 to resnet200 for width={width}, sk_ratio={sk_ratio} and "
                 f"stem={stem!r}; got {name!r}. Leave these out."
             )
         library, network = name.split("/")
@@ -75,7 +75,7 @@ def names():
     Example:
 
     >>> simclr_tf.encoders.names()[:3]
-    ['resnet18', 'resnet34', 'resnet50']
+    ['resnet14', 'resnet18', 'resnet34']
     """
     resnets = [f"resnet{depth}" for depth in resnet.DEPTHS]
     return resnets + [
@@ -158,6 +158,6 @@ def _unknown(name):
     elif similar:
         hint = f"Near matches: {', '.join(similar)}."
     return (
-        "encoder must be one of resnet18 to resnet200, keras_cv/NAME or keras_applications/NAME; "
+        "encoder must be one of resnet14 to resnet200, keras_cv/NAME or keras_applications/NAME; "
         f"got {name!r}. {hint}"
     )

@@ -1,5 +1,6 @@
 """What fine-tuning needs of an encoder: a copy with its own weights, and frozen layers."""
 
+import contextlib
 import difflib
 
 from tensorflow import keras
@@ -50,10 +51,31 @@ def copy_weights(source, target):
         source: a model or layer, built.
         target: one of the same architecture; all of it becomes trainable.
     """
-    flags = [(layer, layer.trainable) for layer in _keras.all_layers(source)]
-    source.trainable = target.trainable = True
-    try:
+    with _all_trainable(source):
+        target.trainable = True
         target.set_weights(source.get_weights())
+
+
+def paired_weights(source, target):
+    """Returns the weights of two models of one architecture in the same order.
+
+    Args:
+        source, target: models or layers, built; each may be frozen in part.
+
+    Returns:
+        (weights of source, weights of target): lists of `tf.Variable` of the same length.
+    """
+    with _all_trainable(source), _all_trainable(target):
+        return _keras.tf_variables(source.weights), _keras.tf_variables(target.weights)
+
+
+@contextlib.contextmanager
+def _all_trainable(model):
+    """Makes all layers of a model trainable within the block."""
+    flags = [(layer, layer.trainable) for layer in _keras.all_layers(model)]
+    model.trainable = True
+    try:
+        yield
     finally:
         for layer, flag in flags:  # a layer before those within it
             layer.trainable = flag

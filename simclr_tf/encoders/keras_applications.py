@@ -111,7 +111,7 @@ def _check_size(name, network, image_size):
     if image_size is not None and image_size < network.min_size:
         raise ArgumentError(
             f"image_size must be at least {network.min_size} for keras_applications/{name}; got "
-            f"{image_size}. Use larger images, or resnet18 to resnet200."
+            f"{image_size}. Use larger images, or resnet14 to resnet200."
         )
 
 

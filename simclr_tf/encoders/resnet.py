@@ -14,10 +14,10 @@ from simclr_tf import _keras
 from simclr_tf.encoders import batch_norm, convolution
 from simclr_tf.errors import ArgumentError, check_number
 
-BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BASIC_BLOCKS = {14: (2, 2, 2), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 DEPTHS = (*BASIC_BLOCKS, *BOTTLENECK_BLOCKS)
-STEMS = ("auto", "cifar", "imagenet")
+STEMS = ("auto", "cifar", "imagenet", "space_to_depth")
 MAX_CIFAR_STEM_PIXELS = 64
 
 
@@ -26,15 +26,20 @@ class ResNet(keras.Model):
     """A post-activation ResNet with global average pooling (arXiv:1512.03385).
 
     Args:
-        depth: 18 or 34 (basic residual blocks); 50, 101, 152 or 200 (bottleneck residual blocks).
+        depth: 18 or 34 (basic residual blocks); 50, 101, 152 or 200 (bottleneck residual blocks);
+            14, three groups of basic blocks instead of four, in which the layers for small images
+            of arXiv:1512.03385, section 4.2 (n = 2), have four times the filters.
         width: multiplier of every layer's filters, a number above 0.
         sk_ratio: 0 for plain convolutions. Above 0, selective kernels (arXiv:1903.06586) whose
             squeezed channels are this fraction of their filters, at least 32, with the stem and
             shortcuts of ResNet-D; for depth 50 or more. SimCLRv2 uses 0.0625 (arXiv:2006.10029,
             section 3).
         stem: "cifar" (3x3 convolution, stride 1, no pooling; arXiv:2002.05709, appendix B.9),
-            "imagenet" (stride 2 and max pooling), or "auto": "cifar" if the longer side of the
-            images for which the model is first built is at most 64 pixels, "imagenet" otherwise.
+            "imagenet" (stride 2 and max pooling), "space_to_depth" (every 2x2 pixels become one of
+            12 channels, then a 3x3 convolution with stride 1: a fourth of the positions and no
+            pixel left out; computed as one 6x6 convolution with stride 2, which is the same), or
+            "auto": "cifar" if the longer side of the images for which the model is first built is
+            at most 64 pixels, "imagenet" otherwise.
         bn_momentum: float in [0, 1), the momentum of batch normalisation's moving statistics.
         bn_epsilon: float above 0, added to the variance in batch normalisation.
         zero_init_residual: bool; initialize the last gamma of every residual block to 0
@@ -88,7 +93,12 @@ class ResNet(keras.Model):
     @property
     def feature_dim(self):
         """D, the length of h; known before the model is built."""
-        return self._filters(512) * (1 if self.depth in BASIC_BLOCKS else 4)
+        filters = self._filters(64 * 2 ** (len(self._block_counts()) - 1))
+        return filters * (1 if self.depth in BASIC_BLOCKS else 4)
+
+    def _block_counts(self):
+        """Residual blocks of each group."""
+        return {**BASIC_BLOCKS, **BOTTLENECK_BLOCKS}[self.depth]
 
     def build(self, input_shape):
         """Creates the layers for images of `input_shape`, (batch, height, width, channels)."""
@@ -115,11 +125,9 @@ class ResNet(keras.Model):
         self.built = True
 
     def _make_blocks(self, factory):
-        basic = self.depth in BASIC_BLOCKS
-        make = _basic_block if basic else _bottleneck_block
-        counts = BASIC_BLOCKS[self.depth] if basic else BOTTLENECK_BLOCKS[self.depth]
+        make = _basic_block if self.depth in BASIC_BLOCKS else _bottleneck_block
         blocks = []
-        for group, count in enumerate(counts):
+        for group, count in enumerate(self._block_counts()):
             for index in range(count):
                 strides = 2 if group > 0 and index == 0 else 1
                 name = f"group{group + 1}_block{index + 1}"
@@ -220,7 +228,7 @@ def _resolve_stem(stem, shape):
     if shape[1] is None or shape[2] is None:
         raise ArgumentError(
             f'stem="auto" needs the height and width of the images; got the shape {shape}. '
-            'Pass stem="cifar" or stem="imagenet", or images of a known size.'
+            'Pass stem="cifar", "space_to_depth" or "imagenet", or images of a known size.'
         )
     return "cifar" if max(shape[1:3]) <= MAX_CIFAR_STEM_PIXELS else "imagenet"
 
@@ -286,6 +294,10 @@ class _LayerFactory:
 def _stem(factory, kind, filters):
     if kind == "cifar":
         return factory.conv_bn_relu("stem", filters(64), 3)
+    if kind == "space_to_depth":
+        # A kernel [3, 3, 12, F] on 2x2 pixels as channels is a kernel [6, 6, 3, F] on the pixels. A
+        # last row or column of an odd number of them is paired with zeros.
+        return factory.conv_bn_relu("stem", filters(64), 6, 2)
     if factory.sk_ratio > 0:  # ResNet-D: three 3x3 in place of one 7x7
         layers = [
             *factory.conv_bn_relu("stem1", filters(32), 3, 2),

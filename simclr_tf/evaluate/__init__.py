@@ -26,6 +26,7 @@ from simclr_tf.evaluate.scores import (
     mean_per_class_accuracy,
     top_k_accuracy,
 )
+from simclr_tf.evaluate.whitening import fit_whitening
 
 __all__ = [
     "Features",
@@ -40,6 +41,7 @@ __all__ = [
     "even_batch_size",
     "extract_features",
     "finetune",
+    "fit_whitening",
     "knn_accuracy",
     "knn_predict",
     "linear_classifier",

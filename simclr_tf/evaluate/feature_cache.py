@@ -38,9 +38,7 @@ def digest_of_encoder(encoder):
         config = _without_names(encoder.get_config())
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         digest.update(str(encoder.compute_dtype).encode())
-        for weight in encoder.get_weights():
-            digest.update(f"{weight.dtype} {weight.shape}".encode())
-            digest.update(np.ascontiguousarray(weight).tobytes())
+        _update(digest, encoder.get_weights())
         return digest.hexdigest()
     path = getattr(encoder, "path", None)
     if path is None:
@@ -49,6 +47,26 @@ def digest_of_encoder(encoder):
     for file in files:
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()
+
+
+def digest_of_arrays(*arrays):
+    """Returns a digest of the dtypes, the shapes and the values of arrays.
+
+    Example:
+
+    >>> from simclr_tf.evaluate import feature_cache
+    >>> len(feature_cache.digest_of_arrays(np.zeros(3), np.eye(3)))
+    64
+    """
+    digest = hashlib.sha256()
+    _update(digest, arrays)
+    return digest.hexdigest()
+
+
+def _update(digest, arrays):
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
 
 
 def _without_names(config):

@@ -88,22 +88,37 @@ class ContrastiveModel(_keras.Model):
         self.built = True
         _keras.set_save_spec(self, (None, *image_shape))
 
+    @property
+    def inference_encoder(self):
+        """The encoder of `model(images)`, `predict` and `export`."""
+        return self.encoder
+
+    @property
+    def inference_head(self):
+        """The projection head of the layers of an export."""
+        return self.projection_head
+
     def call(self, images, training=False):
         """Returns h, [B, D] float32, of images [B, H, W, 3], uint8 or float in [0, 1]."""
+        encoder = self.encoder if training else self.inference_encoder
+        return self._encode(encoder, images, training)
+
+    def _encode(self, encoder, images, training):
         images = tf.convert_to_tensor(images)
         if tf.executing_eagerly():
             check_range(images)
         check = range_assertion(images) if tf.is_tensor(images) else None
         with tf.control_dependencies([check] if check is not None else []):
             images = as_float(images)
-        return tf.cast(self.encoder(images, training=training), tf.float32)
+        return tf.cast(encoder(images, training=training), tf.float32)
 
     def project(self, images, training=False):
         """Returns z, float32 [B, length of z], not normalised, of images as in `call`."""
         if not self.built:
             self.build(images.shape)
-        h = ContrastiveModel.call(self, images, training=training)  # whatever `call` returns
-        return self.projection_head(h, training=training)
+        trained = self.encoder, self.projection_head
+        encoder, head = trained if training else (self.inference_encoder, self.inference_head)
+        return head(self._encode(encoder, images, training), training=training)
 
     # -- views -------------------------------------------------------------------------------
 
@@ -392,8 +407,8 @@ class ContrastiveModel(_keras.Model):
             raise ArgumentError(
                 "export needs a built model: call fit or build((None, H, W, 3)) first."
             )
-        kwargs = {"image_shape": self._image_shape, "head": self.projection_head, **kwargs}
-        return export_encoder(self.encoder, path, **kwargs)
+        kwargs = {"image_shape": self._image_shape, "head": self.inference_head, **kwargs}
+        return export_encoder(self.inference_encoder, path, **kwargs)
 
     def get_config(self):
         """Returns the constructor's arguments, layers and functions serialised."""

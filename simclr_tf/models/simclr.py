@@ -12,12 +12,14 @@ import tensorflow as tf
 from simclr_tf import _keras
 from simclr_tf import augment as augmentations
 from simclr_tf.distribute import replica_offset_and_fraction
+from simclr_tf.encoders.fine_tuning import copy_encoder, copy_weights
 from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.images import unpack
 from simclr_tf.losses import nt_xent_with_top1
 from simclr_tf.models.contrastive import ContrastiveModel
 from simclr_tf.models.micro_batches import MicroBatches, cached_gradients, must_unroll
 from simclr_tf.models.views import number_of_views, seeds_of_views
+from simclr_tf.models.weight_average import WeightAverage
 
 
 @_keras.saving.register_keras_serializable(package="simclr_tf")
@@ -45,6 +47,10 @@ class SimCLR(ContrastiveModel):
         gradient is that of the whole batch; batch normalisation sees one micro-batch at a time.
       seed: int; the views of step s are then a function of (seed, s) alone: view v has the seed
         fold_in(fold_in(seed, s), v). None draws them from TensorFlow's global generator.
+      weight_average: momentum in (0, 1) of an exponential moving average of the weights of encoder
+        and head, such as 0.99; of it are then `model(images)`, `predict`, `project` and `export`.
+        The loss is always of the trained weights. None: no average. The encoder must be functional,
+        or a class whose config rebuilds it.
       objective: a function (z, batch) -> (loss, logs) in place of NT-Xent. z: [V, B, d] float32,
         not normalised; batch: an `images.Batch` with the labels, ids and extents of the dataset
         (None where it has none) and the seeds of the views; loss: scalar, the mean over this
@@ -74,6 +80,7 @@ class SimCLR(ContrastiveModel):
         micro_batch_size=None,
         seed=None,
         objective=None,
+        weight_average=None,
         name="simclr",
         **kwargs,
     ):
@@ -84,12 +91,63 @@ class SimCLR(ContrastiveModel):
         _check_micro_batch_size(micro_batch_size, number_of_views(augment))
         self.micro_batch_size = micro_batch_size
         self.objective = objective
+        if weight_average is not None:
+            check_number("weight_average", weight_average, above=0, below=1, hint="Try 0.99.")
+        self.weight_average = weight_average
+        self._must_be_built_ahead = weight_average is not None
+        self._average = None
+
+    # -- the average of the weights ----------------------------------------------------------
+
+    def build(self, input_shape):
+        """Creates the variables for images of `input_shape`, (None, H, W, 3)."""
+        if self.built:
+            return
+        if self.weight_average is not None and tf.inside_function():
+            raise ArgumentError(
+                "weight_average copies the encoder before the first step, and the model must be "
+                "built by then; got one that is not. Call model.build((None, H, W, 3)) with the "
+                "size of the views."
+            )
+        super().build(input_shape)
+        if self.weight_average is None:
+            return
+        head = self.projection_head
+        self.averaged_encoder = copy_encoder(self.encoder, self._image_shape)
+        self.averaged_head = type(head).from_config(head.get_config())
+        self.averaged_head(self.averaged_encoder(tf.zeros([1, *self._image_shape])))  # builds it
+        self.reset_weight_average()
+        networks = [self.encoder, self.projection_head]
+        copies = [self.averaged_encoder, self.averaged_head]
+        self._average = WeightAverage(self.weight_average, networks, copies)
+
+    def reset_weight_average(self):
+        """Copies the weights of the encoder and its head to their averages.
+
+        `build` does so. Call it if you then load other weights into the encoder.
+        """
+        if self.weight_average is None:
+            return
+        copy_weights(self.encoder, self.averaged_encoder)
+        copy_weights(self.projection_head, self.averaged_head)
+        self.averaged_encoder.trainable = self.averaged_head.trainable = False
+
+    @property
+    def inference_encoder(self):
+        """The averaged encoder where there is one, else the encoder."""
+        return self.averaged_encoder if self._average else self.encoder
+
+    @property
+    def inference_head(self):
+        """The averaged projection head where there is one, else the projection head."""
+        return self.averaged_head if self._average else self.projection_head
 
     # -- the steps ---------------------------------------------------------------------------
 
     def train_step(self, data):
         """One update; Keras calls it with a batch."""
-        seed = self._step_seed(self.optimizer.iterations)
+        step = tf.convert_to_tensor(self.optimizer.iterations)
+        seed = self._step_seed(step)
         if self.micro_batch_size is None:
             views = self._checked_views(data, seed)
             loss, logs = self._step_at_once(views, self._batch(data, seed))
@@ -100,6 +158,8 @@ class SimCLR(ContrastiveModel):
                     self._build_for(views_of(0))
             batch = self._batch(data, seed)
             loss, logs = self._step_in_micro_batches(views_of, micro_batches, batch)
+        if self._average:
+            self._average.update(step)
         return self._log(loss, logs, data, training=True)
 
     def test_step(self, data):
@@ -195,6 +255,7 @@ class SimCLR(ContrastiveModel):
             **super().get_config(),
             "micro_batch_size": self.micro_batch_size,
             "objective": objective,
+            "weight_average": self.weight_average,
         }
 
 

@@ -13,6 +13,7 @@ from tensorflow import keras
 
 from simclr_tf._keras import StepCallback
 from simclr_tf.augment import RandomView
+from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.errors import ArgumentError
 from simclr_tf.evaluate import extract_features, knn_accuracy
 
@@ -65,9 +66,9 @@ class KNNProbe(keras.callbacks.Callback):
         last = epoch + 1 == (self.epochs or self.params["epochs"]) or self.model.stop_training
         if not last and (epoch + 1) % self.every_epochs:
             return
-        encoder = self.model.encoder
+        encoder = getattr(self.model, "inference_encoder", self.model.encoder)
         if self.probe_encoder is not None:
-            self.probe_encoder.set_weights(encoder.get_weights())
+            copy_weights(encoder, self.probe_encoder)
             encoder = self.probe_encoder
         if not self.probes:
             return

@@ -28,6 +28,7 @@ class RunDirectory:
       logs: directory of TensorBoard events.
       checkpoints: directory of checkpoints.
       export: directory of the encoder's SavedModel.
+      whitening: whitening.npz, mean and matrix of the whitening of h, of a run with --whitening.
       corrupt: corrupt.txt, the files that could not be read.
       views, curve, report: pictures and the page for a person.
       lock: a file that exists while a process writes to the directory.
@@ -50,6 +51,7 @@ class RunDirectory:
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export" / "1"
+        self.whitening = self.path / "whitening.npz"
         self.corrupt = self.path / "corrupt.txt"
         self.views = self.path / "views.png"
         self.curve = self.path / "curve.png"
