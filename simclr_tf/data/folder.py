@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels, describe_path
+from simclr_tf.data.headers import Header, Headers, read_header, read_headers
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -131,6 +134,41 @@ class Folder:
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Returns labels, int64 [n]; no file is read."""
         return self._labels if indices is None else self._labels[indices]
+
+    def headers(self, indices: np.ndarray) -> Headers:
+        """Reads the headers of the files at `indices`, int64 [n]."""
+
+        def read(index: int) -> Header:
+            try:
+                with open(self._root / self._paths[index], "rb") as file:
+                    header = read_header(file)
+            except OSError as error:
+                raise CorruptImageError(f"cannot be read: {error.strerror}") from error
+            return header._replace(label=int(self._labels[index]))
+
+        return read_headers(read, indices)
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """Returns the ids, UTF-8."""
+        return [self.id(index).encode() for index in indices]
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """Returns paths, strings [m], of the files at `indices`, int64 [m], in a graph."""
+        text, start, length = self._path_tensors
+        return tf.strings.substr(text, tf.gather(start, indices), tf.gather(length, indices))
+
+    def contents(self, fetched: tf.Tensor) -> tf.Tensor:
+        """Returns the content of the file at a path, a string scalar, in a graph."""
+        return tf.io.read_file(fetched)
+
+    @functools.cached_property
+    def _path_tensors(self) -> list[tf.Tensor]:
+        """All paths in one string, and where each starts and how long it is, in bytes."""
+        paths = [os.fsencode(self._root / path) for path in self._paths]
+        length = np.array([len(path) for path in paths], np.int64)
+        with tf.init_scope(), tf.device("CPU:0"):
+            columns = b"".join(paths), np.cumsum(length) - length, length
+            return [tf.constant(column) for column in columns]
 
 
 def _split_folder(root: Path, split: str) -> tuple[Path, list[str], list[Path]]:

@@ -103,7 +103,12 @@ def index_batches(rows: tf.Tensor, done: tf.Tensor) -> tf.data.Dataset:
 
 
 def decoded_batches(
-    rows: tf.Tensor, remainder: tf.Tensor, done: tf.Tensor, read: Callable, side: int
+    rows: tf.Tensor,
+    remainder: tf.Tensor,
+    done: tf.Tensor,
+    read: Callable,
+    side: int,
+    reader=None,
 ) -> tf.data.Dataset:
     """Batches of decoded examples of one epoch, always as many as the epoch has steps.
 
@@ -114,14 +119,19 @@ def decoded_batches(
       rows, remainder: from `ReplicaSlice`.
       done: steps to skip.
       read, side: as for `decoded`.
+      reader: a `GraphReader`, for examples in files; None calls `read` for each example.
 
     Returns:
-      A dataset of batches of `Decoded`.
+      A dataset of batches of `Decoded`, with a `reader` without ids.
     """
     steps, count, size = rows.shape
     indices = tf.concat([tf.reshape(rows, [-1]), remainder], axis=0)
-    dataset = tf.data.Dataset.from_tensor_slices(indices).repeat().skip(done * count * size)
-    dataset = decoded(dataset, read, side).batch(size, drop_remainder=True)
+    start = done * count * size
+    if reader:
+        dataset = reader.endless_batches(indices, start, size, read, side)
+    else:
+        dataset = tf.data.Dataset.from_tensor_slices(indices).repeat().skip(start)
+        dataset = decoded(dataset, read, side).batch(size, drop_remainder=True)
     return dataset.take((steps - done) * count)
 
 
@@ -149,7 +159,7 @@ def decoded(
 
     def read_op(index):
         types = [tf.uint8, tf.int32, tf.int64, tf.string, tf.bool]
-        *example, readable = _python_op(read_marked, (*nothing, True), [index], types)
+        *example, readable = python_op(read_marked, (*nothing, True), [index], types)
         shapes = [side, side, 3], [2], [], []
         example = [tf.ensure_shape(each, shape) for each, shape in zip(example, shapes)]
         return *example, tf.ensure_shape(readable, [])
@@ -176,7 +186,7 @@ _last_call = 0.0
 _exiting = False
 
 
-def _python_op(function: Callable, at_exit: tuple, inputs: list[tf.Tensor], types: list[tf.DType]):
+def python_op(function: Callable, at_exit, inputs: list[tf.Tensor], types):
     """`tf.numpy_function` that returns `at_exit` once the interpreter is about to exit."""
 
     def call(*arguments):

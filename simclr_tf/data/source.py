@@ -19,7 +19,17 @@ from simclr_tf.data import pipeline
 from simclr_tf.data.cache import Cache
 from simclr_tf.data.decode import decode, decode_whole
 from simclr_tf.data.decode import image_size as size_of
-from simclr_tf.data.examples import Decoded, Examples
+from simclr_tf.data.decode_ops import (
+    BY_PILLOW,
+    Plan,
+    decode_file,
+    decoder,
+    pixels,
+    plan_centre,
+    plan_whole,
+)
+from simclr_tf.data.examples import Decoded, Examples, are_in_files
+from simclr_tf.data.graph_reader import GraphReader
 from simclr_tf.data.pipeline import WHOLE_BATCH, ReplicaSlice
 from simclr_tf.errors import ArgumentError, CorruptImageError, check_number
 
@@ -98,6 +108,10 @@ class Source:
         self._corrupt: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
         self.cached = self._total * self._training_side**2 * 3 <= cache_bytes
+        self._in_files = are_in_files(examples)
+        if self._in_files:
+            self._headers = examples.headers(np.arange(self._total))
+            self._plans: dict[bool, Plan] = {}
         if self.cached:
             self._cache = Cache(self._total, self._training_side, self._read_for_training)
             self.check_corrupt()
@@ -168,13 +182,11 @@ class Source:
         _check_batch_size(batch_size)
         count = min(len(self._rows), limit or len(self._rows))
         rows = self._rows[np.arange(count) * len(self._rows) // count]
-        dataset = tf.data.Dataset.from_tensor_slices(rows)
         if self.cached and not self.whole_side:
-            dataset = dataset.batch(batch_size)
+            dataset = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
             dataset = self._gathered(dataset, self._evaluation_batch)
         else:
-            read = self._checked(self._read_for_evaluation)
-            dataset = pipeline.decoded(dataset, read, self.image_size).batch(batch_size)
+            dataset = self._decoded_batches(rows, batch_size)
             dataset = dataset.map(self._evaluation_batch)
         return dataset.prefetch(tf.data.AUTOTUNE)
 
@@ -225,6 +237,7 @@ class Source:
         to_batch = functools.partial(self._training_batch, labels=labels)
         steps = self.steps_per_epoch(batch_size)
         replica_slice.check(batch_size)
+        reader = None if self.cached else self._reader(bool(self.whole_side))
 
         def one_epoch(epoch):
             done = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
@@ -235,7 +248,9 @@ class Source:
             rows = replica_slice.rows(order, steps, batch_size)
             remainder = replica_slice.remainder(order, steps, batch_size)
             read = self._checked(self._read_for_training)
-            dataset = pipeline.decoded_batches(rows, remainder, done, read, self._training_side)
+            dataset = pipeline.decoded_batches(
+                rows, remainder, done, read, self._training_side, reader
+            )
             return dataset.map(to_batch)
 
         dataset = tf.data.Dataset.range(first_epoch, _LAST_EPOCH).flat_map(one_epoch)
@@ -292,7 +307,10 @@ class Source:
 
     @property
     def _training_side(self) -> int:
-        return self.whole_side or self.image_size
+        return self._side(bool(self.whole_side))
+
+    def _side(self, whole: bool) -> int:
+        return self.whole_side if whole else self.image_size
 
     def _read_for_training(self, index: int) -> Decoded | None:
         return self._read(index, whole=bool(self.whole_side))
@@ -310,15 +328,82 @@ class Source:
         example_id = None
         try:
             example_id, image, label = self._examples[index]
-            if whole:
-                square, *extent = decode_whole(image, self.whole_side)
-            else:
-                square, extent = decode(image, self.image_size), [self.image_size] * 2
+            square, extent = self._decode(index, image, whole)
             return Decoded(square, extent, label, example_id.encode())
         except CorruptImageError as error:
             with self._lock:
                 self._corrupt[index] = (example_id or self._examples.id(index), str(error))
         return None
+
+    def _decode(self, index: int, image: bytes | np.ndarray, whole: bool):
+        """Decodes as the pipelines do, by TensorFlow or by Pillow."""
+        side = self._side(whole)
+        if self._in_files and self._plan(whole).way[index] != BY_PILLOW:
+            way, extent = (column[index] for column in self._plan(whole))
+            try:
+                with tf.device("CPU:0"):
+                    if whole:
+                        return decode_file(image, way, extent, side, whole).numpy(), extent
+                    image = pixels(image).numpy()
+            except tf.errors.InvalidArgumentError as error:
+                decode(image, side)  # Pillow's reason is shorter
+                raise CorruptImageError("TensorFlow cannot decode it, though Pillow can") from error
+        if not whole:
+            return decode(image, side), [side] * 2
+        square, *extent = decode_whole(image, side)
+        return square, extent
+
+    def _plan(self, whole: bool) -> Plan:
+        """How the images are decoded for training (whole) or for evaluation."""
+        if whole not in self._plans:
+            side = self._side(whole)
+            plan = plan_whole if whole else plan_centre
+            self._plans[whole] = plan(self._headers, side)
+        return self._plans[whole]
+
+    def _reader(self, whole: bool) -> GraphReader | None:
+        """Reads examples inside tf.data, for training or evaluation; None if they are no files."""
+        if not self._in_files:
+            return None
+        side, plan = self._side(whole), self._plan(whole)
+
+        def by_pillow(index):
+            example = self._read(int(index), whole)
+            if example is None:
+                raise CorruptImageError("reported with the next batch")
+            return example.image, np.asarray(example.extent, np.int32)
+
+        at_exit = np.zeros([side, side, 3], np.uint8), np.zeros(2, np.int32)
+
+        def pillow_op(index):
+            return pipeline.python_op(by_pillow, at_exit, [index], [tf.uint8, tf.int32])
+
+        def report(indices):
+            for index in indices.tolist():
+                self._read(index, whole)
+            self.check_corrupt()
+
+        with tf.device("CPU:0"):
+            columns = [tf.constant(each) for each in (*plan, self._headers.label)]
+        decode = decoder(plan, side, whole, self._examples.contents, pillow_op)
+        return GraphReader(self._examples.fetch, decode, *columns, report)
+
+    def _decoded_batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        """Batches of `Decoded` for evaluation, of the examples at `rows`."""
+        reader = self._reader(whole=False)
+        if reader is None:
+            read = self._checked(self._read_for_evaluation)
+            dataset = tf.data.Dataset.from_tensor_slices(rows)
+            return pipeline.decoded(dataset, read, self.image_size).batch(batch_size)
+
+        def ids(indices):
+            return np.array(self._examples.ids(indices), object)
+
+        def with_ids(indices, batch):
+            return batch._replace(id=pipeline.python_op(ids, np.array(b""), [indices], tf.string))
+
+        batches = reader.batches(tf.constant(rows), batch_size)
+        return batches.map(with_ids)
 
     def _checked(self, read: Callable[[int], Decoded | None]) -> Callable[[int], Decoded | None]:
         """Returns `read`, which then raises where too many examples are unreadable."""
