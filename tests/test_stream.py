@@ -1,0 +1,211 @@
+"""Images decoded inside tf.data by TensorFlow's kernels, against Pillow and NumPy."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, PngImagePlugin
+
+from simclr_tf import data
+from simclr_tf.data import headers
+from simclr_tf.data.decode import decode, decode_whole
+from simclr_tf.data.decode_ops import _WAY_OF_RATIO, BY_PILLOW, RESIZED
+
+
+def photo(seed, height, width):
+    """A smooth random image with noise, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, [height // 8 + 2, width // 8 + 2, 3], np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    noise = rng.normal(0, 6, [height, width, 3])
+    return np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+
+
+def encoded(image, file_format, mode="RGB", **options):
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image)
+    (picture if mode is None else picture.convert(mode)).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def moving(image):
+    return {"save_all": True, "append_images": [Image.fromarray(255 - image)]}
+
+
+def xmp():
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    return text
+
+
+SHAPE = 45, 61
+IMAGE = photo(0, *SHAPE)
+BY_TENSORFLOW = {
+    **{f"jpeg {s}": encoded(IMAGE, "JPEG", subsampling=s) for s in ("4:4:4", "4:2:2", "4:2:0")},
+    "jpeg 4:1:1": encoded(IMAGE, "JPEG", subsampling="4:1:1"),
+    "jpeg progressive": encoded(IMAGE, "JPEG", progressive=True),
+    "jpeg grey": encoded(IMAGE, "JPEG", "L"),
+    "jpeg of low quality": encoded(IMAGE, "JPEG", quality=10),
+    "jpeg upright by its exif": encoded(IMAGE, "JPEG", exif=exif(1)),
+    "png": encoded(IMAGE, "PNG"),
+    "png grey": encoded(IMAGE, "PNG", "L"),
+    "png palette": encoded(IMAGE, "PNG", "P"),
+}
+LEFT_TO_PILLOW = {
+    "jpeg cmyk": encoded(IMAGE, "JPEG", "CMYK"),
+    **{f"jpeg turned {i}": encoded(IMAGE, "JPEG", exif=exif(i)) for i in (2, 3, 6, 8)},
+    "jpeg with more after its end": encoded(IMAGE, "JPEG") + b"film",
+    "png with alpha": encoded(IMAGE, "PNG", "RGBA"),
+    "png with grey and alpha": encoded(IMAGE, "PNG", "LA"),
+    "png palette with transparency": encoded(IMAGE, "PNG", "P", transparency=3),
+    "png with a transparent colour": encoded(
+        IMAGE, "PNG", transparency=tuple(IMAGE[3, 4].tolist())
+    ),
+    "png of 1 bit": encoded(IMAGE, "PNG", "1"),
+    "png of 4 bits": encoded(IMAGE // 16 * 16, "PNG", "P", bits=4),
+    "png of 16 bits": encoded(IMAGE[..., 0].astype(np.uint16) * 257, "PNG", None),
+    "png turned": encoded(IMAGE, "PNG", exif=exif(6)),
+    "png turned by xmp": encoded(IMAGE, "PNG", pnginfo=xmp()),
+    "png animated": encoded(IMAGE, "PNG", **moving(IMAGE)),
+    "gif": encoded(IMAGE, "GIF"),
+    "gif animated": encoded(IMAGE, "GIF", **moving(IMAGE)),
+    "bmp": encoded(IMAGE, "BMP"),
+    "webp": encoded(IMAGE, "WEBP"),
+    "webp animated": encoded(IMAGE, "WEBP", **moving(IMAGE)),
+    "tiff": encoded(IMAGE, "TIFF"),
+}
+KINDS = BY_TENSORFLOW | LEFT_TO_PILLOW
+
+
+def write(folder, files):
+    """Writes files, named 000.jpg and so on whatever they hold; returns the data set's name."""
+    folder.mkdir(exist_ok=True)
+    for i, content in enumerate(files):
+        (folder / f"{i:03d}.jpg").write_bytes(content)
+    return f"folder:{folder}"
+
+
+def streamed(name, **options):
+    return data.load(name, cache_bytes=0, **options)
+
+
+class TestKinds:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_header_chooses_the_decoder(self, kind):
+        header = headers.read_header(KINDS[kind])
+        assert (header.decoder == headers.PILLOW) == (kind in LEFT_TO_PILLOW)
+        assert header[1:3] == SHAPE
+
+    def test_every_kind_is_what_pillow_makes_of_it(self, tmp_path):
+        """To the last bit, for evaluation and for training where nothing is resized."""
+        source = streamed(write(tmp_path / "all", KINDS.values()), image_size=45, source_size=70)
+        batches = list(source.batches(7).as_numpy_iterator())
+        squares = np.concatenate([batch["image"] for batch in batches])
+        for kind, square in zip(KINDS, squares):
+            np.testing.assert_array_equal(square, decode(KINDS[kind], 45), err_msg=kind)
+        stream = source.epochs(len(KINDS), 0, shuffle=False)
+        (batch,) = stream.take(1).as_numpy_iterator()
+        for kind, square, extent in zip(KINDS, batch["image"], batch["extent"]):
+            expected, *size = decode_whole(KINDS[kind], 70)
+            assert extent.tolist() == size, kind
+            np.testing.assert_array_equal(square, expected, err_msg=kind)
+
+    @pytest.mark.parametrize("side", [11, 20, 40])
+    def test_reduced_images_agree_within_rounding(self, tmp_path, side):
+        """JPEG decoded at 1/1, 1/2, 1/4 or 1/8, then bicubic; PNG that is reduced by 4 or more."""
+        sizes = [(45, 61), (90, 80), (131, 200), (400, 300), (640, 23), (700, 900)]
+        files = [encoded(photo(i, *size), "JPEG", quality=90) for i, size in enumerate(sizes)]
+        files += [encoded(photo(i, *size), "PNG") for i, size in enumerate(sizes)]
+        source = streamed(write(tmp_path / "large", files), image_size=16, source_size=side)
+        ways = source._plan(whole=True).way
+        assert set(ways[: len(sizes)]) - {BY_PILLOW}, "some are decoded by TensorFlow"
+        (batch,) = source.epochs(len(files), 0, shuffle=False).take(1).as_numpy_iterator()
+        for file, square, extent in zip(files, batch["image"], batch["extent"]):
+            expected, *size = decode_whole(file, side)
+            assert extent.tolist() == size
+            difference = np.abs(square.astype(int) - expected)
+            assert difference.max() <= 2 and difference.mean() < 0.25
+
+    def test_large_photographs_are_decoded_at_a_fraction(self, tmp_path):
+        """As Pillow does it: 1/2, 1/4 or 1/8 where twice the pixels wanted are left."""
+        files = [encoded(photo(0, 20 * n, 30 * n), "JPEG") for n in (1, 2, 4, 8, 16)]
+        source = streamed(write(tmp_path / "large", files), image_size=10, source_size=15)
+        plan = source._plan(whole=True)
+        assert plan.way.tolist() == [RESIZED, *(_WAY_OF_RATIO[n] for n in (2, 4, 8)), BY_PILLOW]
+
+
+def damaged_set(folder):
+    """Twenty PNG files of 8 pixels, two of which are cut off after their header."""
+    files = [encoded(photo(i, 8, 8), "PNG") for i in range(20)]
+    for i in (3, 11):
+        files[i] = files[i][:-40] + files[i][-12:]
+    return write(folder, files)
+
+
+class TestUnreadable:
+    """Files whose header is fine, so that TensorFlow's decoder finds the damage."""
+
+    def test_they_are_left_out_in_order_and_listed(self, tmp_path):
+        source = streamed(damaged_set(tmp_path / "set"), max_corrupt_share=0.2)
+        assert (source._plan(whole=False).way != BY_PILLOW).all()
+        whole = [photo(i, 8, 8) for i in range(20) if i not in (3, 11)]
+        stream = source.epochs(5, 0, shuffle=False).take(4).as_numpy_iterator()
+        np.testing.assert_array_equal(np.concatenate(list(stream)), [*whole, *whole[:2]])
+        assert [name for name, _ in source.corrupt] == ["003.jpg", "011.jpg"]
+        again = streamed(damaged_set(tmp_path / "set"), max_corrupt_share=0.2)
+        np.testing.assert_array_equal(again.arrays()[0], whole)
+        assert again.corrupt == source.corrupt
+
+    def test_the_last_of_all_is_listed_too(self, tmp_path):
+        files = [encoded(photo(i, 8, 8), "PNG") for i in range(6)]
+        files[5] = files[5][:-40] + files[5][-12:]
+        source = streamed(write(tmp_path / "set", files), max_corrupt_share=0.2)
+        assert len(source.arrays()[0]) == 5
+        assert [name for name, _ in source.corrupt] == ["005.jpg"]
+
+    @pytest.mark.parametrize("readable", [0, 1])
+    def test_a_stream_never_searches_for_ever(self, tmp_path, readable):
+        """None or one of nine files can be read; with one, it fills every batch."""
+        files = [encoded(photo(i, 8, 8), "PNG") for i in range(9)]
+        files[readable:] = [file[:-40] + file[-12:] for file in files[readable:]]
+        source = streamed(write(tmp_path / "set", files), max_corrupt_share=1.0)
+        stream = source.epochs(3, 0).take(4).as_numpy_iterator()
+        if not readable:
+            with pytest.raises(tf.errors.InvalidArgumentError, match="9 of 9"):
+                list(stream)
+            return
+        batches = list(stream)
+        np.testing.assert_array_equal(batches, np.broadcast_to(photo(0, 8, 8), [4, 3, 8, 8, 3]))
+
+    def test_a_file_that_is_gone_is_unreadable(self, tmp_path):
+        source = streamed(damaged_set(tmp_path / "set"), max_corrupt_share=0.3)
+        (tmp_path / "set" / "000.jpg").unlink()
+        assert len(source.arrays()[0]) == 17
+        assert source.corrupt[0] == ("000.jpg", "cannot be read: No such file or directory")
+
+
+@pytest.mark.parametrize("split", ["train", "train[:7]"])
+def test_order_resume_and_slices_are_those_of_examples_in_memory(tmp_path, split):
+    """Of class folders with labels, whole or a slice; an .npz of the same images has them too."""
+    for i in range(12):
+        folder = tmp_path / "set" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i:02d}.png").write_bytes(encoded(photo(i, 8, 8), "PNG"))
+    source = streamed(f"folder:{tmp_path / 'set'}", split=split)
+    kept = data.load(f"folder:{tmp_path / 'set'}", split)
+    assert kept.cached and not source.cached
+    slice_ = data.ReplicaSlice(1, 1, 2)
+    for options in ({}, {"first_epoch": 1, "first_step": 1}, {"replica_slice": slice_}):
+        streams = [each.epochs(2, 5, labels=True, **options).take(9) for each in (source, kept)]
+        for one, other in zip(*(stream.as_numpy_iterator() for stream in streams)):
+            np.testing.assert_array_equal(one["image"], other["image"])
+            np.testing.assert_array_equal(one["label"], other["label"])
+    for one, other in zip(source.arrays(), kept.arrays()):
+        np.testing.assert_array_equal(one, other)
