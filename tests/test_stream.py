@@ -1,6 +1,8 @@
 """Images decoded inside tf.data by TensorFlow's kernels, against Pillow and NumPy."""
 
+import gzip
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -209,3 +211,139 @@ def test_order_resume_and_slices_are_those_of_examples_in_memory(tmp_path, split
             np.testing.assert_array_equal(one["label"], other["label"])
     for one, other in zip(source.arrays(), kept.arrays()):
         np.testing.assert_array_equal(one, other)
+
+
+def write_tar(path, members):
+    """Writes (name, content) pairs, and returns the path."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            content = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+class TestTar:
+    @pytest.fixture
+    def shards(self, tmp_path):
+        """Three archives of 5 images of 8 pixels, with a class of 3."""
+        for shard in range(3):
+            members = []
+            for i in range(5):
+                n = 5 * shard + i
+                members += [(f"./{n:03d}.png", encoded(photo(n, 8, 8), "PNG"))]
+                members += [(f"./{n:03d}.cls", str(n % 3))]
+            write_tar(tmp_path / f"part-{shard}.tar", members)
+        return f"tar:{tmp_path}/part-*.tar"
+
+    @pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["streamed", "cached"])
+    def test_images_labels_and_ids(self, shards, cache_bytes):
+        source = data.load(shards, cache_bytes=cache_bytes)
+        images, labels, ids = source.arrays()
+        np.testing.assert_array_equal(images, [photo(n, 8, 8) for n in range(15)])
+        assert labels.tolist() == [n % 3 for n in range(15)] and source.class_names is None
+        assert ids[6] == "part-1.tar/006"
+        assert data.load(shards, "all[:40%]", cache_bytes=cache_bytes).num_examples == 6
+
+    def test_an_epoch_reads_shard_by_shard(self, shards, monkeypatch):
+        """All examples once; none moves by the size of the buffer; other shards lead each time."""
+        monkeypatch.setattr("simclr_tf.data.pipeline.SHUFFLE_BUFFER", 3)
+        source = streamed(shards)
+        number = {photo(n, 8, 8).tobytes(): n for n in range(15)}
+        stream = source.epochs(5, 4).take(18).as_numpy_iterator()
+        orders = [number[image.tobytes()] for batch in stream for image in batch]
+        orders = np.reshape(orders, [6, 15])
+        assert all(sorted(order) == list(range(15)) for order in orders.tolist())
+        assert len({order[0] // 5 for order in orders}) > 1
+        assert any((np.diff(order) < 0).sum() > 2 for order in orders)  # shuffled within as well
+        for order in orders:
+            first_shards = order[:3] // 5
+            assert len(set(order[:13] // 5)) >= 2 and len(set(first_shards)) == 1
+        tail = source.epochs(5, 4, first_epoch=2, first_step=1).take(2).as_numpy_iterator()
+        tail = [number[image.tobytes()] for batch in tail for image in batch]
+        assert tail == orders[2, 5:].tolist()
+
+    @pytest.mark.parametrize(
+        ("suffix", "content", "expected"),
+        [
+            ("cls", "cat\n", "cat"),
+            ("cls", " 7 ", 7),
+            ("json", '{"label": 4, "width": 8}', 4),
+            ("json", '{"class": "dog"}', "dog"),
+            ("json", '"dog"', "dog"),
+            ("json", "3", 3),
+            ("json", "{damaged", None),
+            ("txt", "2", 2),
+            ("txt", "a red ball", None),
+            ("cls", "", None),
+            ("cls", b"\xff", None),
+        ],
+    )
+    def test_forms_of_a_class(self, tmp_path, suffix, content, expected):
+        image = encoded(photo(0, 8, 8), "PNG")
+        members = [(f"a/x.{suffix}", content), ("a/x.PNG", image), ("b/x.png", image)]
+        write_tar(tmp_path / "a.tar", members)
+        source = data.load(f"tar:{tmp_path}/a.tar")
+        assert source.num_examples == 2
+        if expected is None:
+            assert not source.labelled
+        else:
+            names = source.class_names
+            label = source.labels()[0]
+            assert (names[label] if names else label) == expected
+            assert source.labels()[1] == -1
+
+    def test_the_end_of_a_file_that_is_cut_off_is_unreadable(self, shards, tmp_path):
+        path = tmp_path / "part-2.tar"
+        image = encoded(photo(0, 8, 8), "PNG")
+        offset = path.read_bytes().rindex(image[:8])
+        source = streamed(shards, max_corrupt_share=0.2)
+        path.write_bytes(path.read_bytes()[: offset + 20])
+        assert len(source.arrays()[0]) == 14
+        assert source.corrupt == [("part-2.tar/014", "the file ends within the image")]
+
+    def test_errors(self, shards, tmp_path):
+        image = encoded(photo(0, 8, 8), "PNG")
+        (tmp_path / "b.tar.gz").write_bytes(gzip.compress((tmp_path / "part-0.tar").read_bytes()))
+        (tmp_path / "c.tar").write_bytes(b"something else" * 100)
+        write_tar(tmp_path / "d.tar", [("x.txt", "1")])
+        write_tar(tmp_path / "e.tar", [("x.cls", "1"), ("x.png", image)] * 1)
+        write_tar(tmp_path / "f.tar", [("y.cls", "cat"), ("y.png", image)])
+        for pattern, message in [
+            ("b.tar.gz", "undamaged, uncompressed"),
+            ("c.tar", "undamaged, uncompressed"),
+            ("d.tar", "at least one image"),
+            ("[ef].tar", "all indices or all names; got 1 and 'cat'"),
+            ("z*.tar", "none does"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                data.load(f"tar:{tmp_path}/{pattern}")
+        with pytest.raises(ValueError, match="'test'"):
+            data.load(shards, "test")
+
+
+@pytest.mark.parametrize("split", ["train", "train[:60%]"])
+def test_records_are_decoded_by_tensorflow_too(tmp_path, split):
+    """Labels, order and damaged records as when they are kept in memory."""
+    for part in range(2):
+        with tf.io.TFRecordWriter(str(tmp_path / f"{part}.tfrecord")) as writer:
+            for i in range(6):
+                image = encoded(photo(6 * part + i, 8, 8), "PNG")
+                image = image[:-40] + image[-12:] if i == 4 else image
+                features = {
+                    "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+                    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[i % 3])),
+                }
+                features = tf.train.Features(feature=features)
+                writer.write(tf.train.Example(features=features).SerializeToString())
+    name, options = f"tfrecord:{tmp_path}/*.tfrecord", {"max_corrupt_share": 0.4}
+    source, kept = streamed(name, split=split, **options), data.load(name, split, **options)
+    assert (source._plan(whole=False).way != BY_PILLOW).all()
+    for one, other in zip(source.arrays(), kept.arrays()):
+        np.testing.assert_array_equal(one, other)
+    assert source.corrupt == kept.corrupt and source.corrupt
+    images, labels, _ = kept.arrays()
+    label_of = {image.tobytes(): label for image, label in zip(images, labels)}
+    for batch in source.epochs(3, 1, labels=True).take(6).as_numpy_iterator():
+        assert [label_of[image.tobytes()] for image in batch["image"]] == batch["label"].tolist()

@@ -9,6 +9,7 @@ from simclr_tf.data.arrays import Arrays, read_npz
 from simclr_tf.data.examples import Examples, Subset
 from simclr_tf.data.folder import Folder
 from simclr_tf.data.source import Source
+from simclr_tf.data.tar import read_tar
 from simclr_tf.data.tfds import read_tfds
 from simclr_tf.data.tfrecord import read_tfrecord
 from simclr_tf.errors import ArgumentError
@@ -40,8 +41,9 @@ def load(
     """Loads a data set by name.
 
     Args:
-      name: `shapes` (drawn in code), `folder:PATH`, `npz:PATH`, `tfrecord:GLOB`, or the name of a
-        TFDS data set prepared on disk. Nothing is downloaded. `shapes_by_class`, `shapes_by_color`
+      name: `shapes` (drawn in code), `folder:PATH`, `npz:PATH`, `tfrecord:GLOB`, `tar:GLOB`
+        (archives of images, as WebDataset has them), or the name of a TFDS data set prepared on
+        disk. Nothing is downloaded. `shapes_by_class`, `shapes_by_color`
         and `shapes_by_orientation` are other drawn images, the same by each of the three names,
         with different labels.
       split: `train`, `validation`, `test` or `all`, whole or sliced in TFDS syntax: `train[:90%]`,
@@ -102,7 +104,7 @@ def load(
 def _examples(name: str, split: str, data_dir: str | None, image_size: int | None) -> Examples:
     kind, _, path = name.partition(":")
     drawn = name if name in SHAPES_BY_ATTRIBUTE else kind
-    if drawn not in (*DRAWN, "folder", "npz", "tfrecord"):
+    if drawn not in (*DRAWN, "folder", "npz", "tfrecord", "tar"):
         return read_tfds(name, split, data_dir)
     terms = splits.parse(split)
     whole = terms[0].name
@@ -116,6 +118,8 @@ def _examples(name: str, split: str, data_dir: str | None, image_size: int | Non
         examples = Folder(Path(path).expanduser(), whole)
     elif kind == "npz":
         examples = read_npz(Path(path).expanduser(), whole)
+    elif kind == "tar":
+        examples = read_tar(path, whole)
     else:
         examples = read_tfrecord(path, whole)
     indices = splits.take(terms, len(examples))

@@ -136,6 +136,22 @@ def are_in_files(examples: Examples) -> bool:
     return are_in_files(within) if within is not examples else hasattr(examples, "fetch")
 
 
+def shards_of(examples: Examples) -> np.ndarray | None:
+    """Returns where the shards begin of examples that are read shard by shard.
+
+    Returns:
+      The index of the first example of each shard, and the number of examples, int64 [shards + 1];
+      None where examples are read in any order.
+    """
+    if isinstance(examples, Subset):
+        shards = shards_of(examples.wrapped)
+        if shards is None or (np.diff(examples.indices) < 0).any():
+            return None
+        return np.unique(np.searchsorted(examples.indices, shards))
+    within = getattr(examples, "wrapped", None)
+    return shards_of(within) if within else getattr(examples, "shards", None)
+
+
 class Subset:
     """The examples at `indices`, int64 [n], in that order."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels, describe_path
+from simclr_tf.data.file_ranges import Names
 from simclr_tf.data.headers import Header, Headers, read_header, read_headers
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
@@ -72,17 +72,17 @@ class Folder:
         folder, others, labelled_folders = _split_folder(root, split.lower())
         skipped = collections.Counter()
         self._root = root
-        # As text: a million `Path`s would take 400 MB.
         paths = (path.relative_to(root).as_posix() for path in _image_files(folder, skipped))
-        self._paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
+        paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
+        self._paths, self._path_tensors = Names(paths), None
         self.skipped_suffixes = dict(sorted(skipped.items()))
-        if not self._paths:
+        if not paths:
             raise ArgumentError(
                 f"a folder needs at least one image ({', '.join(SUFFIXES)}); "
                 f"there is none under {describe_path(folder)}. Convert other files, or pass "
                 "another folder."
             )
-        why_unlabelled = self._set_labels(folder, labelled_folders)
+        why_unlabelled = self._set_labels(paths, folder, labelled_folders)
         where = [f"folder {as_text(folder.name)!r}"] if folder != root else []
         if others:
             where.append(f"other splits: {', '.join(others)}")
@@ -90,10 +90,10 @@ class Folder:
             [*where, why_unlabelled or describe_labels(self.class_names, True)]
         )
 
-    def _set_labels(self, folder: Path, labelled_folders: list[Path]) -> str:
+    def _set_labels(self, paths: list[str], folder: Path, labelled_folders: list[Path]) -> str:
         """Sets labels and class names; returns the reason if there are none, otherwise ''."""
         depth = len(folder.relative_to(self._root).parts)
-        first_levels = [next(iter(path.split("/")[depth:-1]), None) for path in self._paths]
+        first_levels = [next(iter(path.split("/")[depth:-1]), None) for path in paths]
         names = _class_folders(labelled_folders)
         why_unlabelled = ""
         if folder not in labelled_folders:
@@ -101,7 +101,7 @@ class Folder:
         elif not names:
             why_unlabelled = "no labels: no class folders"
         elif None in first_levels:
-            outside = as_text(self._paths[first_levels.index(None)])
+            outside = as_text(paths[first_levels.index(None)])
             count = first_levels.count(None)
             why_unlabelled = (
                 f"no labels: {count} of {len(self)} images are outside class folders, "
@@ -111,7 +111,7 @@ class Folder:
             why_unlabelled = f"no labels: only one class folder, {as_text(names[0])!r}"
         self.labelled = not why_unlabelled
         self.class_names = [as_text(name) for name in names] if self.labelled else None
-        self._labels = np.full(len(self._paths), UNLABELLED, np.int64)
+        self._labels = np.full(len(paths), UNLABELLED, np.int64)
         if self.labelled:
             index = {name: label for label, name in enumerate(names)}
             self._labels[:] = [index[name] for name in first_levels]
@@ -154,21 +154,15 @@ class Folder:
 
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
         """Returns paths, strings [m], of the files at `indices`, int64 [m], in a graph."""
+        if self._path_tensors is None:
+            self._path_tensors = self._paths.tensors()
         text, start, length = self._path_tensors
-        return tf.strings.substr(text, tf.gather(start, indices), tf.gather(length, indices))
+        paths = tf.strings.substr(text, tf.gather(start, indices), tf.gather(length, indices))
+        return tf.strings.join([os.fsencode(self._root) + b"/", paths])
 
     def contents(self, fetched: tf.Tensor) -> tf.Tensor:
         """Returns the content of the file at a path, a string scalar, in a graph."""
         return tf.io.read_file(fetched)
-
-    @functools.cached_property
-    def _path_tensors(self) -> list[tf.Tensor]:
-        """All paths in one string, and where each starts and how long it is, in bytes."""
-        paths = [os.fsencode(self._root / path) for path in self._paths]
-        length = np.array([len(path) for path in paths], np.int64)
-        with tf.init_scope(), tf.device("CPU:0"):
-            columns = b"".join(paths), np.cumsum(length) - length, length
-            return [tf.constant(column) for column in columns]
 
 
 def _split_folder(root: Path, split: str) -> tuple[Path, list[str], list[Path]]:

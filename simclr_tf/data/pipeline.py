@@ -18,6 +18,7 @@ from simclr_tf import _keras
 from simclr_tf.data.examples import UNLABELLED, Decoded
 from simclr_tf.errors import ArgumentError
 
+SHUFFLE_BUFFER = 10_000  # examples
 _QUIET_SECONDS = 0.05  # without a call for this long, the buffers of the pipelines are full
 _PATIENCE_SECONDS = 5.0
 
@@ -80,13 +81,36 @@ class ReplicaSlice(NamedTuple):
 WHOLE_BATCH = ReplicaSlice(0, 1, 1)
 
 
-def epoch_order(num_examples: int, seed: int, epoch: tf.Tensor, shuffle: bool) -> tf.Tensor:
-    """Returns the indices of all examples in the order of an epoch, int64 [num_examples]."""
+def epoch_order(
+    num_examples: int,
+    seed: int,
+    epoch: tf.Tensor,
+    shuffle: bool,
+    shards: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Returns the indices of all examples in the order of an epoch, int64 [num_examples].
+
+    Args:
+      num_examples: n.
+      seed, epoch: what a shuffled order depends on.
+      shuffle: False gives 0 to n - 1.
+      shards: indices of the first example of each shard, and n at the end, int64 [shards + 1]. The
+        shards are then shuffled, and their examples in a buffer of `SHUFFLE_BUFFER`: none moves by
+        as many positions. None shuffles all examples evenly.
+    """
     order = tf.range(num_examples, dtype=tf.int64)
     if not shuffle:
         return order
     seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-    return _keras.stateless_shuffle(order, seeds)
+    if shards is None:
+        return _keras.stateless_shuffle(order, seeds)
+    number = _keras.stateless_shuffle(tf.range(tf.size(shards) - 1), seeds)
+    starts, stops = tf.gather(shards, number), tf.gather(shards, number + 1)
+    order = tf.ragged.range(starts, stops, row_splits_dtype=tf.int64).values
+    delay = tf.random.stateless_uniform([num_examples], seeds, dtype=tf.float64, alg="philox")
+    delay *= min(SHUFFLE_BUFFER, num_examples)
+    keys = tf.range(num_examples, dtype=tf.float64) + delay
+    return tf.gather(order, tf.argsort(keys, stable=True))
 
 
 def index_batches(rows: tf.Tensor, done: tf.Tensor) -> tf.data.Dataset:

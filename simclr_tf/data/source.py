@@ -28,8 +28,9 @@ from simclr_tf.data.decode_ops import (
     plan_centre,
     plan_whole,
 )
-from simclr_tf.data.examples import Decoded, Examples, are_in_files
+from simclr_tf.data.examples import Decoded, Examples, are_in_files, shards_of
 from simclr_tf.data.graph_reader import GraphReader
+from simclr_tf.data.headers import Headers
 from simclr_tf.data.pipeline import WHOLE_BATCH, ReplicaSlice
 from simclr_tf.errors import ArgumentError, CorruptImageError, check_number
 
@@ -97,21 +98,19 @@ class Source:
         self.multi_label = getattr(examples, "multi_label", False)
         self.description = f"{name}, split {split}: {examples.description}"
         self.skipped_suffixes = examples.skipped_suffixes
-        ids = [examples.id(index) for index in range(len(examples))]
-        self.digest = _digest(ids)
-        self._id_hashes = np.array([hash(each) for each in ids], np.int64)  # of this process
-        common_size = _common_size(examples)
+        self.digest, self._id_hashes = _digest(examples)
+        self._in_files = are_in_files(examples)
+        self._headers = examples.headers(np.arange(len(examples))) if self._in_files else None
+        self._plans: dict[bool, Plan] = {}
+        common_size = _common_size(examples, self._headers)
         self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
         self.whole_side = _whole_side(self.image_size, common_size, source_size)
         self._examples, self._total = examples, len(examples)
+        self._shards = shards_of(examples)
         self._max_corrupt_share = max_corrupt_share
         self._corrupt: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
         self.cached = self._total * self._training_side**2 * 3 <= cache_bytes
-        self._in_files = are_in_files(examples)
-        if self._in_files:
-            self._headers = examples.headers(np.arange(self._total))
-            self._plans: dict[bool, Plan] = {}
         if self.cached:
             self._cache = Cache(self._total, self._training_side, self._read_for_training)
             self.check_corrupt()
@@ -203,8 +202,10 @@ class Source:
         """An endless stream of training batches, `steps_per_epoch(batch_size)` for each epoch.
 
         The order within an epoch depends on (seed, epoch) alone: a stream that starts at
-        (`first_epoch`, `first_step`) is the tail of the stream that starts at 0. The remainder of
-        an epoch is dropped. In a data set that is not cached, an example that turns out unreadable
+        (`first_epoch`, `first_step`) is the tail of the stream that starts at 0. It is a
+        permutation of all examples; of a `tar:GLOB` that is not cached, the shards are shuffled,
+        and their examples in a buffer of 10,000, so that files are read almost in sequence. The
+        remainder of an epoch is dropped. In a data set that is not cached, an example that turns out unreadable
         is replaced by the next one, so that the number of steps stays the same.
 
         Args:
@@ -238,10 +239,11 @@ class Source:
         steps = self.steps_per_epoch(batch_size)
         replica_slice.check(batch_size)
         reader = None if self.cached else self._reader(bool(self.whole_side))
+        shards = None if self.cached else self._shards
 
         def one_epoch(epoch):
             done = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
-            order = pipeline.epoch_order(self._total, seed, epoch, shuffle)
+            order = pipeline.epoch_order(self._total, seed, epoch, shuffle, shards)
             if self.cached:
                 rows = replica_slice.rows(self._readable(order), steps, batch_size)
                 return pipeline.index_batches(rows, done)
@@ -457,12 +459,14 @@ def _check_batch_size(batch_size: int) -> None:
         raise ArgumentError(f"batch_size must be at least 1; got {batch_size}.")
 
 
-def _digest(ids: list[str]) -> str:
-    """Hexadecimal SHA-256 of the ids."""
-    digest = hashlib.sha256()
-    for each in ids:
+def _digest(examples: Examples) -> tuple[str, np.ndarray]:
+    """Hexadecimal SHA-256 of the ids, and a hash of each that is valid in this process."""
+    digest, hashes = hashlib.sha256(), np.zeros(len(examples), np.int64)
+    for index in range(len(examples)):
+        each = examples.id(index)
         digest.update(each.encode() + b"\n")
-    return digest.hexdigest()
+        hashes[index] = hash(each)
+    return digest.hexdigest(), hashes
 
 
 def _whole_side(image_size: int, common_size: int | None, source_size: int | None) -> int | None:
@@ -473,14 +477,16 @@ def _whole_side(image_size: int, common_size: int | None, source_size: int | Non
     return min(wanted, common_size or wanted)
 
 
-def _common_size(examples: Examples) -> int | None:
+def _common_size(examples: Examples, headers: Headers | None) -> int | None:
     """The side of all images if they are squares of one size; a large set is sampled."""
     sizes = set()
     for index in np.unique(np.linspace(0, len(examples) - 1, _SIZE_SAMPLE).astype(int)):
-        try:
-            sizes.add(size_of(examples[int(index)].image))
-        except CorruptImageError:  # counted when it is decoded
-            continue
+        if headers:
+            size = int(headers.width[index]), int(headers.height[index])
+        else:
+            size = size_of(examples[int(index)].image)
+        if 0 not in size:  # unreadable ones are counted when they are decoded
+            sizes.add(size)
         if len(sizes) > 1:
             return None
     width, height = sizes.pop() if sizes else (None, 0)
