@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from simclr_tf.data import splits, subsets
@@ -33,6 +34,7 @@ def load(
     source_size: int | None = None,
     max_corrupt_share: float = 0.01,
     cache_bytes: int = 2 * 2**30,
+    index_cache: str | os.PathLike | None = None,
     label_fraction: float | None = None,
     labels_per_class: int | None = None,
     label_seed: int = 0,
@@ -61,6 +63,9 @@ def load(
         skipped and listed in `Source.corrupt`.
       cache_bytes: maximum size of a data set, as decoded uint8, that is kept in memory; a larger
         one is read and decoded again in every epoch.
+      index_cache: directory in which the headers of image files are kept, if there are 10,000 or
+        more; the next time, only those of files whose size or modification time has changed are
+        read. None keeps none.
       label_fraction: fraction of the examples of each class to keep, in (0, 1], for evaluation with
         few labels (`subsets.balanced`). None keeps all.
       labels_per_class: number of examples of each class to keep, instead of a fraction.
@@ -98,6 +103,7 @@ def load(
         source_size=source_size,
         max_corrupt_share=max_corrupt_share,
         cache_bytes=cache_bytes,
+        index_cache=index_cache,
     )
 
 

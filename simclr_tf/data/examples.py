@@ -16,6 +16,7 @@ from simclr_tf.images import UNLABELLED
 
 if TYPE_CHECKING:
     from simclr_tf.data.headers import Headers
+    from simclr_tf.data.index_cache import IndexCache
 
 
 def as_text(name: str | bytes) -> str:
@@ -113,8 +114,11 @@ class Examples(Protocol):
 class ExamplesInFiles(Examples, Protocol):
     """Examples that can be read and decoded inside tf.data, by TensorFlow's kernels."""
 
-    def headers(self, indices: np.ndarray) -> Headers:
-        """Reads the headers of the images at `indices`, int64 [n]; errors are left for later."""
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
+        """Reads the headers of the images at `indices`, int64 [n]; errors are left for later.
+
+        Those that a cache has are not read.
+        """
         ...
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
@@ -177,9 +181,9 @@ class Subset:
         """Returns labels without decoding images, int64 [n]."""
         return self._examples.labels(self.indices if indices is None else self.indices[indices])
 
-    def headers(self, indices: np.ndarray) -> Headers:
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
         """As `ExamplesInFiles.headers`."""
-        return self._examples.headers(self.indices[indices])
+        return self._examples.headers(self.indices[indices], cache)
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """As `ExamplesInFiles.ids`."""

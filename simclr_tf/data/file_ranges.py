@@ -33,6 +33,17 @@ class Names:
         start = int(self._stop[index - 1]) if index else 0
         return os.fsdecode(self._text[start : int(self._stop[index])])
 
+    @classmethod
+    def of_arrays(cls, text: np.ndarray, stop: np.ndarray) -> Names:
+        """Returns the names that `arrays` describes."""
+        names = cls(())
+        names._text, names._stop = text.tobytes(), stop.astype(np.int64)
+        return names
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all names in one, uint8 [bytes], and where each ends, int64 [n]."""
+        return np.frombuffer(self._text, np.uint8), self._stop
+
     def tensors(self) -> list[tf.Tensor]:
         """Returns all names in one string, and the start and the length of each in bytes."""
         length = np.diff(self._stop, prepend=0)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels, describe_path
 from simclr_tf.data.file_ranges import Names
 from simclr_tf.data.headers import Header, Headers, read_header, read_headers
+from simclr_tf.data.index_cache import IndexCache, stamps_of
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -71,8 +72,9 @@ class Folder:
             )
         folder, others, labelled_folders = _split_folder(root, split.lower())
         skipped = collections.Counter()
-        self._root = root
-        paths = (path.relative_to(root).as_posix() for path in _image_files(folder, skipped))
+        self._root, self._folder = root, folder
+        start = len(os.path.join(root, ""))
+        paths = (path[start:] for path in _image_files(os.fspath(folder), skipped))
         paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
         self._paths, self._path_tensors = Names(paths), None
         self.skipped_suffixes = dict(sorted(skipped.items()))
@@ -135,8 +137,8 @@ class Folder:
         """Returns labels, int64 [n]; no file is read."""
         return self._labels if indices is None else self._labels[indices]
 
-    def headers(self, indices: np.ndarray) -> Headers:
-        """Reads the headers of the files at `indices`, int64 [n]."""
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
+        """Reads the headers of the files at `indices`, int64 [n], or takes them from a cache."""
 
         def read(index: int) -> Header:
             try:
@@ -144,9 +146,17 @@ class Folder:
                     header = read_header(file)
             except OSError as error:
                 raise CorruptImageError(f"cannot be read: {error.strerror}") from error
-            return header._replace(label=int(self._labels[index]))
+            return header
 
-        return read_headers(read, indices)
+        if cache:
+            paths = [os.path.join(self._root, self._paths[index]) for index in indices]
+            stamps = np.full([len(self), 2], -1, np.int64)
+            stamps[indices] = stamps_of(paths)
+            key = f"folder:{as_text(os.path.abspath(self._folder))}"
+            headers = cache.headers(key, self._paths, stamps, indices, read)
+        else:
+            headers = read_headers(read, indices)
+        return headers._replace(label=self._labels[indices])  # which other folders may change
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """Returns the ids, UTF-8."""
@@ -208,14 +218,14 @@ def _class_folders(folders: list[Path]) -> list[str]:
         for entry in os.scandir(folder):
             if entry.name in names or _is_ignored(entry.name) or not entry.is_dir():
                 continue
-            if next(_image_files(folder / entry.name, collections.Counter()), None):
+            if next(_image_files(entry.path, collections.Counter()), None):
                 names.add(entry.name)
     return sorted(names)
 
 
 def _image_files(
-    folder: Path, skipped: collections.Counter, above: tuple[str, ...] = ()
-) -> Iterator[Path]:
+    folder: str, skipped: collections.Counter, above: tuple[str, ...] = ()
+) -> Iterator[str]:
     """Yields image files at any depth, links followed; counts the suffixes of others."""
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder that contains it would be followed without end
@@ -225,9 +235,9 @@ def _image_files(
             if _is_ignored(entry.name):
                 continue
             if entry.is_dir():
-                yield from _image_files(folder / entry.name, skipped, (*above, real))
+                yield from _image_files(entry.path, skipped, (*above, real))
             elif entry.name.lower().endswith(SUFFIXES):
-                yield folder / entry.name
+                yield entry.path
             else:
                 skipped[as_text(os.path.splitext(entry.name)[1].lower())] += 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ from simclr_tf.data.decode_ops import (
 from simclr_tf.data.examples import Decoded, Examples, are_in_files, shards_of
 from simclr_tf.data.graph_reader import GraphReader
 from simclr_tf.data.headers import Headers
+from simclr_tf.data.index_cache import IndexCache
 from simclr_tf.data.pipeline import WHOLE_BATCH, ReplicaSlice
 from simclr_tf.errors import ArgumentError, CorruptImageError, check_number
 
@@ -85,6 +87,7 @@ class Source:
         source_size: int | None = None,
         max_corrupt_share: float = 0.01,
         cache_bytes: int = 2 * 2**30,
+        index_cache: str | os.PathLike | None = None,
     ):
         """See `load`, which describes the arguments."""
         check_number("max_corrupt_share", max_corrupt_share, at_least=0, at_most=1)
@@ -100,7 +103,10 @@ class Source:
         self.skipped_suffixes = examples.skipped_suffixes
         self.digest, self._id_hashes = _digest(examples)
         self._in_files = are_in_files(examples)
-        self._headers = examples.headers(np.arange(len(examples))) if self._in_files else None
+        self._headers = None
+        if self._in_files:
+            cache = index_cache and IndexCache(index_cache)
+            self._headers = examples.headers(np.arange(len(examples)), cache)
         self._plans: dict[bool, Plan] = {}
         common_size = _common_size(examples, self._headers)
         self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
@@ -205,8 +211,8 @@ class Source:
         (`first_epoch`, `first_step`) is the tail of the stream that starts at 0. It is a
         permutation of all examples; of a `tar:GLOB` that is not cached, the shards are shuffled,
         and their examples in a buffer of 10,000, so that files are read almost in sequence. The
-        remainder of an epoch is dropped. In a data set that is not cached, an example that turns out unreadable
-        is replaced by the next one, so that the number of steps stays the same.
+        remainder of an epoch is dropped. In a data set that is not cached, an example that turns
+        out unreadable is replaced by the next one, so that the number of steps stays the same.
 
         Args:
           batch_size: examples per batch, of all replicas together.
@@ -288,6 +294,8 @@ class Source:
         """
         if not self.labelled:
             return None
+        if self._headers:
+            return self._headers.label[self._rows]
         return self._cache.labels[self._rows] if self.cached else self._examples.labels(self._rows)
 
     def targets(self) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from simclr_tf.data.examples import UNLABELLED, Example, Examples, Subset
 from simclr_tf.data.headers import Headers
+from simclr_tf.data.index_cache import IndexCache
 from simclr_tf.errors import ArgumentError
 
 
@@ -77,9 +78,9 @@ class PartlyLabelled:
         keeps = self._keeps if indices is None else self._keeps[indices]
         return np.where(keeps, self._examples.labels(indices), UNLABELLED)
 
-    def headers(self, indices: np.ndarray) -> Headers:
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
         """As `ExamplesInFiles.headers`."""
-        headers = self._examples.headers(indices)
+        headers = self._examples.headers(indices, cache)
         return headers._replace(label=np.where(self._keeps[indices], headers.label, UNLABELLED))
 
     def ids(self, indices: np.ndarray) -> list[bytes]:

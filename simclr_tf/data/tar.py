@@ -22,6 +22,7 @@ from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_label
 from simclr_tf.data.file_ranges import Names, fetch_ranges, matching_files, read_range
 from simclr_tf.data.folder import SUFFIXES
 from simclr_tf.data.headers import Header, Headers, read_header, read_headers
+from simclr_tf.data.index_cache import IndexCache, stamps_of
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 _CLASS_SUFFIXES = (".cls", ".json", ".txt")  # of several, the first that holds a class
@@ -96,13 +97,19 @@ class Tar:
         """Returns labels, int64 [n]; no file is read."""
         return self._labels if indices is None else self._labels[indices]
 
-    def headers(self, indices: np.ndarray) -> Headers:
-        """Reads the headers of the images at `indices`, int64 [n]."""
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
+        """Reads the headers of the images at `indices`, int64 [n], or takes them from a cache."""
 
         def read(index: int) -> Header:
-            return read_header(self._image(index))._replace(label=int(self._labels[index]))
+            return read_header(self._image(index))
 
-        return read_headers(read, indices)
+        if cache:
+            stamps = np.repeat(stamps_of(self._paths), np.diff(self.shards), axis=0)
+            key = "\n".join(["tar", *map(os.path.abspath, self._paths)])
+            headers = cache.headers(as_text(key), self._keys, stamps, indices, read)
+        else:
+            headers = read_headers(read, indices)
+        return headers._replace(label=self._labels[indices])
 
     def ids(self, indices: np.ndarray) -> list[bytes]:
         """Returns the ids, UTF-8."""

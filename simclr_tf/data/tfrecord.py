@@ -18,8 +18,9 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels
-from simclr_tf.data.file_ranges import fetch_ranges, matching_files, read_range
+from simclr_tf.data.file_ranges import Names, fetch_ranges, matching_files, read_range
 from simclr_tf.data.headers import PILLOW, Header, Headers, read_header, read_headers
+from simclr_tf.data.index_cache import IndexCache, stamps_of
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 _HEADER_BYTES = 12  # length (uint64) and its checksum
@@ -128,9 +129,16 @@ class Records:
                 [label for labels in pool.map(read, chunks) for label in labels], np.int64
             )
 
-    def headers(self, indices: np.ndarray) -> Headers:
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
         """Reads the records at `indices`, int64 [n], for where their images are and for labels."""
-        headers = read_headers(self._header, indices)
+        if cache:
+            paths = [shard.path for shard in self._shards]
+            names = Names(self.id(index) for index in range(len(self)))
+            stamps = np.repeat(stamps_of(paths), np.diff(self._first), axis=0)
+            key = "\n".join(["records", str(self._fields), *map(os.path.abspath, paths)])
+            headers = cache.headers(as_text(key), names, stamps, indices, self._header)
+        else:
+            headers = read_headers(self._header, indices)
         self._image_offset[indices] = headers.offset
         self._image_length[indices] = headers.length
         return headers
