@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, PngImagePlugin
 
-from simclr_tf import data
+from simclr_tf import data, errors
 from simclr_tf.data import headers
 from simclr_tf.data.decode import decode, decode_whole
 from simclr_tf.data.decode_ops import _WAY_OF_RATIO, BY_PILLOW, RESIZED
@@ -347,3 +347,104 @@ def test_records_are_decoded_by_tensorflow_too(tmp_path, split):
     label_of = {image.tobytes(): label for image, label in zip(images, labels)}
     for batch in source.epochs(3, 1, labels=True).take(6).as_numpy_iterator():
         assert [label_of[image.tobytes()] for image in batch["image"]] == batch["label"].tolist()
+
+
+class TestIndexCache:
+    """Headers kept on disk; a test counts those that are read."""
+
+    @pytest.fixture(autouse=True)
+    def any_number(self, monkeypatch):
+        monkeypatch.setattr("simclr_tf.data.index_cache.MIN_KEPT", 3)
+
+    @pytest.fixture
+    def read(self, monkeypatch):
+        """The heights of the headers that were read, in any order."""
+        heights = []
+
+        def counting(file):
+            header = headers.read_header(file)
+            heights.append(header.height)
+            return header
+
+        for module in ("folder", "tar", "tfrecord"):
+            monkeypatch.setattr(f"simclr_tf.data.{module}.read_header", counting)
+        return heights
+
+    @staticmethod
+    def make(tmp_path):
+        for i in range(8):
+            folder = tmp_path / "set" / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i}.png").write_bytes(encoded(photo(i, 10 + i, 20), "PNG"))
+        return f"folder:{tmp_path / 'set'}", {"index_cache": tmp_path / "index", "image_size": 8}
+
+    def test_only_changed_files_are_read_again(self, tmp_path, read):
+        name, options = self.make(tmp_path)
+        first = streamed(name, **options)
+        assert sorted(read) == list(range(10, 18))
+        read.clear()
+        again = streamed(name, **options)
+        assert not read
+        for one, other in zip(first.arrays(), again.arrays()):
+            np.testing.assert_array_equal(one, other)
+        folder = tmp_path / "set" / "a"
+        (folder / "0.png").write_bytes(encoded(photo(0, 30, 20), "JPEG", exif=exif(6)))
+        (folder / "4.png").unlink()
+        (folder / "55.png").write_bytes(encoded(photo(55, 31, 20), "PNG"))
+        changed = streamed(name, **options)
+        assert sorted(read) == [30, 31]
+        fresh = data.load(name, image_size=8)
+        for one, other in zip(changed.arrays(), fresh.arrays()):
+            np.testing.assert_array_equal(one, other)
+        assert changed.digest == fresh.digest != first.digest
+
+    def test_a_slice_reads_its_own_and_the_whole_adds_the_rest(self, tmp_path, read):
+        name, options = self.make(tmp_path)
+        streamed(name, split="train[:50%]", **options)
+        assert len(read) == 4
+        streamed(name, **options)
+        assert sorted(read) == list(range(10, 18))
+
+    @pytest.mark.parametrize("content", [b"", b"damaged"])
+    def test_a_damaged_index_is_written_again(self, tmp_path, read, content):
+        name, options = self.make(tmp_path)
+        streamed(name, **options)
+        (file,) = (tmp_path / "index").iterdir()
+        file.write_bytes(content)
+        streamed(name, **options)
+        assert len(read) == 16
+        streamed(name, **options)
+        assert len(read) == 16
+
+    def test_archives_and_records_have_one_too(self, tmp_path, read):
+        images = [encoded(photo(i, 8, 8), "PNG") for i in range(4)]
+        path = write_tar(
+            tmp_path / "a.tar", [(f"{i}.png", image) for i, image in enumerate(images)]
+        )
+        with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+            for i, image in enumerate(images):
+                feature = {"image": tf.train.Feature(bytes_list={"value": [image]})}
+                feature["label"] = tf.train.Feature(int64_list={"value": [i]})
+                example = tf.train.Example(features=tf.train.Features(feature=feature))
+                writer.write(example.SerializeToString())
+        for name in (f"tar:{path}", f"tfrecord:{tmp_path}/a.tfrecord"):
+            read.clear()
+            for _ in range(2):
+                source = streamed(name, index_cache=tmp_path / "index")
+                np.testing.assert_array_equal(
+                    source.arrays()[0], [photo(i, 8, 8) for i in range(4)]
+                )
+            assert len(read) == 4
+        assert source.labels().tolist() == [0, 1, 2, 3]
+
+    def test_a_directory_that_cannot_be_written_is_an_error(self, tmp_path):
+        name, options = self.make(tmp_path)
+        (tmp_path / "index").write_text("a file")
+        with pytest.raises(errors.ArgumentError, match="index_cache must be a directory"):
+            streamed(name, **options)
+
+
+def test_few_headers_are_not_kept(tmp_path):
+    name, options = TestIndexCache.make(tmp_path)
+    streamed(name, **options)
+    assert not (tmp_path / "index").exists()
