@@ -448,3 +448,59 @@ def test_few_headers_are_not_kept(tmp_path):
     name, options = TestIndexCache.make(tmp_path)
     streamed(name, **options)
     assert not (tmp_path / "index").exists()
+
+
+class TestCacheOnDemand:
+    """A worker decodes its own slices alone, each image once."""
+
+    @pytest.fixture
+    def decoded(self, monkeypatch):
+        """Which files have been read, as often as they were."""
+        paths = []
+        read_file = tf.io.read_file
+
+        def reading(path):
+            (seen,) = tf.numpy_function(lambda p: [paths.append(p) or p], [path], [tf.string])
+            return read_file(seen)
+
+        monkeypatch.setattr(tf.io, "read_file", reading)
+        return paths
+
+    @pytest.mark.parametrize("sizes", [[(8, 8)], [(8, 12), (30, 20)]], ids=["squares", "photos"])
+    def test_slices_are_decoded_once(self, tmp_path, decoded, sizes):
+        files = [encoded(photo(i, *sizes[i % len(sizes)]), "PNG") for i in range(16)]
+        files[5] = encoded(photo(5, *sizes[0]), "GIF")
+        name = write(tmp_path / "set", files)
+        options = {"image_size": 8, "cache_on_demand": True}
+        worker = data.ReplicaSlice(0, 1, 2)
+        source, plain = data.load(name, **options), streamed(name, image_size=8)
+        assert not source.cached and source._memory is not None
+        assert not source._memory.filled.any()
+        list(source.epochs(8, 3, shuffle=False, replica_slice=worker).take(8))
+        assert np.flatnonzero(source._memory.filled).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+        stream = source.epochs(8, 3, replica_slice=worker)
+        expected = plain.epochs(8, 3, replica_slice=worker).take(12)
+        decoded.clear()
+        for _ in range(3):
+            for one, other in zip(stream.take(12), expected):
+                np.testing.assert_array_equal(*map(image_of, (one, other)))
+        assert source._memory.filled.all()
+        decoded.clear()
+        list(stream.take(12))
+        assert not decoded, "all from memory"
+        for one, other in zip(source.arrays(), plain.arrays()):
+            np.testing.assert_array_equal(one, other)
+
+    def test_unreadable_files_are_not_kept(self, tmp_path):
+        source = data.load(
+            damaged_set(tmp_path / "set"), max_corrupt_share=0.2, cache_on_demand=True
+        )
+        for _ in range(2):
+            images = np.concatenate(list(source.epochs(5, 0, shuffle=False).take(4)))
+            whole = [photo(i, 8, 8) for i in range(20) if i not in (3, 11)]
+            np.testing.assert_array_equal(images, [*whole, *whole[:2]])
+        assert np.flatnonzero(~source._memory.filled).tolist() == [3, 11]
+
+
+def image_of(batch):
+    return batch["image"] if isinstance(batch, dict) else batch

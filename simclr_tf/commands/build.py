@@ -95,6 +95,7 @@ class DataOptions:
     max_corrupt_share: float = 0.01
     cache_gigabytes: float = 2.0
     index_cache: str | None = None
+    strategy: str | None = None
 
     @classmethod
     def of(cls, options, trained=None):
@@ -105,7 +106,8 @@ class DataOptions:
                 value = getattr(each, field.name, None)
                 if value is not None:
                     found[field.name] = value
-        return cls(**{**found, "index_cache": _index_cache(options)})
+        own = {"index_cache": _index_cache(options), "strategy": getattr(options, "strategy", None)}
+        return cls(**{**found, **own})
 
 
 def _index_cache(options):
@@ -133,6 +135,7 @@ def load(options, split, flag, image_size=None, **arguments):
         "max_corrupt_share": options.max_corrupt_share,
         "cache_bytes": round(options.cache_gigabytes * 2**30),
         "index_cache": _index_cache(options),
+        "cache_on_demand": options.strategy == "multi_worker",
         **arguments,
     }
     with (

@@ -35,6 +35,7 @@ def load(
     max_corrupt_share: float = 0.01,
     cache_bytes: int = 2 * 2**30,
     index_cache: str | os.PathLike | None = None,
+    cache_on_demand: bool = False,
     label_fraction: float | None = None,
     labels_per_class: int | None = None,
     label_seed: int = 0,
@@ -66,6 +67,10 @@ def load(
       index_cache: directory in which the headers of image files are kept, if there are 10,000 or
         more; the next time, only those of files whose size or modification time has changed are
         read. None keeps none.
+      cache_on_demand: whether image files that fit in `cache_bytes` are decoded when an epoch first
+        reads them, instead of now. For one of several workers, which then decodes no image that it
+        does not need. The order and the treatment of unreadable files are those of a set that is
+        not cached.
       label_fraction: fraction of the examples of each class to keep, in (0, 1], for evaluation with
         few labels (`subsets.balanced`). None keeps all.
       labels_per_class: number of examples of each class to keep, instead of a fraction.
@@ -104,6 +109,7 @@ def load(
         max_corrupt_share=max_corrupt_share,
         cache_bytes=cache_bytes,
         index_cache=index_cache,
+        cache_on_demand=cache_on_demand,
     )
 
 

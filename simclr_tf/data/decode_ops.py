@@ -13,12 +13,14 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf import images
+from simclr_tf.data.cache import CacheOnDemand
 from simclr_tf.data.decode import REDUCING_GAP
 from simclr_tf.data.headers import PILLOW, TF_JPEG, Headers
 
 _RATIOS = (8, 4, 2)  # at which a JPEG can be decoded
 BY_PILLOW, AS_IT_IS, RESIZED = 0, 1, 2  # ways; above these, RESIZED after decoding at 1/2, 1/4, 1/8
 _WAY_OF_RATIO = {1: RESIZED, 2: 3, 4: 4, 8: 5}
+FROM_MEMORY = 6  # what an earlier epoch has decoded
 _RATIO_OF_WAY = {way: ratio for ratio, way in _WAY_OF_RATIO.items()}
 
 
@@ -91,7 +93,14 @@ def decode_file(
     return tf.ensure_shape(image, [side, side, 3])
 
 
-def decoder(plan: Plan, side: int, whole: bool, contents: Callable, by_pillow: Callable):
+def decoder(
+    plan: Plan,
+    side: int,
+    whole: bool,
+    contents: Callable,
+    by_pillow: Callable,
+    memory: CacheOnDemand | None = None,
+) -> Callable:
     """Returns a function that decodes one image in a graph.
 
     Args:
@@ -100,14 +109,17 @@ def decoder(plan: Plan, side: int, whole: bool, contents: Callable, by_pillow: C
       whole: whether `plan` is of whole images.
       contents: maps what was fetched, a string scalar, to the content of the file.
       by_pillow: maps an index, int64 scalar, to the square and its extent.
+      memory: what the way `FROM_MEMORY` stands for; None where there is no such way.
 
     Returns:
       A function of (index int64, fetched string, way uint8, extent int32 [2]), scalars, to the
       square, uint8 [side, side, 3], and its extent. It raises for files that cannot be decoded.
     """
-    ways = np.unique(plan.way).tolist()
+    ways = np.unique(plan.way).tolist() + [FROM_MEMORY] * bool(memory)
 
     def branch(way, index, fetched, extent):
+        if way == FROM_MEMORY:
+            return tf.gather(memory.images_tensor, index), tf.gather(memory.extents_tensor, index)
         if way == BY_PILLOW:
             square, extent = by_pillow(index)
             return tf.ensure_shape(square, [side, side, 3]), tf.ensure_shape(extent, [2])

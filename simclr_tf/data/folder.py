@@ -73,6 +73,7 @@ class Folder:
         folder, others, labelled_folders = _split_folder(root, split.lower())
         skipped = collections.Counter()
         self._root, self._folder = root, folder
+        self._root_bytes = os.fsencode(os.path.join(root, ""))
         start = len(os.path.join(root, ""))
         paths = (path[start:] for path in _image_files(os.fspath(folder), skipped))
         paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
@@ -168,7 +169,7 @@ class Folder:
             self._path_tensors = self._paths.tensors()
         text, start, length = self._path_tensors
         paths = tf.strings.substr(text, tf.gather(start, indices), tf.gather(length, indices))
-        return tf.strings.join([os.fsencode(self._root) + b"/", paths])
+        return tf.strings.join([self._root_bytes, paths])
 
     def contents(self, fetched: tf.Tensor) -> tf.Tensor:
         """Returns the content of the file at a path, a string scalar, in a graph."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from simclr_tf.data.cache import CacheOnDemand
+from simclr_tf.data.decode_ops import FROM_MEMORY
 from simclr_tf.data.examples import Decoded
 from simclr_tf.data.pipeline import decoded, python_op
 
@@ -25,6 +27,7 @@ class GraphReader(NamedTuple):
       label: int64 [n], a tensor.
       report: called with the indices that could not be decoded, NumPy int64 [m]; raises where
         these are too many.
+      memory: keeps what has been decoded, for later epochs; None decodes it again.
     """
 
     fetch: Callable
@@ -33,6 +36,7 @@ class GraphReader(NamedTuple):
     extent: tf.Tensor
     label: tf.Tensor
     report: Callable[[np.ndarray], None]
+    memory: CacheOnDemand | None = None
 
     def endless_batches(
         self, order: tf.Tensor, start: tf.Tensor, size: int, by_python: Callable, side: int
@@ -89,7 +93,10 @@ class GraphReader(NamedTuple):
             index = tf.gather(order, positions % tf.size(order, tf.int64))
             columns = self.way, self.extent, self.label
             way, extent, label = (tf.gather(column, index) for column in columns)
-            return positions, label, index, self.fetch(index), way, extent
+            fetched = self.fetch(index)
+            if self.memory:
+                way = self._unless_in_memory(index, way)
+            return positions, label, index, fetched, way, extent
 
         def decode(position, label, *row):
             return position, *self.decode(*row), label
@@ -97,6 +104,24 @@ class GraphReader(NamedTuple):
         dataset = tf.data.Dataset.range(start, stop).batch(_FETCHED)
         dataset = dataset.map(fetch, tf.data.AUTOTUNE, deterministic=True).unbatch()
         return dataset.map(decode, tf.data.AUTOTUNE, deterministic=True).ignore_errors()
+
+    def _unless_in_memory(self, index: tf.Tensor, way: tf.Tensor) -> tf.Tensor:
+        def call(index, way):
+            return np.where(self.memory.filled[index], np.uint8(FROM_MEMORY), way)
+
+        way = python_op(call, np.zeros(0, np.uint8), [index, way], tf.uint8)
+        return tf.ensure_shape(way, index.shape)
+
+    def _stored(self, order, stop, positions, images, extents) -> tf.Tensor:
+        """Keeps a batch in memory, but for what `by_python` has read."""
+
+        def call(indices, in_order, images, extents):
+            self.memory.store(indices[in_order], images[in_order], extents[in_order])
+            return np.int64(0)
+
+        indices = tf.gather(order, positions % tf.size(order, tf.int64))
+        inputs = [indices, positions < stop, images, extents]
+        return tf.ensure_shape(python_op(call, np.int64(0), inputs, tf.int64), [])
 
     def _reported(self, batches, order, start, stop) -> tf.data.Dataset:
         """Reports the examples that are missing before the end of each batch.
@@ -126,7 +151,10 @@ class GraphReader(NamedTuple):
                 lambda: tf.constant(0, tf.int64),
                 lambda: tf.ensure_shape(report(expected, end, positions), []),
             )
-            with tf.control_dependencies([done]):
+            after = [done]
+            if self.memory:
+                after.append(self._stored(order, stop, positions, *columns[:2]))
+            with tf.control_dependencies(after):
                 return tf.identity(end), (positions, *columns)
 
         return batches.scan(start, check)

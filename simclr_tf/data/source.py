@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf.data import pipeline
-from simclr_tf.data.cache import Cache
+from simclr_tf.data.cache import Cache, CacheOnDemand
 from simclr_tf.data.decode import decode, decode_whole
 from simclr_tf.data.decode import image_size as size_of
 from simclr_tf.data.decode_ops import (
@@ -65,8 +65,8 @@ class Source:
         Otherwise training reads whole images (proportions kept, longer side at most `whole_side`
         pixels), from which views are cropped; evaluation reads centre squares of `image_size`,
         the same pixels that serving computes.
-      cached: whether the images for training are in memory. With a `whole_side`, those for
-        evaluation are decoded each time.
+      cached: whether all images for training are in memory, and the unreadable ones known. With a
+        `whole_side`, those for evaluation are decoded each time.
 
     Example:
 
@@ -88,6 +88,7 @@ class Source:
         max_corrupt_share: float = 0.01,
         cache_bytes: int = 2 * 2**30,
         index_cache: str | os.PathLike | None = None,
+        cache_on_demand: bool = False,
     ):
         """See `load`, which describes the arguments."""
         check_number("max_corrupt_share", max_corrupt_share, at_least=0, at_most=1)
@@ -117,6 +118,9 @@ class Source:
         self._corrupt: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
         self.cached = self._total * self._training_side**2 * 3 <= cache_bytes
+        self._memory = None
+        if self.cached and cache_on_demand and self._in_files:
+            self.cached, self._memory = False, CacheOnDemand(self._total, self._training_side)
         if self.cached:
             self._cache = Cache(self._total, self._training_side, self._read_for_training)
             self.check_corrupt()
@@ -395,8 +399,9 @@ class Source:
 
         with tf.device("CPU:0"):
             columns = [tf.constant(each) for each in (*plan, self._headers.label)]
-        decode = decoder(plan, side, whole, self._examples.contents, pillow_op)
-        return GraphReader(self._examples.fetch, decode, *columns, report)
+        memory = self._memory if whole == bool(self.whole_side) else None
+        decode = decoder(plan, side, whole, self._examples.contents, pillow_op, memory)
+        return GraphReader(self._examples.fetch, decode, *columns, report, memory)
 
     def _decoded_batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
         """Batches of `Decoded` for evaluation, of the examples at `rows`."""
