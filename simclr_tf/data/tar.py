@@ -134,9 +134,9 @@ class Tar:
 def read_tar(pattern: str, split: str) -> Tar:
     """Reads the images of all archives that match, in the order of the sorted paths.
 
-    Each example is an image file; if it has a class, with `KEY.cls`, `KEY.json` or `KEY.txt` next to
-    it. `.cls` holds a class index or a class name; `.json` the same, or an object with one under
-    "label", "cls" or "class"; `.txt` an index (other text is taken for a caption).
+    Each example is an image file and, if it has a class, `KEY.cls`, `KEY.json` or `KEY.txt`. `.cls`
+    holds a class index or a class name; `.json` the same, or an object with one under "label",
+    "cls" or "class"; `.txt` an index (other text is taken for a caption).
 
     Args:
       pattern: of file names, with `*`, `?` and `**`.
