@@ -481,7 +481,7 @@ class TestCacheOnDemand:
         stream = source.epochs(8, 3, replica_slice=worker)
         expected = plain.epochs(8, 3, replica_slice=worker).take(12)
         decoded.clear()
-        for _ in range(3):
+        for _ in range(2):
             for one, other in zip(stream.take(12), expected):
                 np.testing.assert_array_equal(*map(image_of, (one, other)))
         assert source._memory.filled.all()

@@ -135,7 +135,7 @@ def load(options, split, flag, image_size=None, **arguments):
         "max_corrupt_share": options.max_corrupt_share,
         "cache_bytes": round(options.cache_gigabytes * 2**30),
         "index_cache": _index_cache(options),
-        "cache_on_demand": options.strategy == "multi_worker",
+        "cache_on_demand": getattr(options, "strategy", None) == "multi_worker",
         **arguments,
     }
     with (
