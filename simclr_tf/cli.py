@@ -116,6 +116,7 @@ class Invocation:
 _OF_EXECUTION = (
     "data_dir",
     "cache_gigabytes",
+    "index_cache",
     "checkpoint_every_steps",
     "steps_per_execution",
     "max_corrupt_share",

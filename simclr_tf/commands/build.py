@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import re
 import signal
 import sys
@@ -94,6 +95,8 @@ class DataOptions:
     source_size: int | None = None
     max_corrupt_share: float = 0.01
     cache_gigabytes: float = 2.0
+    index_cache: str | None = None
+    strategy: str | None = None
 
     @classmethod
     def of(cls, options, trained=None):
@@ -104,7 +107,16 @@ class DataOptions:
                 value = getattr(each, field.name, None)
                 if value is not None:
                     found[field.name] = value
-        return cls(**found)
+        own = {"index_cache": _index_cache(options), "strategy": getattr(options, "strategy", None)}
+        return cls(**{**found, **own})
+
+
+def _index_cache(options):
+    """Where headers are kept: as the options say, or in the run directory of one that trains."""
+    given, run_dir = (getattr(options, name, None) for name in ("index_cache", "run_dir"))
+    if given or not run_dir or not hasattr(options, "index_cache"):
+        return given
+    return os.path.join(os.path.expanduser(run_dir), "index")
 
 
 def load(options, split, flag, image_size=None, **arguments):
@@ -123,11 +135,13 @@ def load(options, split, flag, image_size=None, **arguments):
         "source_size": options.source_size,
         "max_corrupt_share": options.max_corrupt_share,
         "cache_bytes": round(options.cache_gigabytes * 2**30),
+        "index_cache": _index_cache(options),
+        "cache_on_demand": getattr(options, "strategy", None) == "multi_worker",
         **arguments,
     }
     with (
         errors.storage_errors(options.dataset, "read"),
-        errors.renamed_arguments(name="--dataset", split=flag),
+        errors.renamed_arguments(name="--dataset", split=flag, index_cache="--index_cache"),
     ):
         return data.load(options.dataset, split, **arguments)
 

@@ -23,8 +23,9 @@ def define_data(define):
     define.string(
         "dataset",
         "shapes",
-        "shapes (drawn in code), folder:PATH, npz:PATH, tfrecord:GLOB, or any TFDS name; or "
-        "shapes_by_class, shapes_by_color and shapes_by_orientation, one drawing, three labels.",
+        "shapes (drawn in code), folder:PATH, npz:PATH, tfrecord:GLOB, tar:GLOB (as WebDataset), "
+        "or any TFDS name; or shapes_by_class, shapes_by_color and shapes_by_orientation, one "
+        "drawing, three labels.",
     )
     define.string("data_dir", None, "Directory of the TFDS data sets.")
     define.string("train_split", "train", "Split to train on, slices as in TFDS: train[:90%].")
@@ -55,6 +56,12 @@ def define_images(define):
         1.0,
     )
     define.float("cache_gigabytes", 2.0, "A data set up to this size is kept in memory.", 0.0, 1e6)
+    define.string(
+        "index_cache",
+        None,
+        "Directory in which the headers of 10,000 image files or more are kept for the next start; "
+        "by default RUN_DIR/index.",
+    )
 
 
 def define_network(define):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from simclr_tf.data import splits, subsets
@@ -9,6 +10,7 @@ from simclr_tf.data.arrays import Arrays, read_npz
 from simclr_tf.data.examples import Examples, Subset
 from simclr_tf.data.folder import Folder
 from simclr_tf.data.source import Source
+from simclr_tf.data.tar import read_tar
 from simclr_tf.data.tfds import read_tfds
 from simclr_tf.data.tfrecord import read_tfrecord
 from simclr_tf.errors import ArgumentError
@@ -32,6 +34,8 @@ def load(
     source_size: int | None = None,
     max_corrupt_share: float = 0.01,
     cache_bytes: int = 2 * 2**30,
+    index_cache: str | os.PathLike | None = None,
+    cache_on_demand: bool = False,
     label_fraction: float | None = None,
     labels_per_class: int | None = None,
     label_seed: int = 0,
@@ -40,8 +44,9 @@ def load(
     """Loads a data set by name.
 
     Args:
-      name: `shapes` (drawn in code), `folder:PATH`, `npz:PATH`, `tfrecord:GLOB`, or the name of a
-        TFDS data set prepared on disk. Nothing is downloaded. `shapes_by_class`, `shapes_by_color`
+      name: `shapes` (drawn in code), `folder:PATH`, `npz:PATH`, `tfrecord:GLOB`, `tar:GLOB`
+        (archives of images, as WebDataset has them), or the name of a TFDS data set prepared on
+        disk. Nothing is downloaded. `shapes_by_class`, `shapes_by_color`
         and `shapes_by_orientation` are other drawn images, the same by each of the three names,
         with different labels.
       split: `train`, `validation`, `test` or `all`, whole or sliced in TFDS syntax: `train[:90%]`,
@@ -59,6 +64,13 @@ def load(
         skipped and listed in `Source.corrupt`.
       cache_bytes: maximum size of a data set, as decoded uint8, that is kept in memory; a larger
         one is read and decoded again in every epoch.
+      index_cache: directory in which the headers of image files are kept, if there are 10,000 or
+        more; the next time, only those of files whose size or modification time has changed are
+        read. None keeps none.
+      cache_on_demand: whether image files that fit in `cache_bytes` are decoded when an epoch first
+        reads them, instead of now. For one of several workers, which then decodes no image that it
+        does not need. The order and the treatment of unreadable files are those of a set that is
+        not cached.
       label_fraction: fraction of the examples of each class to keep, in (0, 1], for evaluation with
         few labels (`subsets.balanced`). None keeps all.
       labels_per_class: number of examples of each class to keep, instead of a fraction.
@@ -96,13 +108,15 @@ def load(
         source_size=source_size,
         max_corrupt_share=max_corrupt_share,
         cache_bytes=cache_bytes,
+        index_cache=index_cache,
+        cache_on_demand=cache_on_demand,
     )
 
 
 def _examples(name: str, split: str, data_dir: str | None, image_size: int | None) -> Examples:
     kind, _, path = name.partition(":")
     drawn = name if name in SHAPES_BY_ATTRIBUTE else kind
-    if drawn not in (*DRAWN, "folder", "npz", "tfrecord"):
+    if drawn not in (*DRAWN, "folder", "npz", "tfrecord", "tar"):
         return read_tfds(name, split, data_dir)
     terms = splits.parse(split)
     whole = terms[0].name
@@ -116,6 +130,8 @@ def _examples(name: str, split: str, data_dir: str | None, image_size: int | Non
         examples = Folder(Path(path).expanduser(), whole)
     elif kind == "npz":
         examples = read_npz(Path(path).expanduser(), whole)
+    elif kind == "tar":
+        examples = read_tar(path, whole)
     else:
         examples = read_tfrecord(path, whole)
     indices = splits.take(terms, len(examples))

@@ -1,4 +1,7 @@
-"""`Cache`: all examples of a split decoded into memory, which TensorFlow uses without a copy."""
+"""Decoded images in memory, which TensorFlow uses without a copy.
+
+`Cache` decodes all examples of a split at once; `CacheOnDemand` keeps those that have been read.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +68,42 @@ class Cache:
                 raise
 
 
-def _aligned_zeros(shape: list[int]) -> np.ndarray:
-    """uint8 zeros at an address that TensorFlow can use as it is."""
-    size = int(np.prod(shape))
+class CacheOnDemand:
+    """Decoded images in memory, of the examples that have been read so far.
+
+    Memory is occupied as it fills. Pipelines read the tensors while `store` writes the arrays: a
+    row is not used before `filled` says so, and does not change afterwards.
+
+    Args:
+      num_examples: n.
+      side: of the images, pixels.
+
+    Attributes:
+      images: uint8 [n, side, side, 3].
+      extents: int32 [n, 2].
+      filled: bool [n].
+      images_tensor, extents_tensor: views of `images` and `extents`, tensors on the CPU.
+    """
+
+    def __init__(self, num_examples: int, side: int):
+        self.images = _aligned_zeros([num_examples, side, side, 3])
+        self.extents = _aligned_zeros([num_examples, 2], np.int32)
+        self.filled = np.zeros(num_examples, bool)
+        with tf.device("CPU:0"):
+            self.images_tensor = _keras.shared_tensor(self.images)
+            self.extents_tensor = _keras.shared_tensor(self.extents)
+
+    def store(self, indices: np.ndarray, images: np.ndarray, extents: np.ndarray) -> None:
+        """Keeps the images at `indices`, int64 [m], that are not there yet."""
+        new = ~self.filled[indices]
+        rows = indices[new]
+        self.images[rows], self.extents[rows] = images[new], extents[new]
+        self.filled[rows] = True
+
+
+def _aligned_zeros(shape: list[int], dtype=np.uint8) -> np.ndarray:
+    """Zeros at an address that TensorFlow can use as it is."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.zeros(size + _ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT_BYTES
-    return memory[start : start + size].reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +18,7 @@ from simclr_tf import images
 from simclr_tf.errors import CorruptImageError
 
 # `decode_whole` decodes to at most this multiple of the size wanted before the bicubic resize.
-_REDUCING_GAP = 2.0
+REDUCING_GAP = 2.0
 
 
 def decode(image: bytes | np.ndarray, size: int) -> np.ndarray:
@@ -90,7 +91,7 @@ def decode_whole(image: bytes | np.ndarray, side: int) -> tuple[np.ndarray, int,
     width, height = (max(1, round(length * scale)) for length in picture.size)
     if (width, height) != picture.size:
         picture = picture.resize(
-            (width, height), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP
+            (width, height), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP
         )
     square = np.zeros([side, side, 3], np.uint8)
     square[:height, :width] = np.asarray(picture)
@@ -111,7 +112,7 @@ def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
     """
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[0]
-    return _open(image).size
+    return open_image(io.BytesIO(image)).size
 
 
 def _picture(data: bytes, shorter_side: Callable[[int, int], int] | None = None) -> Image.Image:
@@ -122,10 +123,10 @@ def _picture(data: bytes, shorter_side: Callable[[int, int], int] | None = None)
       shorter_side: maps (width, height) to the pixels needed of the shorter side; a JPEG is then
         decoded at 1/2, 1/4 or 1/8 of its size where that is enough. None decodes all pixels.
     """
-    picture = _open(data)
+    picture = open_image(io.BytesIO(data))
     try:
         if shorter_side is not None:
-            gap = int(shorter_side(*picture.size) * _REDUCING_GAP)
+            gap = int(shorter_side(*picture.size) * REDUCING_GAP)
             picture.draft(None, (gap, gap))
         picture.load()
         return _rgb(_upright(picture))
@@ -135,9 +136,14 @@ def _picture(data: bytes, shorter_side: Callable[[int, int], int] | None = None)
         raise CorruptImageError(_reason(error)) from error
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(file: BinaryIO) -> Image.Image:
+    """Returns the image of a file, of which Pillow has read the header alone.
+
+    Raises:
+      CorruptImageError: as for `decode`.
+    """
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(file)
     except Exception as error:  # see `_picture`
         raise CorruptImageError(_reason(error)) from error
     limit = Image.MAX_IMAGE_PIXELS

@@ -5,12 +5,18 @@ Decoding is in `decode`, caching in `cache`, pipelines in `pipeline`.
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+import tensorflow as tf
 
 from simclr_tf.images import UNLABELLED
+
+if TYPE_CHECKING:
+    from simclr_tf.data.headers import Headers
+    from simclr_tf.data.index_cache import IndexCache
 
 
 def as_text(name: str | bytes) -> str:
@@ -105,11 +111,56 @@ class Examples(Protocol):
         ...
 
 
+class ExamplesInFiles(Examples, Protocol):
+    """Examples that can be read and decoded inside tf.data, by TensorFlow's kernels."""
+
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
+        """Reads the headers of the images at `indices`, int64 [n]; errors are left for later.
+
+        Those that a cache has are not read.
+        """
+        ...
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """Returns the ids that `__getitem__` returns, UTF-8, after `headers` has read these."""
+        ...
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """Returns what `contents` needs, strings [m], of the examples at int64 [m], in a graph."""
+        ...
+
+    def contents(self, fetched: tf.Tensor) -> tf.Tensor:
+        """Returns the encoded image, a string scalar, of one string of `fetch`, in a graph."""
+        ...
+
+
+def are_in_files(examples: Examples) -> bool:
+    """Whether examples are `ExamplesInFiles`; of wrapped ones, those within decide."""
+    within = getattr(examples, "wrapped", examples)
+    return are_in_files(within) if within is not examples else hasattr(examples, "fetch")
+
+
+def shards_of(examples: Examples) -> np.ndarray | None:
+    """Returns where the shards begin of examples that are read shard by shard.
+
+    Returns:
+      The index of the first example of each shard, and the number of examples, int64 [shards + 1];
+      None where examples are read in any order.
+    """
+    if isinstance(examples, Subset):
+        shards = shards_of(examples.wrapped)
+        if shards is None or (np.diff(examples.indices) < 0).any():
+            return None
+        return np.unique(np.searchsorted(examples.indices, shards))
+    within = getattr(examples, "wrapped", None)
+    return shards_of(within) if within else getattr(examples, "shards", None)
+
+
 class Subset:
     """The examples at `indices`, int64 [n], in that order."""
 
     def __init__(self, examples: Examples, indices: np.ndarray):
-        self._examples = examples
+        self.wrapped = self._examples = examples
         self.indices = indices
         self.class_names = examples.class_names
         self.labelled = examples.labelled
@@ -129,3 +180,24 @@ class Subset:
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Returns labels without decoding images, int64 [n]."""
         return self._examples.labels(self.indices if indices is None else self.indices[indices])
+
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
+        """As `ExamplesInFiles.headers`."""
+        return self._examples.headers(self.indices[indices], cache)
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """As `ExamplesInFiles.ids`."""
+        return self._examples.ids(self.indices[indices])
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """As `ExamplesInFiles.fetch`."""
+        return self._examples.fetch(tf.gather(self._index_tensor, indices))
+
+    def contents(self, fetched: tf.Tensor) -> tf.Tensor:
+        """As `ExamplesInFiles.contents`."""
+        return self._examples.contents(fetched)
+
+    @functools.cached_property
+    def _index_tensor(self) -> tf.Tensor:
+        with tf.init_scope(), tf.device("CPU:0"):
+            return tf.constant(self.indices)

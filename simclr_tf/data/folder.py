@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels, describe_path
+from simclr_tf.data.file_ranges import Names
+from simclr_tf.data.headers import Header, Headers, read_header, read_headers
+from simclr_tf.data.index_cache import IndexCache, stamps_of
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -68,18 +72,20 @@ class Folder:
             )
         folder, others, labelled_folders = _split_folder(root, split.lower())
         skipped = collections.Counter()
-        self._root = root
-        # As text: a million `Path`s would take 400 MB.
-        paths = (path.relative_to(root).as_posix() for path in _image_files(folder, skipped))
-        self._paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
+        self._root, self._folder = root, folder
+        self._root_bytes = os.fsencode(os.path.join(root, ""))
+        start = len(os.path.join(root, ""))
+        paths = (path[start:] for path in _image_files(os.fspath(folder), skipped))
+        paths = sorted(paths, key=lambda path: path.replace("/", "\0"))  # level by level
+        self._paths, self._path_tensors = Names(paths), None
         self.skipped_suffixes = dict(sorted(skipped.items()))
-        if not self._paths:
+        if not paths:
             raise ArgumentError(
                 f"a folder needs at least one image ({', '.join(SUFFIXES)}); "
                 f"there is none under {describe_path(folder)}. Convert other files, or pass "
                 "another folder."
             )
-        why_unlabelled = self._set_labels(folder, labelled_folders)
+        why_unlabelled = self._set_labels(paths, folder, labelled_folders)
         where = [f"folder {as_text(folder.name)!r}"] if folder != root else []
         if others:
             where.append(f"other splits: {', '.join(others)}")
@@ -87,10 +93,10 @@ class Folder:
             [*where, why_unlabelled or describe_labels(self.class_names, True)]
         )
 
-    def _set_labels(self, folder: Path, labelled_folders: list[Path]) -> str:
+    def _set_labels(self, paths: list[str], folder: Path, labelled_folders: list[Path]) -> str:
         """Sets labels and class names; returns the reason if there are none, otherwise ''."""
         depth = len(folder.relative_to(self._root).parts)
-        first_levels = [next(iter(path.split("/")[depth:-1]), None) for path in self._paths]
+        first_levels = [next(iter(path.split("/")[depth:-1]), None) for path in paths]
         names = _class_folders(labelled_folders)
         why_unlabelled = ""
         if folder not in labelled_folders:
@@ -98,7 +104,7 @@ class Folder:
         elif not names:
             why_unlabelled = "no labels: no class folders"
         elif None in first_levels:
-            outside = as_text(self._paths[first_levels.index(None)])
+            outside = as_text(paths[first_levels.index(None)])
             count = first_levels.count(None)
             why_unlabelled = (
                 f"no labels: {count} of {len(self)} images are outside class folders, "
@@ -108,7 +114,7 @@ class Folder:
             why_unlabelled = f"no labels: only one class folder, {as_text(names[0])!r}"
         self.labelled = not why_unlabelled
         self.class_names = [as_text(name) for name in names] if self.labelled else None
-        self._labels = np.full(len(self._paths), UNLABELLED, np.int64)
+        self._labels = np.full(len(paths), UNLABELLED, np.int64)
         if self.labelled:
             index = {name: label for label, name in enumerate(names)}
             self._labels[:] = [index[name] for name in first_levels]
@@ -131,6 +137,43 @@ class Folder:
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Returns labels, int64 [n]; no file is read."""
         return self._labels if indices is None else self._labels[indices]
+
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
+        """Reads the headers of the files at `indices`, int64 [n], or takes them from a cache."""
+
+        def read(index: int) -> Header:
+            try:
+                with open(self._root / self._paths[index], "rb") as file:
+                    header = read_header(file)
+            except OSError as error:
+                raise CorruptImageError(f"cannot be read: {error.strerror}") from error
+            return header
+
+        if cache:
+            paths = [os.path.join(self._root, self._paths[index]) for index in indices]
+            stamps = np.full([len(self), 2], -1, np.int64)
+            stamps[indices] = stamps_of(paths)
+            key = f"folder:{as_text(os.path.abspath(self._folder))}"
+            headers = cache.headers(key, self._paths, stamps, indices, read)
+        else:
+            headers = read_headers(read, indices)
+        return headers._replace(label=self._labels[indices])  # which other folders may change
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """Returns the ids, UTF-8."""
+        return [self.id(index).encode() for index in indices]
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """Returns paths, strings [m], of the files at `indices`, int64 [m], in a graph."""
+        if self._path_tensors is None:
+            self._path_tensors = self._paths.tensors()
+        text, start, length = self._path_tensors
+        paths = tf.strings.substr(text, tf.gather(start, indices), tf.gather(length, indices))
+        return tf.strings.join([self._root_bytes, paths])
+
+    def contents(self, fetched: tf.Tensor) -> tf.Tensor:
+        """Returns the content of the file at a path, a string scalar, in a graph."""
+        return tf.io.read_file(fetched)
 
 
 def _split_folder(root: Path, split: str) -> tuple[Path, list[str], list[Path]]:
@@ -176,14 +219,14 @@ def _class_folders(folders: list[Path]) -> list[str]:
         for entry in os.scandir(folder):
             if entry.name in names or _is_ignored(entry.name) or not entry.is_dir():
                 continue
-            if next(_image_files(folder / entry.name, collections.Counter()), None):
+            if next(_image_files(entry.path, collections.Counter()), None):
                 names.add(entry.name)
     return sorted(names)
 
 
 def _image_files(
-    folder: Path, skipped: collections.Counter, above: tuple[str, ...] = ()
-) -> Iterator[Path]:
+    folder: str, skipped: collections.Counter, above: tuple[str, ...] = ()
+) -> Iterator[str]:
     """Yields image files at any depth, links followed; counts the suffixes of others."""
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder that contains it would be followed without end
@@ -193,9 +236,9 @@ def _image_files(
             if _is_ignored(entry.name):
                 continue
             if entry.is_dir():
-                yield from _image_files(folder / entry.name, skipped, (*above, real))
+                yield from _image_files(entry.path, skipped, (*above, real))
             elif entry.name.lower().endswith(SUFFIXES):
-                yield folder / entry.name
+                yield entry.path
             else:
                 skipped[as_text(os.path.splitext(entry.name)[1].lower())] += 1
 

@@ -18,6 +18,7 @@ from simclr_tf import _keras
 from simclr_tf.data.examples import UNLABELLED, Decoded
 from simclr_tf.errors import ArgumentError
 
+SHUFFLE_BUFFER = 10_000  # examples
 _QUIET_SECONDS = 0.05  # without a call for this long, the buffers of the pipelines are full
 _PATIENCE_SECONDS = 5.0
 
@@ -80,13 +81,36 @@ class ReplicaSlice(NamedTuple):
 WHOLE_BATCH = ReplicaSlice(0, 1, 1)
 
 
-def epoch_order(num_examples: int, seed: int, epoch: tf.Tensor, shuffle: bool) -> tf.Tensor:
-    """Returns the indices of all examples in the order of an epoch, int64 [num_examples]."""
+def epoch_order(
+    num_examples: int,
+    seed: int,
+    epoch: tf.Tensor,
+    shuffle: bool,
+    shards: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Returns the indices of all examples in the order of an epoch, int64 [num_examples].
+
+    Args:
+      num_examples: n.
+      seed, epoch: what a shuffled order depends on.
+      shuffle: False gives 0 to n - 1.
+      shards: indices of the first example of each shard, and n at the end, int64 [shards + 1]. The
+        shards are then shuffled, and their examples in a buffer of `SHUFFLE_BUFFER`: none moves by
+        as many positions. None shuffles all examples evenly.
+    """
     order = tf.range(num_examples, dtype=tf.int64)
     if not shuffle:
         return order
     seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-    return _keras.stateless_shuffle(order, seeds)
+    if shards is None:
+        return _keras.stateless_shuffle(order, seeds)
+    number = _keras.stateless_shuffle(tf.range(tf.size(shards) - 1), seeds)
+    starts, stops = tf.gather(shards, number), tf.gather(shards, number + 1)
+    order = tf.ragged.range(starts, stops, row_splits_dtype=tf.int64).values
+    delay = tf.random.stateless_uniform([num_examples], seeds, dtype=tf.float64, alg="philox")
+    delay *= min(SHUFFLE_BUFFER, num_examples)
+    keys = tf.range(num_examples, dtype=tf.float64) + delay
+    return tf.gather(order, tf.argsort(keys, stable=True))
 
 
 def index_batches(rows: tf.Tensor, done: tf.Tensor) -> tf.data.Dataset:
@@ -103,7 +127,12 @@ def index_batches(rows: tf.Tensor, done: tf.Tensor) -> tf.data.Dataset:
 
 
 def decoded_batches(
-    rows: tf.Tensor, remainder: tf.Tensor, done: tf.Tensor, read: Callable, side: int
+    rows: tf.Tensor,
+    remainder: tf.Tensor,
+    done: tf.Tensor,
+    read: Callable,
+    side: int,
+    reader=None,
 ) -> tf.data.Dataset:
     """Batches of decoded examples of one epoch, always as many as the epoch has steps.
 
@@ -114,14 +143,19 @@ def decoded_batches(
       rows, remainder: from `ReplicaSlice`.
       done: steps to skip.
       read, side: as for `decoded`.
+      reader: a `GraphReader`, for examples in files; None calls `read` for each example.
 
     Returns:
-      A dataset of batches of `Decoded`.
+      A dataset of batches of `Decoded`, with a `reader` without ids.
     """
     steps, count, size = rows.shape
     indices = tf.concat([tf.reshape(rows, [-1]), remainder], axis=0)
-    dataset = tf.data.Dataset.from_tensor_slices(indices).repeat().skip(done * count * size)
-    dataset = decoded(dataset, read, side).batch(size, drop_remainder=True)
+    start = done * count * size
+    if reader:
+        dataset = reader.endless_batches(indices, start, size, read, side)
+    else:
+        dataset = tf.data.Dataset.from_tensor_slices(indices).repeat().skip(start)
+        dataset = decoded(dataset, read, side).batch(size, drop_remainder=True)
     return dataset.take((steps - done) * count)
 
 
@@ -149,7 +183,7 @@ def decoded(
 
     def read_op(index):
         types = [tf.uint8, tf.int32, tf.int64, tf.string, tf.bool]
-        *example, readable = _python_op(read_marked, (*nothing, True), [index], types)
+        *example, readable = python_op(read_marked, (*nothing, True), [index], types)
         shapes = [side, side, 3], [2], [], []
         example = [tf.ensure_shape(each, shape) for each, shape in zip(example, shapes)]
         return *example, tf.ensure_shape(readable, [])
@@ -176,7 +210,7 @@ _last_call = 0.0
 _exiting = False
 
 
-def _python_op(function: Callable, at_exit: tuple, inputs: list[tf.Tensor], types: list[tf.DType]):
+def python_op(function: Callable, at_exit, inputs: list[tf.Tensor], types):
     """`tf.numpy_function` that returns `at_exit` once the interpreter is about to exit."""
 
     def call(*arguments):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Callable
 
@@ -16,10 +17,22 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_tf.data import pipeline
-from simclr_tf.data.cache import Cache
+from simclr_tf.data.cache import Cache, CacheOnDemand
 from simclr_tf.data.decode import decode, decode_whole
 from simclr_tf.data.decode import image_size as size_of
-from simclr_tf.data.examples import Decoded, Examples
+from simclr_tf.data.decode_ops import (
+    BY_PILLOW,
+    Plan,
+    decode_file,
+    decoder,
+    pixels,
+    plan_centre,
+    plan_whole,
+)
+from simclr_tf.data.examples import Decoded, Examples, are_in_files, shards_of
+from simclr_tf.data.graph_reader import GraphReader
+from simclr_tf.data.headers import Headers
+from simclr_tf.data.index_cache import IndexCache
 from simclr_tf.data.pipeline import WHOLE_BATCH, ReplicaSlice
 from simclr_tf.errors import ArgumentError, CorruptImageError, check_number
 
@@ -52,8 +65,8 @@ class Source:
         Otherwise training reads whole images (proportions kept, longer side at most `whole_side`
         pixels), from which views are cropped; evaluation reads centre squares of `image_size`,
         the same pixels that serving computes.
-      cached: whether the images for training are in memory. With a `whole_side`, those for
-        evaluation are decoded each time.
+      cached: whether all images for training are in memory, and the unreadable ones known. With a
+        `whole_side`, those for evaluation are decoded each time.
 
     Example:
 
@@ -74,6 +87,8 @@ class Source:
         source_size: int | None = None,
         max_corrupt_share: float = 0.01,
         cache_bytes: int = 2 * 2**30,
+        index_cache: str | os.PathLike | None = None,
+        cache_on_demand: bool = False,
     ):
         """See `load`, which describes the arguments."""
         check_number("max_corrupt_share", max_corrupt_share, at_least=0, at_most=1)
@@ -87,17 +102,25 @@ class Source:
         self.multi_label = getattr(examples, "multi_label", False)
         self.description = f"{name}, split {split}: {examples.description}"
         self.skipped_suffixes = examples.skipped_suffixes
-        ids = [examples.id(index) for index in range(len(examples))]
-        self.digest = _digest(ids)
-        self._id_hashes = np.array([hash(each) for each in ids], np.int64)  # of this process
-        common_size = _common_size(examples)
+        self.digest, self._id_hashes = _digest(examples)
+        self._in_files = are_in_files(examples)
+        self._headers = None
+        if self._in_files:
+            cache = index_cache and IndexCache(index_cache)
+            self._headers = examples.headers(np.arange(len(examples)), cache)
+        self._plans: dict[bool, Plan] = {}
+        common_size = _common_size(examples, self._headers)
         self.image_size = image_size or common_size or DEFAULT_IMAGE_SIZE
         self.whole_side = _whole_side(self.image_size, common_size, source_size)
         self._examples, self._total = examples, len(examples)
+        self._shards = shards_of(examples)
         self._max_corrupt_share = max_corrupt_share
         self._corrupt: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
         self.cached = self._total * self._training_side**2 * 3 <= cache_bytes
+        self._memory = None
+        if self.cached and cache_on_demand and self._in_files:
+            self.cached, self._memory = False, CacheOnDemand(self._total, self._training_side)
         if self.cached:
             self._cache = Cache(self._total, self._training_side, self._read_for_training)
             self.check_corrupt()
@@ -168,13 +191,11 @@ class Source:
         _check_batch_size(batch_size)
         count = min(len(self._rows), limit or len(self._rows))
         rows = self._rows[np.arange(count) * len(self._rows) // count]
-        dataset = tf.data.Dataset.from_tensor_slices(rows)
         if self.cached and not self.whole_side:
-            dataset = dataset.batch(batch_size)
+            dataset = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
             dataset = self._gathered(dataset, self._evaluation_batch)
         else:
-            read = self._checked(self._read_for_evaluation)
-            dataset = pipeline.decoded(dataset, read, self.image_size).batch(batch_size)
+            dataset = self._decoded_batches(rows, batch_size)
             dataset = dataset.map(self._evaluation_batch)
         return dataset.prefetch(tf.data.AUTOTUNE)
 
@@ -191,9 +212,11 @@ class Source:
         """An endless stream of training batches, `steps_per_epoch(batch_size)` for each epoch.
 
         The order within an epoch depends on (seed, epoch) alone: a stream that starts at
-        (`first_epoch`, `first_step`) is the tail of the stream that starts at 0. The remainder of
-        an epoch is dropped. In a data set that is not cached, an example that turns out unreadable
-        is replaced by the next one, so that the number of steps stays the same.
+        (`first_epoch`, `first_step`) is the tail of the stream that starts at 0. It is a
+        permutation of all examples; of a `tar:GLOB` that is not cached, the shards are shuffled,
+        and their examples in a buffer of 10,000, so that files are read almost in sequence. The
+        remainder of an epoch is dropped. In a data set that is not cached, an example that turns
+        out unreadable is replaced by the next one, so that the number of steps stays the same.
 
         Args:
           batch_size: examples per batch, of all replicas together.
@@ -225,17 +248,21 @@ class Source:
         to_batch = functools.partial(self._training_batch, labels=labels)
         steps = self.steps_per_epoch(batch_size)
         replica_slice.check(batch_size)
+        reader = None if self.cached else self._reader(bool(self.whole_side))
+        shards = None if self.cached else self._shards
 
         def one_epoch(epoch):
             done = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
-            order = pipeline.epoch_order(self._total, seed, epoch, shuffle)
+            order = pipeline.epoch_order(self._total, seed, epoch, shuffle, shards)
             if self.cached:
                 rows = replica_slice.rows(self._readable(order), steps, batch_size)
                 return pipeline.index_batches(rows, done)
             rows = replica_slice.rows(order, steps, batch_size)
             remainder = replica_slice.remainder(order, steps, batch_size)
             read = self._checked(self._read_for_training)
-            dataset = pipeline.decoded_batches(rows, remainder, done, read, self._training_side)
+            dataset = pipeline.decoded_batches(
+                rows, remainder, done, read, self._training_side, reader
+            )
             return dataset.map(to_batch)
 
         dataset = tf.data.Dataset.range(first_epoch, _LAST_EPOCH).flat_map(one_epoch)
@@ -271,6 +298,8 @@ class Source:
         """
         if not self.labelled:
             return None
+        if self._headers:
+            return self._headers.label[self._rows]
         return self._cache.labels[self._rows] if self.cached else self._examples.labels(self._rows)
 
     def targets(self) -> np.ndarray | None:
@@ -292,7 +321,10 @@ class Source:
 
     @property
     def _training_side(self) -> int:
-        return self.whole_side or self.image_size
+        return self._side(bool(self.whole_side))
+
+    def _side(self, whole: bool) -> int:
+        return self.whole_side if whole else self.image_size
 
     def _read_for_training(self, index: int) -> Decoded | None:
         return self._read(index, whole=bool(self.whole_side))
@@ -310,15 +342,83 @@ class Source:
         example_id = None
         try:
             example_id, image, label = self._examples[index]
-            if whole:
-                square, *extent = decode_whole(image, self.whole_side)
-            else:
-                square, extent = decode(image, self.image_size), [self.image_size] * 2
+            square, extent = self._decode(index, image, whole)
             return Decoded(square, extent, label, example_id.encode())
         except CorruptImageError as error:
             with self._lock:
                 self._corrupt[index] = (example_id or self._examples.id(index), str(error))
         return None
+
+    def _decode(self, index: int, image: bytes | np.ndarray, whole: bool):
+        """Decodes as the pipelines do, by TensorFlow or by Pillow."""
+        side = self._side(whole)
+        if self._in_files and self._plan(whole).way[index] != BY_PILLOW:
+            way, extent = (column[index] for column in self._plan(whole))
+            try:
+                with tf.device("CPU:0"):
+                    if whole:
+                        return decode_file(image, way, extent, side, whole).numpy(), extent
+                    image = pixels(image).numpy()
+            except tf.errors.InvalidArgumentError as error:
+                decode(image, side)  # Pillow's reason is shorter
+                raise CorruptImageError("TensorFlow cannot decode it, though Pillow can") from error
+        if not whole:
+            return decode(image, side), [side] * 2
+        square, *extent = decode_whole(image, side)
+        return square, extent
+
+    def _plan(self, whole: bool) -> Plan:
+        """How the images are decoded for training (whole) or for evaluation."""
+        if whole not in self._plans:
+            side = self._side(whole)
+            plan = plan_whole if whole else plan_centre
+            self._plans[whole] = plan(self._headers, side)
+        return self._plans[whole]
+
+    def _reader(self, whole: bool) -> GraphReader | None:
+        """Reads examples inside tf.data, for training or evaluation; None if they are no files."""
+        if not self._in_files:
+            return None
+        side, plan = self._side(whole), self._plan(whole)
+
+        def by_pillow(index):
+            example = self._read(int(index), whole)
+            if example is None:
+                raise CorruptImageError("reported with the next batch")
+            return example.image, np.asarray(example.extent, np.int32)
+
+        at_exit = np.zeros([side, side, 3], np.uint8), np.zeros(2, np.int32)
+
+        def pillow_op(index):
+            return pipeline.python_op(by_pillow, at_exit, [index], [tf.uint8, tf.int32])
+
+        def report(indices):
+            for index in indices.tolist():
+                self._read(index, whole)
+            self.check_corrupt()
+
+        with tf.device("CPU:0"):
+            columns = [tf.constant(each) for each in (*plan, self._headers.label)]
+        memory = self._memory if whole == bool(self.whole_side) else None
+        decode = decoder(plan, side, whole, self._examples.contents, pillow_op, memory)
+        return GraphReader(self._examples.fetch, decode, *columns, report, memory)
+
+    def _decoded_batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        """Batches of `Decoded` for evaluation, of the examples at `rows`."""
+        reader = self._reader(whole=False)
+        if reader is None:
+            read = self._checked(self._read_for_evaluation)
+            dataset = tf.data.Dataset.from_tensor_slices(rows)
+            return pipeline.decoded(dataset, read, self.image_size).batch(batch_size)
+
+        def ids(indices):
+            return np.array(self._examples.ids(indices), object)
+
+        def with_ids(indices, batch):
+            return batch._replace(id=pipeline.python_op(ids, np.array(b""), [indices], tf.string))
+
+        batches = reader.batches(tf.constant(rows), batch_size)
+        return batches.map(with_ids)
 
     def _checked(self, read: Callable[[int], Decoded | None]) -> Callable[[int], Decoded | None]:
         """Returns `read`, which then raises where too many examples are unreadable."""
@@ -372,12 +472,14 @@ def _check_batch_size(batch_size: int) -> None:
         raise ArgumentError(f"batch_size must be at least 1; got {batch_size}.")
 
 
-def _digest(ids: list[str]) -> str:
-    """Hexadecimal SHA-256 of the ids."""
-    digest = hashlib.sha256()
-    for each in ids:
+def _digest(examples: Examples) -> tuple[str, np.ndarray]:
+    """Hexadecimal SHA-256 of the ids, and a hash of each that is valid in this process."""
+    digest, hashes = hashlib.sha256(), np.zeros(len(examples), np.int64)
+    for index in range(len(examples)):
+        each = examples.id(index)
         digest.update(each.encode() + b"\n")
-    return digest.hexdigest()
+        hashes[index] = hash(each)
+    return digest.hexdigest(), hashes
 
 
 def _whole_side(image_size: int, common_size: int | None, source_size: int | None) -> int | None:
@@ -388,14 +490,16 @@ def _whole_side(image_size: int, common_size: int | None, source_size: int | Non
     return min(wanted, common_size or wanted)
 
 
-def _common_size(examples: Examples) -> int | None:
+def _common_size(examples: Examples, headers: Headers | None) -> int | None:
     """The side of all images if they are squares of one size; a large set is sampled."""
     sizes = set()
     for index in np.unique(np.linspace(0, len(examples) - 1, _SIZE_SAMPLE).astype(int)):
-        try:
-            sizes.add(size_of(examples[int(index)].image))
-        except CorruptImageError:  # counted when it is decoded
-            continue
+        if headers:
+            size = int(headers.width[index]), int(headers.height[index])
+        else:
+            size = size_of(examples[int(index)].image)
+        if 0 not in size:  # unreadable ones are counted when they are decoded
+            sizes.add(size)
         if len(sizes) > 1:
             return None
     width, height = sizes.pop() if sizes else (None, 0)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numbers
 
 import numpy as np
+import tensorflow as tf
 
 from simclr_tf.data.examples import UNLABELLED, Example, Examples, Subset
+from simclr_tf.data.headers import Headers
+from simclr_tf.data.index_cache import IndexCache
 from simclr_tf.errors import ArgumentError
 
 
@@ -51,7 +54,7 @@ class PartlyLabelled:
     """All examples, of which only those of a `Subset` keep their labels."""
 
     def __init__(self, examples: Examples, labelled: Subset):
-        self._examples = examples
+        self.wrapped = self._examples = examples
         self._keeps = np.zeros(len(examples), bool)
         self._keeps[labelled.indices] = True
         self.class_names = examples.class_names
@@ -74,6 +77,23 @@ class PartlyLabelled:
         """Returns labels without decoding images, int64 [n]."""
         keeps = self._keeps if indices is None else self._keeps[indices]
         return np.where(keeps, self._examples.labels(indices), UNLABELLED)
+
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
+        """As `ExamplesInFiles.headers`."""
+        headers = self._examples.headers(indices, cache)
+        return headers._replace(label=np.where(self._keeps[indices], headers.label, UNLABELLED))
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """As `ExamplesInFiles.ids`."""
+        return self._examples.ids(indices)
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """As `ExamplesInFiles.fetch`."""
+        return self._examples.fetch(indices)
+
+    def contents(self, fetched: tf.Tensor) -> tf.Tensor:
+        """As `ExamplesInFiles.contents`."""
+        return self._examples.contents(fetched)
 
 
 def choose(

@@ -54,8 +54,8 @@ def _builder(name: str, data_dir: str | None):
     except (*wrong_name, ParseError) as error:  # the last for damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArgumentError(
-            "name must be shapes, folder:PATH, npz:PATH, tfrecord:GLOB, or one that TensorFlow "
-            f"Datasets can load; got {name!r} ({reason.rstrip('.')}). {_way_out(name)}"
+            "name must be shapes, folder:PATH, npz:PATH, tfrecord:GLOB, tar:GLOB, or one that "
+            f"TensorFlow Datasets can load; got {name!r} ({reason.rstrip('.')}). {_way_out(name)}"
         ) from error
     where = data_dir or builder.data_dir
     if not builder.info.splits:

@@ -7,15 +7,20 @@ run resumes without reading earlier records.
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
 
-from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels, describe_path
+from simclr_tf.data.examples import UNLABELLED, Example, as_text, describe_labels
+from simclr_tf.data.file_ranges import Names, fetch_ranges, matching_files, read_range
+from simclr_tf.data.headers import PILLOW, Header, Headers, read_header, read_headers
+from simclr_tf.data.index_cache import IndexCache, stamps_of
 from simclr_tf.errors import ArgumentError, CorruptImageError
 
 _HEADER_BYTES = 12  # length (uint64) and its checksum
@@ -75,6 +80,8 @@ class Records:
         self._offsets = np.concatenate(offsets)
         counts = [len(each) for each in offsets]
         self._first = np.cumsum([0, *counts])  # position of each shard's first record
+        self._image_offset = np.zeros(len(self._offsets), np.int64)  # set by `headers`
+        self._image_length = np.zeros(len(self._offsets), np.int64)
         self.labelled = self._has_labels()
         self.multi_label = fields.classes is not None
         self.class_names = class_names if self.labelled or self.multi_label else None
@@ -92,7 +99,10 @@ class Records:
         return as_text(f"{shard.name}__{record}")
 
     def __getitem__(self, index: int) -> Example:
-        features = self._features(index)
+        return self._parsed(index, self._payload(index))
+
+    def _parsed(self, index: int, payload: bytes) -> Example:
+        features = _features(payload)
         ids = _value(features, self._fields.id, "bytes_list")
         images = _value(features, self._fields.image, "bytes_list")
         if images is None:
@@ -118,6 +128,49 @@ class Records:
             return np.array(
                 [label for labels in pool.map(read, chunks) for label in labels], np.int64
             )
+
+    def headers(self, indices: np.ndarray, cache: IndexCache | None = None) -> Headers:
+        """Reads the records at `indices`, int64 [n], for where their images are and for labels."""
+        if cache:
+            paths = [shard.path for shard in self._shards]
+            names = Names(self.id(index) for index in range(len(self)))
+            stamps = np.repeat(stamps_of(paths), np.diff(self._first), axis=0)
+            key = "\n".join(["records", str(self._fields), *map(os.path.abspath, paths)])
+            headers = cache.headers(as_text(key), names, stamps, indices, self._header)
+        else:
+            headers = read_headers(self._header, indices)
+        self._image_offset[indices] = headers.offset
+        self._image_length[indices] = headers.length
+        return headers
+
+    def ids(self, indices: np.ndarray) -> list[bytes]:
+        """Returns the ids, UTF-8; those that the records hold are read from them."""
+        if not self._fields.id:
+            return [self.id(int(index)).encode() for index in indices]
+        return [self[int(index)].id.encode() for index in indices]
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """Returns the encoded images at int64 [m], strings [m], in a graph."""
+        return fetch_ranges(self._image, indices)
+
+    def contents(self, fetched: tf.Tensor) -> tf.Tensor:
+        """Returns an image of `fetch`."""
+        return fetched
+
+    def _header(self, index: int) -> Header:
+        payload = self._payload(index)
+        example = self._parsed(index, payload)
+        start = payload.index(example.image)
+        header = Header(PILLOW, 0, 0)
+        with contextlib.suppress(CorruptImageError):  # reported when it is decoded
+            header = read_header(example.image)
+        start += int(self._offsets[index]) + _HEADER_BYTES
+        return header._replace(label=example.label, offset=start, length=len(example.image))
+
+    def _image(self, index: int) -> bytes:
+        shard, _ = self._locate(index)
+        length = int(self._image_length[index])
+        return read_range(shard.path, int(self._image_offset[index]), length)
 
     def targets(self, indices: np.ndarray) -> np.ndarray:
         """Returns the classes of images that may have several, without decoding images.
@@ -158,14 +211,7 @@ class Records:
         return shard, shard.start + index - int(self._first[number])
 
     def _features(self, index: int):
-        import tensorflow as tf
-        from google.protobuf.message import DecodeError
-
-        payload = self._payload(index)
-        try:
-            return tf.train.Example.FromString(payload).features.feature
-        except DecodeError as error:
-            raise CorruptImageError("not a tf.train.Example") from error
+        return _features(self._payload(index))
 
     def _payload(self, index: int) -> bytes:
         shard, _ = self._locate(index)
@@ -198,20 +244,16 @@ def read_tfrecord(pattern: str, split: str) -> Records:
     Raises:
       ArgumentError: no file matches, a file is not an uncompressed TFRecord file, or another split.
     """
-    if split not in ("train", "all"):
-        raise ArgumentError(
-            f"split must be train or all, both of them all files that match; got {split!r}. "
-            "Take slices, such as all[:90%] and all[90%:], or a GLOB for each split."
-        )
-    pattern = os.path.expanduser(pattern)
-    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    if not paths:
-        raise ArgumentError(
-            "tfrecord:GLOB needs at least one file that matches; none does for "
-            f"{describe_path(pattern)}. Correct the pattern."
-        )
+    paths = matching_files("tfrecord:GLOB", pattern, split)
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return Records([Shard(path, os.path.relpath(path, folder)) for path in paths], Fields())
+
+
+def _features(payload: bytes):
+    try:
+        return tf.train.Example.FromString(payload).features.feature
+    except DecodeError as error:
+        raise CorruptImageError("not a tf.train.Example") from error
 
 
 def _value(features, keys: tuple[str, ...], kind: str):
