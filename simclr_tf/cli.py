@@ -214,6 +214,14 @@ COMMANDS = {
             check=checks.check_export,
         ),
         Command(
+            name="runs",
+            help="the runs under a directory: state, epochs, last metrics, size",
+            run="simclr_tf.commands.runs:runs",
+            groups=(flags.define_runs,),
+            required=("under",),
+            run_flags=(),
+        ),
+        Command(
             name="study",
             help="an ablation of the paper (study NAME); given again, it continues",
             run="simclr_tf.commands.study:study",
@@ -233,7 +241,7 @@ COMMANDS = {
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
-_PATHS += ("pretrained", "init_from", "teacher", "out")
+_PATHS += ("pretrained", "init_from", "teacher", "out", "under")
 
 
 def _flag_values(command):

@@ -47,9 +47,9 @@ def in_run_directory(command, options, invocation, images, task_of, run, show):
         with directory.locked(), report_unwritable(directory):
             check()  # again: now it is locked
             directory.check_same_data(task.train.num_examples, task.train.digest)
-            directory.write_flags(flags, command)
-            result = run(strategy, task, directory)
-            report.write_report(directory, read_metrics(directory.metrics), flags, command)
+            with directory.started(flags, command):
+                result = run(strategy, task, directory)
+                report.write_report(directory, read_metrics(directory.metrics), flags, command)
         show(result, directory)
     if distribute.is_many_processes(strategy):
         # A worker that exits early looks like a crash to the others: wait for all.

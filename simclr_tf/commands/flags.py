@@ -476,6 +476,24 @@ def define_export(define):
     define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
+def define_runs(define):
+    """The flags of runs."""
+    define.string("under", None, "Directory to search for run directories, at any depth.")
+    define.string(
+        "best",
+        None,
+        "Only runs with this metric, best first, by its last value: knn_accuracy, loss, or another "
+        "key of metrics.jsonl.",
+    )
+    define.enum(
+        "format",
+        "table",
+        ["table", "json"],
+        "table: for reading; json: one JSON object a line, with all metrics.",
+    )
+    define.boolean("debug", False, "Show the traceback of every error.")
+
+
 STUDIES = (
     *("batch_epochs", "composition", "head", "predict_transformation", "strength"),
     "temperature",

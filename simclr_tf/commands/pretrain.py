@@ -73,9 +73,9 @@ def _pretrain(options, invocation, directory):
         with directory.locked(), report_unwritable(directory):
             directory.check_resumable(flags, **resumable)  # again: now it is locked
             directory.check_same_data(train.num_examples, train.digest)
-            directory.write_flags(flags)
-            _train(options, directory, strategy, model, train, test, steps)
-            report.write_report(directory, read_metrics(directory.metrics), flags)
+            with directory.started(flags):
+                _train(options, directory, strategy, model, train, test, steps)
+                report.write_report(directory, read_metrics(directory.metrics), flags)
     else:
         _train(options, directory, strategy, model, train, test, steps)
     if distribute.is_many_processes(strategy):
