@@ -41,6 +41,8 @@ class Command:
       required_without_run: flags that are required where --run_dir is not given.
       run_flags: flags that name runs that exist, whose options are then passed. One other than
         --run_dir may also name something else than a run.
+      several_runs: whether --run_dir may name several runs, joined by commas, whose options are
+        then passed by path.
       takes_fine_tuned: whether that run may be one of `finetune` or `distill`.
       resumable: flags that do not change what is learnt and may differ when a run is resumed.
       check: called with the `Options` before TensorFlow is imported; raises `errors.UsageError`.
@@ -60,6 +62,7 @@ class Command:
     exactly_one: tuple = ()
     required_without_run: tuple = ()
     run_flags: tuple = ("run_dir",)
+    several_runs: bool = False
     takes_fine_tuned: bool = True
     resumable: tuple = ()
     check: Callable | None = None
@@ -93,8 +96,8 @@ class Invocation:
     Attributes:
       flags: dict of flag name to its text, for flags.cfg.
       resumable: names of flags that may change when a run is resumed.
-      runs: the `Options` of the runs that the command reads, by flag, each with `command`, the name
-        of the command that trained it.
+      runs: the `Options` of the runs that the command reads, by flag (by path where --run_dir names
+        several), each with `command`, the name of the command that trained it.
       trained: those of the first of the command's `run_flags`; None where it names no run.
       defaults: dict of flag name to the text of its default; flags without one are left out.
 
@@ -214,6 +217,15 @@ COMMANDS = {
             check=checks.check_export,
         ),
         Command(
+            name="report",
+            help="a page on a run, or on several side by side, in one file",
+            run="simclr_tf.commands.report:report_runs",
+            groups=(flags.define_common, flags.define_report),
+            required=("run_dir",),
+            several_runs=True,
+            check=checks.check_report,
+        ),
+        Command(
             name="runs",
             help="the runs under a directory: state, epochs, last metrics, size",
             run="simclr_tf.commands.runs:runs",
@@ -329,6 +341,13 @@ def _path(text):
     return os.path.expanduser(text).rstrip("/") or "/"
 
 
+def _paths(text):
+    """The paths in a text, joined by commas; a path that exists may hold commas itself."""
+    if os.path.exists(text):
+        return [text]
+    return [_path(part.strip()) for part in text.split(",") if part.strip()]
+
+
 def _view_sizes(text):
     try:
         pairs = [part.split(":") for part in text.split(",")]
@@ -416,7 +435,10 @@ def _execute(command, values):
     options = options_of(values)
     if command.check:
         command.check(options)
-    runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
+    if command.several_runs:
+        runs = {path: options_of_run(path) for path in _paths(options.run_dir)}
+    else:
+        runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
     trained = next(iter(runs.values()), None)
     defaults = flag_texts(_flag_values(command))
     invocation = Invocation(flag_texts(values), command.resumable, trained, runs, defaults)

@@ -204,6 +204,25 @@ def check_embed(options):
     _check_new(options.output)
 
 
+def check_report(options):
+    """Checks of `report`: an HTML file, which is required for several runs."""
+    several = "," in options.run_dir and not os.path.exists(options.run_dir)
+    if not options.output:
+        if several:
+            raise errors.UsageError(
+                f"several runs need --output, a file for their page; got "
+                f"--run_dir={options.run_dir} without. Pass --output=report.html."
+            )
+        return
+    if not options.output.lower().endswith((".html", ".htm")):
+        raise errors.UsageError(
+            f"--output must end in .html; got {options.output!r}. Pass --output={options.output}"
+            ".html."
+        )
+    with errors.storage_errors(options.output):
+        _atomic.check_path(options.output)
+
+
 # Of models in one file, and of archives.
 _FILE_SUFFIXES = (
     *(".tflite", ".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".onnx", ".ckpt", ".npz", ".pt"),

@@ -476,6 +476,22 @@ def define_export(define):
     define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
+def define_report(define):
+    """The flags of report."""
+    define.string(
+        "output",
+        None,
+        "HTML file to write; by default RUN_DIR/report.html for one run. --run_dir takes several "
+        "runs, joined by commas.",
+    )
+    define.string("data_dir", None, "Directory of the TFDS data sets; by default the run's.")
+    define.integer(
+        "examples",
+        500,
+        "Images of each split that the page is about; 0: no images, only curves and tables.",
+    )
+
+
 def define_runs(define):
     """The flags of runs."""
     define.string("under", None, "Directory to search for run directories, at any depth.")

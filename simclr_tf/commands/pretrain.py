@@ -19,12 +19,15 @@ from simclr_tf.commands.build import (
     report_unreadable,
 )
 from simclr_tf.commands.pretrained import initialise, load_pretrained
+from simclr_tf.commands.run_page import details_of, head_for_similarities, samples_of
 from simclr_tf.export import export_encoder
 from simclr_tf.training import KNNProbe, ResumableLoop, RunDirectory, Steps, ViewSizes
 from simclr_tf.training.callbacks import check_view_sizes
 from simclr_tf.training.checkpoints import numbers
 from simclr_tf.training.loop import report_interruptions, report_unwritable
-from simclr_tf.training.run_directory import read_metrics
+from simclr_tf.training.run_directory import read_flags, read_metrics
+
+_REPORT_EXAMPLES = 500  # images of each split; `simclr-tf report` can show more
 
 
 def pretrain(options, invocation):
@@ -75,7 +78,7 @@ def _pretrain(options, invocation, directory):
             directory.check_same_data(train.num_examples, train.digest)
             with directory.started(flags):
                 _train(options, directory, strategy, model, train, test, steps)
-                report.write_report(directory, read_metrics(directory.metrics), flags)
+                _write_report(options, directory, strategy, model, train, test)
     else:
         _train(options, directory, strategy, model, train, test, steps)
     if distribute.is_many_processes(strategy):
@@ -112,6 +115,26 @@ def _train(options, directory, strategy, model, train, test, steps):
         probe_encoder.set_weights(model.encoder.get_weights())
     if loop.chief and not directory.export.exists():
         export_encoder(probe_encoder or model.encoder, directory.export, model.image_shape)
+
+
+def _write_report(options, directory, strategy, model, train, test):
+    """Writes the page of a run that has ended."""
+    head = None
+    encoder = model.encoder
+    if strategy.num_replicas_in_sync == 1:
+        head = head_for_similarities(options, model.projection_head)
+    else:
+        # Outside the strategy, where reading weights needs no other replica.
+        encoder = build_encoder(options, train.image_size)
+        encoder.set_weights(model.encoder.get_weights())
+    samples, note = samples_of(
+        encoder, train, test, _REPORT_EXAMPLES, augment=model.augment, head=head
+    )
+    if note:
+        log(note)
+    details = details_of(directory, options, state="finished")
+    rows, flags = read_metrics(directory.metrics), read_flags(directory.flags)
+    report.write_report(directory, rows, flags, samples=samples, note=note, **details)
 
 
 def steps_of(options, train, replicas=1):
