@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import augment, data, report
+from simclr_tf import augment, cli, data, report
+from simclr_tf.commands import build
+from simclr_tf.commands import run_page as run_page_command
 from simclr_tf.report import analysis, charts, verdict
 from simclr_tf.training.run_directory import RunDirectory
 
@@ -445,3 +447,70 @@ def test_a_browser_renders_the_page(count, samples, tmp_path):
     assert (found["broken"], found["requests"]) == (0, 0)
     assert found["charts"] >= 3 + count - 1
     assert found["shown"] == "block" and found["at"] == "-672px 0px" and found["right"] <= 360
+
+
+@pytest.fixture
+def two_runs(tmp_path, quick_runs, one_layer):
+    """The directory of two runs on an npz file, which differ in their rate, as their flags say."""
+    flags = ["--batch_size=60", "--epochs=2", "--precision=float32", "--optimizer=sgd"]
+    flags += [f"--dataset={colored(tmp_path / 'set.npz')}", f"--run_dir={tmp_path / 'a'}"]
+    assert cli.main(["pretrain", *flags, "--learning_rate=0.1"]) == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    other = tmp_path / "b" / "flags.cfg"
+    other.write_text(other.read_text().replace("learning_rate=0.1", "learning_rate=0.2"))
+    return tmp_path
+
+
+def test_the_command_writes_the_pages_of_runs(two_runs, capsys):
+    """A run has its page from the start; the command renews it, or sets several side by side."""
+    runs = [str(two_runs / name) for name in "ab"]
+    page = check_self_contained((two_runs / "a" / "report.html").read_text(encoding="utf-8"))
+    assert "Finished: 2 of 2 epochs, 4 steps" in page.text and "similarities of z" in page.text
+    assert "Environment" in page.text and "a model that has learnt nothing has 4.779" in page.text
+    (two_runs / "a" / "report.html").unlink()
+    assert cli.main(["report", f"--run_dir={runs[0]}/"]) == 0
+    assert capsys.readouterr().out.endswith(f"report: {two_runs / 'a' / 'report.html'}\n")
+    again = check_self_contained((two_runs / "a" / "report.html").read_text(encoding="utf-8"))
+    assert again.text[:300] == page.text[:300]
+
+    output = two_runs / "new" / "both.html"
+    flags = [f"--run_dir={runs[0]}, {runs[1]}/", f"--output={output}", "--examples=30"]
+    assert cli.main(["report", *flags]) == 0
+    both = check_self_contained(output.read_text(encoding="utf-8"))
+    assert "--learning_rate 0.1 0.2" in both.text and len(both.of("circle")) == 60
+
+    (two_runs / "set.npz").unlink()
+    assert cli.main(["report", f"--run_dir={runs[1]}"]) == 0
+    without = check_self_contained((two_runs / "b" / "report.html").read_text(encoding="utf-8"))
+    assert "Without images: " in without.text and "set.npz" in without.text
+    assert "kNN accuracy" in without.text and not without.of("circle")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "report needs --run_dir."),
+        (["--run_dir=a"], "--run_dir must be the directory of a run; a has no flags.cfg."),
+        (["--run_dir=a,b"], "several runs need --output, a file for their page; got --run_dir=a,b"),
+        (["--run_dir=a", "--output=x.pdf"], "--output must end in .html; got 'x.pdf'."),
+        (["--run_dir=a,b", "--output=x.html"], "--run_dir must be the directory of a run; a has"),
+        (["--run_dir=a", "--output=/proc/x/y.html"], "/proc/x/y.html cannot be written"),
+    ],
+)
+def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):
+    """One line, exit code 2, and no file."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", *flags]) == 2
+    assert capsys.readouterr().err.startswith(f"simclr-tf: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("one_layer")
+def test_chance_losses_of_the_methods(tmp_path):
+    """Those of the model that the flags describe."""
+    for flags in ([], ["--method=moco"], ["--method=moco", "--queue_size=64"], ["--method=looc"]):
+        arguments = ["pretrain", "--width=0.0625", *flags, f"--run_dir={tmp_path}"]
+        options = cli.options_of(cli.parse(arguments)[1])
+        expected = build.chance_loss(options, build.build_model(options, 8))
+        assert run_page_command._chance_loss(options, "pretrain", None) == expected
+    assert run_page_command._chance_loss(options, "finetune", 10) == pytest.approx(np.log(10))

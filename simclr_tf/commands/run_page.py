@@ -7,13 +7,11 @@ import json
 import math
 import types
 
-import numpy as np
 import tensorflow as tf
 
 from simclr_tf import errors
 from simclr_tf.augment import RandomView
 from simclr_tf.commands.build import chance_loss, report_unreadable
-from simclr_tf.evaluate.features import inference
 from simclr_tf.models import MoCo
 from simclr_tf.report import collect_samples
 from simclr_tf.training.records import record_of
@@ -84,10 +82,9 @@ def samples_of(encoder, train, test, examples, *, augment=None, head=None, class
         return None, ""
     embed = None
     if head is not None:
-        of_encoder = inference(encoder)
 
         def embed(views):
-            return np.asarray(tf.cast(head(of_encoder(views), training=False), tf.float32))
+            return tf.cast(head(encoder(views, training=False), training=False), tf.float32)
 
     try:
         with report_unreadable(train, test):

@@ -111,7 +111,9 @@ def collect_samples(
     >>> samples.shown.h.shape, sorted(samples.accuracies)
     ((20, 8), ['encoder', 'raw pixels'])
     """
-    encode = inference(encoder)  # traced once for both splits
+    encode = inference(encoder)
+    sizes = [split.num_examples for split in (train, test) if split is not None]
+    batch_size = min(batch_size, examples, *sizes)  # of one size, for which it is traced once
     index, first = _image_set(encode, train, examples, batch_size)
     shown = index
     if test is not None:
