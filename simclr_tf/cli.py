@@ -100,6 +100,7 @@ class Invocation:
         several), each with `command`, the name of the command that trained it.
       trained: those of the first of the command's `run_flags`; None where it names no run.
       defaults: dict of flag name to the text of its default; flags without one are left out.
+      given: names of the flags that stand on the command line or in its flag files.
 
     Example:
 
@@ -112,6 +113,7 @@ class Invocation:
     trained: Options | None = None
     runs: dict = dataclasses.field(default_factory=dict)
     defaults: dict = dataclasses.field(default_factory=dict)
+    given: tuple = ()
 
 
 # Flags that do not change what is learnt, of every command that trains.
@@ -217,6 +219,21 @@ COMMANDS = {
             check=checks.check_export,
         ),
         Command(
+            name="preview",
+            help="what a model would see of a data set, a plan and a recipe, before a run",
+            run="simclr_tf.commands.preview:preview",
+            groups=(
+                flags.define_preview,
+                flags.define_data,
+                flags.define_model,
+                flags.define_method,
+                flags.define_views,
+                flags.define_training,
+            ),
+            run_flags=(),
+            check=checks.check_preview,
+        ),
+        Command(
             name="report",
             help="a page on a run, or on several side by side, in one file",
             run="simclr_tf.commands.report:report_runs",
@@ -253,7 +270,7 @@ COMMANDS = {
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
-_PATHS += ("pretrained", "init_from", "teacher", "out", "under")
+_PATHS += ("pretrained", "init_from", "teacher", "out", "under", "write_recipe")
 
 
 def _flag_values(command):
@@ -441,7 +458,8 @@ def _execute(command, values):
         runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
     trained = next(iter(runs.values()), None)
     defaults = flag_texts(_flag_values(command))
-    invocation = Invocation(flag_texts(values), command.resumable, trained, runs, defaults)
+    given = tuple(name for name in values if values[name].present)
+    invocation = Invocation(flag_texts(values), command.resumable, trained, runs, defaults, given)
     _check_legacy_keras()
     from simclr_tf import _quiet
 

@@ -476,6 +476,26 @@ def define_export(define):
     define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
+def define_preview(define):
+    """The flags of preview besides those of pretrain, whose recipe it shows."""
+    define.string(
+        "output", "preview.png", "PNG file to write: images, views, and each operator alone."
+    )
+    define.string(
+        "write_recipe",
+        None,
+        "Flag file to write, for `simclr-tf pretrain --flagfile=`; it must not exist.",
+    )
+    define.integer(
+        "measure_steps",
+        3,
+        "Training steps to measure time and memory with, after one that is not counted; 0: none.",
+        0,
+        1000,
+    )
+    define.boolean("debug", False, "Show the traceback of every error.")
+
+
 def define_report(define):
     """The flags of report."""
     define.string(
