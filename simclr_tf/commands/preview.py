@@ -157,7 +157,7 @@ def _sheet(options, source):
     for operator in _operators(families[-1]):
         name, always = augment.name_of(operator), _always(operator)
         probability = getattr(operator, "probability", 1.0)
-        heading = name if probability == 1.0 else f"{name}, p = {probability:g}"
+        heading = name if probability == 1.0 else f"{name}\np = {probability:g}"
         columns.setdefault(heading, always(squares, seed=options.seed).numpy())
     title = f"{source.name}, {source.split}: {source.image_size} pixels"
     return Sheet(title, squares.numpy(), columns)

@@ -9,8 +9,8 @@ import numpy as np
 from simclr_tf.report.view_sheet import view_sheet
 
 _DPI = 100
-_MIN_CELL = 64  # pixels
-_HEADING = 0.75  # inches above each sheet
+_MIN_CELL = 90  # pixels, wide enough for a heading
+_HEADING = 0.8  # inches above each sheet
 
 
 class Sheet(NamedTuple):
