@@ -99,12 +99,19 @@ def _curves(chart, runs):
                 )
         if "loss" in chart.keys:
             _draw_chance(axes, runs)
-        axes.set(title=chart.title, xlabel="epoch", ylabel=chart.unit)
+        axes.set(title=chart.title, xlabel="epoch", ylabel=chart.unit, xlim=_epochs(runs))
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(axes.lines) > 1:
             axes.legend(frameon=False, fontsize=8)
 
     return _svg(draw, chart.title)
+
+
+def _epochs(runs):
+    """Limits of the epochs, the same for all charts of a page."""
+    last = max((row["epoch"] for run in runs for row in run.rows), default=1)
+    margin = 0.03 * (last - 1) or 0.5
+    return 1 - margin, last + margin
 
 
 def _draw_chance(axes, runs):

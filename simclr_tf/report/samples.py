@@ -124,7 +124,7 @@ def collect_samples(
     if classify is not None and shown.labels is not None:
         source = test or train
         predicted = [classify(b["image"]) for b in source.batches(batch_size, examples)]
-        samples.predicted, samples.predictor = np.concatenate(predicted), "its classifier"
+        samples.predicted, samples.predictor = np.concatenate(predicted), "the classifier"
     if views is not None:
         images = first[:_PAIRS]
         both = [np.asarray((embed or encode)(views(images, view))) for view in range(2)]
@@ -163,7 +163,10 @@ def _predict(samples):
             predicted = knn_predict(index, train.labels, query, k=_NEIGHBOURS)
         correct = predicted[known] == shown.labels[known]
         samples.accuracies[name] = float(correct.mean())
-    samples.predicted, samples.predictor = predicted, f"its {_NEIGHBOURS} nearest neighbours"
+    samples.predicted, samples.predictor = (
+        predicted,
+        f"the {_NEIGHBOURS} nearest neighbours by the encoder",
+    )
 
 
 def _vote(labels, neighbours):

@@ -131,8 +131,8 @@ def _similarity(samples):
     line = (
         f"Cosine similarities of {samples.embedding} for {len(positive)} images: two views of one "
         f"image {positive.mean():.2f} on average, of different images {negative.mean():.2f}; "
-        f"{(positive[:, None] > np.quantile(negative, 0.99)).mean():.0%} of the first lie above 99 "
-        "% of the second."
+        f"{(positive > np.quantile(negative, 0.99)).mean():.0%} of the first lie above 99% of the "
+        "second."
     )
     return {"line": line, "svg": draw_similarities(positive, negative)}
 

@@ -156,8 +156,8 @@ nothing.{% endif %} Point at a dot to see its image.</p>
 {%- endif %}
 {% if run.classes -%}
 <h3>Classes</h3>
-<p class="soft">Share of the {{ run.num_shown }} images of {{ run.shown_split }} for which {{ run.predictor }} predict the
-class; the weakest classes first.</p>
+<p class="soft">Fraction of the {{ run.num_shown }} images of {{ run.shown_split }} whose class is predicted correctly by
+{{ run.predictor }}; the weakest classes first.</p>
 <div class="scroll"><table class="numbers">
 {% for name, percent, counts in run.classes %}<tr><td>{{ name }}</td><td>{{ percent }} %</td><td>{{ counts }}</td>
 <td><span class="bar" aria-hidden="true"><span style="width: {{ percent }}%"></span></span></td></tr>
