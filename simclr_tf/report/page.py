@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 
 from simclr_tf import _atomic
+from simclr_tf.errors import check_number
 from simclr_tf.report import template
 from simclr_tf.report.charts import draw_charts
 from simclr_tf.report.curves import draw_curve
@@ -38,6 +39,9 @@ class RunPage:
       samples: `Samples`.
       note: a sentence on what is missing.
 
+    Raises:
+      ArgumentError: a `chance_loss` below 0, or one that is not finite.
+
     Example:
 
     >>> rows = [{"epoch": 1, "step": 8, "loss": 5.1}]
@@ -60,6 +64,11 @@ class RunPage:
     views: object = None
     samples: Samples | None = None
     note: str = ""
+
+    def __post_init__(self):
+        """Checks the numbers."""
+        if self.chance_loss is not None:
+            check_number("chance_loss", self.chance_loss, at_least=0)
 
 
 def write_report(directory, rows, flags, command="pretrain", **details):

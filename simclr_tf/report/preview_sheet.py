@@ -20,6 +20,12 @@ class Sheet(NamedTuple):
       title: one line.
       images: [n, H, W, 3], uint8, or float in [0, 1].
       columns: dict of a heading to [n, S, S, 3], float32 in [0, 1].
+
+    Example:
+
+    >>> sheet = simclr_tf.report.Sheet("shapes", images, {"view": images / 255})
+    >>> sheet.title
+    'shapes'
     """
 
     title: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +60,13 @@ class Samples:
         [0, 1]; empty without labels.
       positive, negative: cosine similarities, see `analysis.similarities`; None without views.
       embedding: "z" or "h", whose similarities these are.
-      rank: effective rank of h, see `metrics.effective_rank`.
+
+    Example:
+
+    >>> source = simclr_tf.data.load("shapes", "test[:20]")
+    >>> samples = simclr_tf.report.collect_samples(encoder, source)
+    >>> samples.same, samples.class_name(1)
+    (True, 'ring')
     """
 
     train: ImageSet
@@ -71,7 +78,11 @@ class Samples:
     positive: np.ndarray | None = None
     negative: np.ndarray | None = None
     embedding: str = "h"
-    rank: float = 0.0
+
+    @functools.cached_property
+    def rank(self):
+        """Effective rank of h, see `metrics.effective_rank`."""
+        return float(effective_rank(self.train.h))
 
     @property
     def same(self):
@@ -118,7 +129,7 @@ def collect_samples(
     shown = index
     if test is not None:
         shown, _ = _image_set(encode, test, examples, batch_size)
-    samples = Samples(index, shown, train.class_names, rank=float(effective_rank(index.h)))
+    samples = Samples(index, shown, train.class_names)
     if index.labels is not None and shown.labels is not None:
         _predict(samples)
     if classify is not None and shown.labels is not None:
