@@ -1,6 +1,8 @@
 """`simclr-tf preview`: the picture, the measured plan, and the recipe."""
 
+import itertools
 import re
+import types
 
 import numpy as np
 import pytest
@@ -149,6 +151,8 @@ def test_the_sheet_shows_each_operator_alone(photographs, tmp_path):
 def test_the_command_draws_measures_and_writes_a_recipe(tmp_path, monkeypatch, capsys):
     """And the recipe trains."""
     monkeypatch.chdir(tmp_path)
+    one_second_a_step = types.SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(preview_command, "time", one_second_a_step)
     flags = ["--width=0.0625", "--batch_size=96", "--test_split=test", "--measure_steps=1"]
     flags += ["--precision=float32", "--write_recipe=my.cfg", "--output=new/picture.png"]
     assert cli.main(["preview", *flags]) == 0
@@ -156,7 +160,8 @@ def test_the_command_draws_measures_and_writes_a_recipe(tmp_path, monkeypatch, c
     assert min(Image.open(tmp_path / "new" / "picture.png").size) > 300
     assert "600 images of 32 pixels, 0 unreadable" in out
     assert re.search(r"epoch    6 steps of 96 images\n", out)
-    assert re.search(r"time .*s an epoch \(1 step measured, of 32 images, scaled to 96\)\n", out)
+    assert "time     9.0 s an epoch (1 step measured, of 64 images, scaled to 96)\n" in out
+    assert "run      1200 steps" in out.replace(",", "") and "30.0 minutes of training" in out
     assert re.search(r"memory   about \d+\.\d GB of this process\n", out)
     assert re.search(r"--width=0.0625 +as given\.\n", out)
     recipe = (tmp_path / "my.cfg").read_text()

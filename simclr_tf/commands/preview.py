@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from typing import NamedTuple
@@ -230,10 +229,8 @@ def _measure(options, source):
     if not options.measure_steps:
         return _Plan(*parameters, steps.per_epoch)
     batch = options.batch_size
-    if devices.on_cpu():
-        batch = math.gcd(batch, _MEASURED_ON_CPU) if batch > _MEASURED_ON_CPU else batch
-    if options.micro_batch_size:
-        batch = options.batch_size  # which it divides
+    if devices.on_cpu() and not options.micro_batch_size:  # which divides the batch
+        batch = min(batch, _MEASURED_ON_CPU)
     log(f"measuring {counted(options.measure_steps, 'step')} of {counted(batch, 'image')}")
     model.compile(optimizer=build_optimizer(options, steps))
     labels = {"labels": True} if options.loss == "supervised" else {}
