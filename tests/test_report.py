@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_tf import augment, cli, data, report
+from simclr_tf import augment, cli, data, errors, report
 from simclr_tf.commands import build
 from simclr_tf.commands import run_page as run_page_command
 from simclr_tf.report import analysis, charts, verdict
@@ -360,6 +360,17 @@ def test_samples_of_one_split(tmp_path):
     page = check_self_contained(report.render([run_page(rows_of(loss=[1.0]), samples=found)]))
     assert "The images have no labels; h uses about" in page.text
     assert "Classes" not in page.text and "Nearest neighbours" in page.text
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    """A page of them would show nothing; the run that made them keeps its curves."""
+    source = data.load(colored(tmp_path / "a.npz", labels=False), "train")
+    with pytest.raises(errors.ArgumentError, match="encoder must return finite numbers"):
+        report.collect_samples(lambda images: color_encoder(images) / 0.0, source)
+    samples, note = run_page_command.samples_of(
+        lambda images: color_encoder(images) / 0.0, source, None, 9
+    )
+    assert samples is None and note.startswith("Without images: encoder must return")
 
 
 def test_a_page_with_images(samples):

@@ -62,15 +62,15 @@ def in_run_directory(command, options, invocation, images, task_of, run, show):
 
 def _write_report(options, directory, flags, command, task):
     """Writes the page of a run that has ended."""
-    exported = load_exported(directory.export)
-    samples, note = samples_of(
-        exported,
-        task.train,
-        task.test,
-        _REPORT_EXAMPLES,
-        classify=classifier_of(exported, task.test),
-    )
-    classes = len(exported.class_names)
+    samples, classes = None, None
+    try:
+        exported = load_exported(directory.export)
+        classes, classify = len(exported.class_names), classifier_of(exported, task.test)
+        samples, note = samples_of(
+            exported, task.train, task.test, _REPORT_EXAMPLES, classify=classify
+        )
+    except errors.Error as error:  # the run itself has ended well
+        note = f"Without images: {error}"
     details = details_of(directory, options, command, "finished", classes)
     rows = read_metrics(directory.metrics)
     report.write_report(directory, rows, flags, command, samples=samples, note=note, **details)

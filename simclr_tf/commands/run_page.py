@@ -98,7 +98,7 @@ def samples_of(encoder, train, test, examples, *, augment=None, head=None, class
                 examples=examples,
             )
     except errors.Error as error:
-        return None, f"Without images, since they cannot be read: {error}"
+        return None, f"Without images: {error}"
     return samples, ""
 
 

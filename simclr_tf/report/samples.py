@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simclr_tf.errors import ArgumentError
 from simclr_tf.evaluate import (
     extract_features,
     knn_predict,
@@ -115,6 +116,9 @@ def collect_samples(
     Returns:
       `Samples`.
 
+    Raises:
+      ArgumentError: h is not finite.
+
     Example:
 
     >>> source = simclr_tf.data.load("shapes", "test[:20]")
@@ -148,6 +152,8 @@ def _image_set(encoder, source, examples, batch_size):
     """(`ImageSet`, its first images as uint8)."""
     batches = list(source.batches(batch_size, examples).as_numpy_iterator())
     features = extract_features(encoder, batches)
+    if not np.isfinite(features.h).all():
+        raise ArgumentError("encoder must return finite numbers; h has some that are not.")
     images = [batch["image"] for batch in batches]
     small = np.concatenate([resized(each, _PIXELS) for each in images])
     thumbnails = np.concatenate([resized(each, _THUMBNAIL) for each in images])
