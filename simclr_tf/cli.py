@@ -42,6 +42,8 @@ class Command:
       required_without_run: flags that are required where --run_dir is not given.
       run_flags: flags that name runs that exist, whose options are then passed. One other than
         --run_dir may also name something else than a run.
+      several_runs: whether --run_dir may name several runs, joined by commas, whose options are
+        then passed by path.
       takes_fine_tuned: whether that run may be one of `finetune` or `distill`.
       resumable: flags that do not change what is learnt and may differ when a run is resumed.
       check: called with the `Options` before TensorFlow is imported; raises `errors.UsageError`.
@@ -61,6 +63,7 @@ class Command:
     exactly_one: tuple = ()
     required_without_run: tuple = ()
     run_flags: tuple = ("run_dir",)
+    several_runs: bool = False
     takes_fine_tuned: bool = True
     resumable: tuple = ()
     check: Callable | None = None
@@ -94,10 +97,11 @@ class Invocation:
     Attributes:
       flags: dict of flag name to its text, for flags.cfg.
       resumable: names of flags that may change when a run is resumed.
-      runs: the `Options` of the runs that the command reads, by flag, each with `command`, the name
-        of the command that trained it.
+      runs: the `Options` of the runs that the command reads, by flag (by path where --run_dir names
+        several), each with `command`, the name of the command that trained it.
       trained: those of the first of the command's `run_flags`; None where it names no run.
       defaults: dict of flag name to the text of its default; flags without one are left out.
+      given: names of the flags that stand on the command line or in its flag files.
 
     Example:
 
@@ -110,6 +114,7 @@ class Invocation:
     trained: Options | None = None
     runs: dict = dataclasses.field(default_factory=dict)
     defaults: dict = dataclasses.field(default_factory=dict)
+    given: tuple = ()
 
 
 # Flags that do not change what is learnt, of every command that trains.
@@ -217,6 +222,38 @@ COMMANDS = {
             check=checks.check_export,
         ),
         Command(
+            name="preview",
+            help="what a model would see of a data set, a plan and a recipe, before a run",
+            run="simclr_tf.commands.preview:preview",
+            groups=(
+                flags.define_preview,
+                flags.define_data,
+                flags.define_model,
+                flags.define_method,
+                flags.define_views,
+                flags.define_training,
+            ),
+            run_flags=(),
+            check=checks.check_preview,
+        ),
+        Command(
+            name="report",
+            help="a page on a run, or on several side by side, in one file",
+            run="simclr_tf.commands.report:report_runs",
+            groups=(flags.define_common, flags.define_report),
+            required=("run_dir",),
+            several_runs=True,
+            check=checks.check_report,
+        ),
+        Command(
+            name="runs",
+            help="the runs under a directory: state, epochs, last metrics, size",
+            run="simclr_tf.commands.runs:runs",
+            groups=(flags.define_runs,),
+            required=("under",),
+            run_flags=(),
+        ),
+        Command(
             name="study",
             help="an ablation of the paper (study NAME); given again, it continues",
             run="simclr_tf.commands.study:study",
@@ -236,7 +273,7 @@ COMMANDS = {
 
 # Flags that are paths. Shells leave the "~" of --run_dir=~/runs as it is.
 _PATHS = ("run_dir", "data_dir", "output", "saved_model", "official_weights", "cache_dir")
-_PATHS += ("pretrained", "init_from", "teacher", "out")
+_PATHS += ("pretrained", "init_from", "teacher", "out", "under", "write_recipe")
 
 
 def _flag_values(command):
@@ -326,6 +363,13 @@ def _path(text):
     return os.path.expanduser(text).rstrip("/") or "/"
 
 
+def _paths(text):
+    """The paths in a text, joined by commas; a path that exists may hold commas itself."""
+    if os.path.exists(text):
+        return [text]
+    return [_path(part.strip()) for part in text.split(",") if part.strip()]
+
+
 def _view_sizes(text):
     try:
         pairs = [part.split(":") for part in text.split(",")]
@@ -413,10 +457,14 @@ def _execute(command, values):
     options = options_of(values)
     if command.check:
         command.check(options)
-    runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
+    if command.several_runs:
+        runs = {path: options_of_run(path) for path in _paths(options.run_dir)}
+    else:
+        runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
     trained = next(iter(runs.values()), None)
     defaults = flag_texts(_flag_values(command))
-    invocation = Invocation(flag_texts(values), command.resumable, trained, runs, defaults)
+    given = tuple(name for name in values if values[name].present)
+    invocation = Invocation(flag_texts(values), command.resumable, trained, runs, defaults, given)
     _check_legacy_keras()
     from simclr_tf import _quiet
 

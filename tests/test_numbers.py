@@ -59,6 +59,7 @@ REQUIRED = {
         "train_h": H, "train_labels": LABELS, "test_h": H, "test_labels": LABELS
     },
     "simclr_tf.heads.SpaceHeads": {"spaces": 2},
+    "simclr_tf.report.RunPage": {"name": "a", "rows": [], "flags": {}, "flagfile": "flags.cfg"},
     "simclr_tf.images.range_assertion": {"images": tf.zeros([1, 8, 8, 3])},
     "simclr_tf.losses.by_name": {"name": "decoupled"},
     "simclr_tf.losses.info_nce": {"queries": H, "keys": H, "queue": H},

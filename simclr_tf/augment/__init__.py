@@ -6,7 +6,7 @@ classes draw them at random.
 """
 
 from simclr_tf.augment.base import Operator, call_view, is_repeatable, static_size
-from simclr_tf.augment.by_name import by_name
+from simclr_tf.augment.by_name import by_name, name_of
 from simclr_tf.augment.color import (
     brightness,
     color_drop,
@@ -75,6 +75,7 @@ __all__ = [
     "hue",
     "is_repeatable",
     "leave_one_out",
+    "name_of",
     "rotate90",
     "saturation",
     "sobel",

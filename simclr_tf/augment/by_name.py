@@ -68,6 +68,18 @@ def by_name(names, size, strength=None, **crop):
     )
 
 
+def name_of(operator):
+    """The name of an operator, as `by_name` takes it; that of its class where it has none.
+
+    Example:
+
+    >>> simclr_tf.augment.name_of(simclr_tf.augment.RandomFlip())
+    'flip'
+    """
+    names = {each: name for name, each in _OPERATORS.items()}
+    return names.get(type(operator), type(operator).__name__)
+
+
 def _name_and_probability(text):
     """The parts of "sobel:0.5": the name, and {"probability": 0.5} or {}."""
     name, colon, number = text.partition(":")

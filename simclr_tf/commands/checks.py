@@ -244,6 +244,59 @@ def check_embed(options):
     _check_new(options.output)
 
 
+def check_preview(options):
+    """Checks of `preview`: those of a run, and the files that it writes."""
+    _check_method(options)
+    _check_augmentations(options)
+    if not options.output.lower().endswith(".png"):
+        raise errors.UsageError(
+            f"--output must end in .png; got {options.output!r}. Pass --output={options.output}"
+            ".png."
+        )
+    with errors.storage_errors(options.output):
+        _atomic.check_path(options.output)
+    if not options.write_recipe:
+        return
+    if len(data_set_names(options.dataset)) > 1:
+        raise errors.UsageError(
+            f"--write_recipe is for one data set; got --dataset={options.dataset}. Leave it out, "
+            "or pass one."
+        )
+    if os.path.lexists(options.write_recipe):
+        raise errors.UsageError(
+            f"--write_recipe must not exist; {options.write_recipe} does. Remove it, or choose "
+            "another path."
+        )
+    with errors.storage_errors(options.write_recipe):
+        _atomic.check_path(options.write_recipe)
+
+
+def data_set_names(text):
+    """The data sets in the text of --dataset, joined by commas."""
+    if _is_path_with_comma(text):
+        return [text]
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_report(options):
+    """Checks of `report`: an HTML file, which is required for several runs."""
+    several = "," in options.run_dir and not os.path.exists(options.run_dir)
+    if not options.output:
+        if several:
+            raise errors.UsageError(
+                f"several runs need --output, a file for their page; got "
+                f"--run_dir={options.run_dir} without. Pass --output=report.html."
+            )
+        return
+    if not options.output.lower().endswith((".html", ".htm")):
+        raise errors.UsageError(
+            f"--output must end in .html; got {options.output!r}. Pass --output={options.output}"
+            ".html."
+        )
+    with errors.storage_errors(options.output):
+        _atomic.check_path(options.output)
+
+
 # Of models in one file, and of archives.
 _FILE_SUFFIXES = (
     *(".tflite", ".keras", ".h5", ".hdf5", ".pb", ".pbtxt", ".onnx", ".ckpt", ".npz", ".pt"),

@@ -12,12 +12,15 @@ import tensorflow as tf
 
 from simclr_tf import distribute, errors, report
 from simclr_tf.commands.build import DataOptions, load, prepare_process, report_unreadable
+from simclr_tf.commands.run_page import details_of, samples_of
 from simclr_tf.evaluate.finetune import score
 from simclr_tf.export import export_classifier, load_exported
 from simclr_tf.images import UNLABELLED
 from simclr_tf.training import RunDirectory
 from simclr_tf.training.loop import report_unwritable
 from simclr_tf.training.run_directory import read_metrics
+
+_REPORT_EXAMPLES = 500  # images of each split; `simclr-tf report` can show more
 
 
 def in_run_directory(command, options, invocation, images, task_of, run, show):
@@ -47,14 +50,30 @@ def in_run_directory(command, options, invocation, images, task_of, run, show):
         with directory.locked(), report_unwritable(directory):
             check()  # again: now it is locked
             directory.check_same_data(task.train.num_examples, task.train.digest)
-            directory.write_flags(flags, command)
-            result = run(strategy, task, directory)
-            report.write_report(directory, read_metrics(directory.metrics), flags, command)
+            with directory.started(flags, command):
+                result = run(strategy, task, directory)
+                _write_report(options, directory, flags, command, task)
         show(result, directory)
     if distribute.is_many_processes(strategy):
         # A worker that exits early looks like a crash to the others: wait for all.
         distribute.any_worker(strategy)(False)
     return result
+
+
+def _write_report(options, directory, flags, command, task):
+    """Writes the page of a run that has ended."""
+    samples, classes = None, None
+    try:
+        exported = load_exported(directory.export)
+        classes, classify = len(exported.class_names), classifier_of(exported, task.test)
+        samples, note = samples_of(
+            exported, task.train, task.test, _REPORT_EXAMPLES, classify=classify
+        )
+    except errors.Error as error:  # the run itself has ended well
+        note = f"Without images: {error}"
+    details = details_of(directory, options, command, "finished", classes)
+    rows = read_metrics(directory.metrics)
+    report.write_report(directory, rows, flags, command, samples=samples, note=note, **details)
 
 
 def data_options(command, options, trained, flag):
@@ -146,6 +165,17 @@ def _row(cells):
 def is_classifier(encoder):
     """Whether an encoder is the export of a fine-tuned classifier."""
     return bool(getattr(encoder, "class_names", None))
+
+
+def classifier_of(exported, source):
+    """A function of images to classes of a `data.Source`; None where its classes are others."""
+    if not is_classifier(exported) or list(source.class_names or []) != list(exported.class_names):
+        return None
+
+    def classify(images):
+        return np.argmax(exported.classify(images)["logits"], axis=1)
+
+    return classify
 
 
 def evaluate_classifier(options, trained, loaded):

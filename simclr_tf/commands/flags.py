@@ -545,6 +545,60 @@ def define_export(define):
     define.integer("examples", 200, "For int8: training images to measure the ranges on.", 1)
 
 
+def define_preview(define):
+    """The flags of preview besides those of pretrain, whose recipe it shows."""
+    define.string(
+        "output", "preview.png", "PNG file to write: images, views, and each operator alone."
+    )
+    define.string(
+        "write_recipe",
+        None,
+        "Flag file to write, for `simclr-tf pretrain --flagfile=`; it must not exist.",
+    )
+    define.integer(
+        "measure_steps",
+        3,
+        "Training steps to measure time and memory with, after one that is not counted; 0: none.",
+        0,
+        1000,
+    )
+    define.boolean("debug", False, "Show the traceback of every error.")
+
+
+def define_report(define):
+    """The flags of report."""
+    define.string(
+        "output",
+        None,
+        "HTML file to write; by default RUN_DIR/report.html for one run. --run_dir takes several "
+        "runs, joined by commas.",
+    )
+    define.string("data_dir", None, "Directory of the TFDS data sets; by default the run's.")
+    define.integer(
+        "examples",
+        500,
+        "Images of each split that the page is about; 0: no images, only curves and tables.",
+    )
+
+
+def define_runs(define):
+    """The flags of runs."""
+    define.string("under", None, "Directory to search for run directories, at any depth.")
+    define.string(
+        "best",
+        None,
+        "Only runs with this metric, best first, by its last value: knn_accuracy, loss, or another "
+        "key of metrics.jsonl.",
+    )
+    define.enum(
+        "format",
+        "table",
+        ["table", "json"],
+        "table: for reading; json: one JSON object a line, with all metrics.",
+    )
+    define.boolean("debug", False, "Show the traceback of every error.")
+
+
 STUDIES = (
     *("batch_epochs", "composition", "head", "predict_transformation", "strength"),
     "temperature",

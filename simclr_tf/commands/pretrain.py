@@ -29,13 +29,16 @@ from simclr_tf.commands.build import (
     views_per_image,
 )
 from simclr_tf.commands.pretrained import initialise, load_pretrained
+from simclr_tf.commands.run_page import details_of, head_for_similarities, samples_of
 from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.export import export_encoder
 from simclr_tf.training import KNNProbe, ResumableLoop, RunDirectory, Steps, ViewSizes
 from simclr_tf.training.callbacks import check_view_sizes
 from simclr_tf.training.checkpoints import numbers
 from simclr_tf.training.loop import report_interruptions, report_unwritable
-from simclr_tf.training.run_directory import read_metrics
+from simclr_tf.training.run_directory import read_flags, read_metrics
+
+_REPORT_EXAMPLES = 500  # images of each split; `simclr-tf report` can show more
 
 
 def pretrain(options, invocation):
@@ -84,9 +87,9 @@ def _pretrain(options, invocation, directory):
         with directory.locked(), report_unwritable(directory):
             directory.check_resumable(flags, **resumable)  # again: now it is locked
             directory.check_same_data(train.num_examples, train.digest)
-            directory.write_flags(flags)
-            _train(options, directory, strategy, model, train, test, steps)
-            report.write_report(directory, read_metrics(directory.metrics), flags)
+            with directory.started(flags):
+                _train(options, directory, strategy, model, train, test, steps)
+                _write_report(options, directory, strategy, model, train, test)
     else:
         _train(options, directory, strategy, model, train, test, steps)
     if distribute.is_many_processes(strategy):
@@ -137,6 +140,26 @@ def _whitened(options, directory, encoder, train):
     count = min(options.whitening_examples, train.num_examples)
     log(f"h is whitened, by {counted(count, 'training image')}: {directory.whitening}")
     return encoders.whitened(encoder, whitening)
+
+
+def _write_report(options, directory, strategy, model, train, test):
+    """Writes the page of a run that has ended."""
+    head = None
+    encoder = model.inference_encoder
+    if strategy.num_replicas_in_sync == 1:
+        head = head_for_similarities(options, model.inference_head)
+    else:
+        # Outside the strategy, where reading weights needs no other replica.
+        encoder = build_encoder(options, train.image_size)
+        copy_weights(model.inference_encoder, encoder)
+    samples, note = samples_of(
+        encoder, train, test, _REPORT_EXAMPLES, augment=model.augment, head=head
+    )
+    if note:
+        log(note)
+    details = details_of(directory, options, state="finished")
+    rows, flags = read_metrics(directory.metrics), read_flags(directory.flags)
+    report.write_report(directory, rows, flags, samples=samples, note=note, **details)
 
 
 def steps_of(options, train, replicas=1):

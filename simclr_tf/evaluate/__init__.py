@@ -7,7 +7,11 @@ linear layer trained on crops and flips. finetune: the encoder trained with it. 
 of several classes. transfer: data sets and their metrics, tables of results.
 """
 
-from simclr_tf.evaluate.duplicates import count_near_duplicates, small_grey
+from simclr_tf.evaluate.duplicates import (
+    count_near_duplicates,
+    near_duplicate_pairs,
+    small_grey,
+)
 from simclr_tf.evaluate.feature_variants import average_over_views, whiten
 from simclr_tf.evaluate.features import (
     Features,
@@ -50,6 +54,7 @@ __all__ = [
     "mean_per_class_accuracy",
     "multi_label_knn",
     "multi_label_probe",
+    "near_duplicate_pairs",
     "pixel_features",
     "small_grey",
     "stream_features",

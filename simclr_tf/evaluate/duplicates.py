@@ -60,8 +60,7 @@ def count_near_duplicates(train_small, test_small):
     2
     """
     for name, small in (("train_small", train_small), ("test_small", test_small)):
-        if np.ndim(small) != 3 or np.shape(small)[1:] != (_ROWS, _COLUMNS):
-            raise ArgumentError(f"{name} must be [n, 8, 9]; got {np.shape(small)}. See small_grey.")
+        _check_small(name, small)
     train_small, _ = _distinct(train_small)
     test_small, counts = _distinct(test_small)
     left = np.arange(len(test_small))  # those for which nothing was found yet
@@ -71,6 +70,45 @@ def count_near_duplicates(train_small, test_small):
         near = [_near(test_small[left[start : start + _TEST_ROWS]], part) for start in starts]
         left = left[~np.concatenate([np.zeros(0, bool), *near])]
     return int(counts.sum() - counts[left].sum())
+
+
+def near_duplicate_pairs(small, limit=None):
+    """Finds the pairs of images that are nearly the same, as `count_near_duplicates` defines it.
+
+    Args:
+      small: uint8 [n, 8, 9], from `small_grey`.
+      limit: maximum number of pairs; None: all, of which n equal images have n(n - 1) / 2.
+
+    Returns:
+      list of (i, j), i < j, in their order.
+
+    Raises:
+      ArgumentError: an array of another shape.
+
+    Example:
+
+    >>> small = simclr_tf.evaluate.small_grey(images[[0, 1, 0]])
+    >>> simclr_tf.evaluate.near_duplicate_pairs(small)
+    [(0, 2)]
+    """
+    _check_small("small", small)
+    pairs = []
+    for first in range(0, len(small), _TEST_ROWS):
+        part = small[first : first + _TEST_ROWS]
+        agreement = _bits(part) @ _bits(small).T
+        rows, columns = np.nonzero(agreement >= _BITS - 2 * _MAX_BITS)
+        later = columns > rows + first
+        rows, columns = rows[later], columns[later]
+        near = _levels(part[rows], small[columns]) <= _MAX_LEVELS
+        pairs += [(int(i) + first, int(j)) for i, j in zip(rows[near], columns[near])]
+        if limit is not None and len(pairs) >= limit:
+            return pairs[:limit]
+    return pairs
+
+
+def _check_small(name, small):
+    if np.ndim(small) != 3 or np.shape(small)[1:] != (_ROWS, _COLUMNS):
+        raise ArgumentError(f"{name} must be [n, 8, 9]; got {np.shape(small)}. See small_grey.")
 
 
 def _distinct(small):

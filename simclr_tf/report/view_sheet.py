@@ -37,13 +37,25 @@ def draw_views(images, views, path, zoom=None, extents=None):
     >>> import os; os.path.getsize("views.png") > 0
     True
     """
+    _save_image(view_sheet(images, views, zoom, extents), path)
+
+
+def view_sheet(images, views, zoom=None, extents=None):
+    """The picture that `draw_views` writes, with the same arguments: float [height, width, 3].
+
+    Example:
+
+    >>> flipped = images[:, :, ::-1] / 255.0
+    >>> simclr_tf.report.view_sheet.view_sheet(images, [flipped], zoom=1).shape
+    (288, 78, 3)
+    """
     views = [np.asarray(column) for column in views]
     size = max(column.shape[1] for column in views)
     columns = [_centred(column, size) for column in (_thumbnails(images, extents, size), *views)]
     columns[0] = np.pad(columns[0], [(0, 0), (0, 0), (0, 3 * _GAP), (0, 0)], constant_values=1.0)
     sheet = np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
     zoom = zoom or (2 if size <= 96 else 1)
-    _save_image(np.clip(sheet, 0.0, 1.0).repeat(zoom, axis=0).repeat(zoom, axis=1), path)
+    return np.clip(sheet, 0.0, 1.0).repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def _thumbnails(images, extents, size):

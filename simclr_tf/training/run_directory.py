@@ -9,9 +9,20 @@ import os
 import pathlib
 import re
 import socket
+import time
+
+import tensorflow as tf
 
 from simclr_tf import _atomic
-from simclr_tf.errors import UsageError
+from simclr_tf.errors import PreemptedError, TryAgainError, UsageError
+from simclr_tf.training.environment import describe_environment
+
+# SIGTERM, or a worker that is gone, see `loop.report_interruptions`.
+_INTERRUPTIONS = (
+    *(PreemptedError, TryAgainError),
+    *(tf.errors.UnavailableError, tf.errors.AbortedError),
+)
+_MAX_ERROR = 2000  # characters: an error of TensorFlow may have pages
 
 
 class RunDirectory:
@@ -23,6 +34,8 @@ class RunDirectory:
     Attributes:
       path: `pathlib.Path` of the directory; the other attributes are paths in it.
       flags: flags.cfg, every flag of the command, one a line.
+      environment: environment.json, versions, devices, commit and command of its latest start.
+      error: error.txt, the error that ended it; not there where none did.
       data: data.json, the number of training examples and a hash of their ids.
       metrics: metrics.jsonl, a JSON object per epoch.
       logs: directory of TensorBoard events.
@@ -46,6 +59,8 @@ class RunDirectory:
     def __init__(self, path):
         self.path = pathlib.Path(path)
         self.flags = self.path / "flags.cfg"
+        self.environment = self.path / "environment.json"
+        self.error = self.path / "error.txt"
         self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
         self.logs = self.path / "logs"
@@ -73,11 +88,10 @@ class RunDirectory:
         """
         if not self.flags.exists() or not list(self.checkpoints.glob("ckpt-*.index")):
             return False  # without a checkpoint, nothing has been learnt with those flags
-        written_by = re.match(r"# simclr-tf (\w+)\n", self.flags.read_text())
-        written_by = written_by[1] if written_by else "pretrain"
-        if written_by != command:
+        before = written_by(self.flags)
+        if before != command:
             raise UsageError(
-                f"{self.path} holds a run of `simclr-tf {written_by}`, not of {command}. Pass "
+                f"{self.path} holds a run of `simclr-tf {before}`, not of {command}. Pass "
                 "another run_dir."
             )
         before = {**(defaults or {}), **read_flags(self.flags)}
@@ -144,11 +158,17 @@ class RunDirectory:
                 self.lock.unlink(missing_ok=True)
 
     def _locked(self):
+        patience = 1  # `records.is_locked` has the lock for a moment
         while True:
             file = self.lock.open("a+")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if patience:
+                    file.close()
+                    patience -= 1
+                    time.sleep(0.1)
+                    continue
                 with file:
                     file.seek(0)
                     holder = file.read() or "another process"
@@ -162,6 +182,37 @@ class RunDirectory:
                 file.flush()
                 return file
             file.close()  # the process that had the lock removed the file in the meantime
+
+    @contextlib.contextmanager
+    def started(self, flags, command=None):
+        """Writes flags.cfg and environment.json; an error that ends the block goes to error.txt.
+
+        A run that is interrupted has no error: the same command resumes it. The caller holds the
+        lock.
+
+        Args:
+          flags, command: see `write_flags`.
+        """
+        self.write_flags(flags, command)
+        environment = json.dumps(describe_environment(), indent=2) + "\n"
+        write_atomically(self.environment, environment)
+        self.error.unlink(missing_ok=True)
+        try:
+            yield
+        except _INTERRUPTIONS:
+            raise
+        except Exception as error:
+            with contextlib.suppress(OSError):  # the disk may be full: then there is no such file
+                line = " ".join(f"{type(error).__name__}: {error}".split())
+                write_atomically(self.error, line[:_MAX_ERROR] + "\n")
+            raise
+
+    def read_error(self):
+        """The line of the error that ended the run, str; None where none did."""
+        try:
+            return self.error.read_text(encoding="utf-8", errors="replace").strip() or None
+        except OSError:
+            return None
 
     def write_flags(self, flags, command=None):
         """Writes flags.cfg.
@@ -184,6 +235,19 @@ class RunDirectory:
         if corrupt:
             lines = sorted(f"{name}\t{reason}\n" for name, reason in corrupt)
             write_atomically(self.corrupt, "".join(lines))
+
+
+def written_by(path):
+    """Name of the command whose flags a flags.cfg holds.
+
+    Example:
+
+    >>> simclr_tf.training.RunDirectory(".").write_flags({"epochs": "10"}, "finetune")
+    >>> simclr_tf.training.run_directory.written_by("flags.cfg")
+    'finetune'
+    """
+    first = re.match(r"# simclr-tf (\w+)\n", pathlib.Path(path).read_text(encoding="utf-8"))
+    return first[1] if first else "pretrain"
 
 
 def read_flags(path):
