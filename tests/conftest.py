@@ -1,6 +1,7 @@
 """Every test starts with four logical CPUs, one seed and float32; fixtures make runs small."""
 
 import contextlib
+import gc
 
 import pytest
 
@@ -17,6 +18,10 @@ def pytest_configure(config):
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
     )
+    # Tracing makes many objects that live on; Python would visit them all time and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -50,20 +55,30 @@ def shallow():
         yield
 
 
+@contextlib.contextmanager
+def views_without_xla():
+    """Random views that XLA does not compile, which takes longer than training here.
+
+    test_augment.py compiles views.
+    """
+    from simclr_tf import augment
+
+    *defaults, jit_compile = augment.RandomView.__init__.__defaults__
+    assert jit_compile in (True, False), "jit_compile is the last argument"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augment.RandomView.__init__, "__defaults__", (*defaults, False))
+        yield
+
+
 @pytest.fixture(scope="module")
 def quick_runs():
     """Runs with fewer residual blocks on fewer shapes, whose views are not compiled by XLA.
 
-    Compiling takes longer than training here; test_augment.py compiles views, and test_resnet.py
-    tests whole networks.
+    test_resnet.py tests whole networks.
     """
-    from simclr_tf import augment
     from simclr_tf.data import by_name
 
-    defaults = augment.RandomView.__init__.__defaults__
-    assert defaults[-1] is True, "jit_compile is the last argument"
-    with fewer_residual_blocks(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(augment.RandomView.__init__, "__defaults__", (*defaults[:-1], False))
+    with fewer_residual_blocks(), views_without_xla(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(by_name, "SHAPES_SPLITS", {"train": (600, 1), "test": (60, 2)})
         yield
 
@@ -79,7 +94,7 @@ def no_export(monkeypatch):
 
 
 @pytest.fixture
-def one_layer(monkeypatch, no_export):
+def one_layer_encoder(monkeypatch, no_export):
     """Runs of one convolution to 32 channels, for tests that do not depend on the encoder."""
     from tensorflow import keras
 
@@ -92,3 +107,10 @@ def one_layer(monkeypatch, no_export):
 
     for module in (build, evaluate, pretrain):
         monkeypatch.setattr(module, "build_encoder", build_encoder)
+
+
+@pytest.fixture
+def one_layer(one_layer_encoder):
+    """Runs of one convolution whose views are not compiled by XLA."""
+    with views_without_xla():
+        yield

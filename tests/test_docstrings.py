@@ -7,6 +7,7 @@ import inspect
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import views_without_xla
 from tensorflow import keras
 
 import simclr_tf
@@ -57,11 +58,11 @@ PARSER = doctest.DocTestParser()
 
 @pytest.fixture(scope="module")
 def namespace():
-    """The names that examples use without defining them."""
+    """The names that examples use without defining them; views are not compiled by XLA."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, [8, 32, 32, 3], np.uint8)
     layers = keras.layers
-    return {
+    names = {
         "np": np,
         "tf": tf,
         "keras": keras,
@@ -74,6 +75,8 @@ def namespace():
         ),
         **{name: rng.normal(size=[8, 16]).astype(np.float32) for name in ("h", "z_a", "z_b")},
     }
+    with views_without_xla():
+        yield names
 
 
 @pytest.mark.parametrize("name", THINGS)

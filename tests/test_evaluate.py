@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
+import threadpoolctl
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -19,6 +20,8 @@ from simclr_tf.evaluate import (
     knn_predict,
     linear,
     linear_probe,
+    multi_label,
+    multi_label_probe,
     pixel_features,
     stream_features,
 )
@@ -332,6 +335,28 @@ def test_linear_probe_is_deterministic_and_picks_c_without_the_test_set():
     assert other.held_out_accuracy == first.held_out_accuracy == again.held_out_accuracy
     best = max(first.held_out_accuracy.values())
     assert first.C == min(c for c, a in first.held_out_accuracy.items() if a == best)
+
+
+@pytest.mark.parametrize("probe", [linear, multi_label])
+def test_few_features_are_fitted_on_one_thread(probe, monkeypatch):
+    """Many on as many as there were; the number is restored."""
+
+    def threads():
+        found = threadpoolctl.threadpool_info()
+        return {library["num_threads"] for library in found if library["user_api"] == "blas"}
+
+    before, seen, fit = threads(), [], probe.fit
+    monkeypatch.setattr(probe, "fit", lambda *args: seen.append(threads()) or fit(*args))
+    h, labels = clusters(60, classes=3)
+    if probe is linear:
+        linear_probe(h, labels, h, labels)
+    else:
+        targets = (labels[:, None] == np.unique(labels)).astype(int)
+        multi_label_probe(h, targets, h, targets)
+    assert len(seen) >= 6 and all(each == {1} for each in seen)
+    with linear.threads_for(np.zeros([20_000, 64]), 10):
+        assert threads() == before
+    assert threads() == before
 
 
 def test_noisy_features_do_not_get_the_weakest_regularisation():

@@ -417,8 +417,11 @@ def test_a_stopped_run_ends_as_another(folder, one_layer, monkeypatch, capsys):
     assert cli.main(["evaluate", f"--run_dir={folder}/whole", "--test_split=train[:9]"]) in (0, 2)
 
 
-def test_the_chance_line_and_the_options(folder, one_layer, monkeypatch):
-    """Flags reach the model, and the loss at chance is that of its logits."""
+def test_the_chance_line_and_the_options(folder, one_layer_encoder, monkeypatch):
+    """Flags reach the model, and the loss at chance is that of its logits.
+
+    Views are compiled by XLA, as by default.
+    """
     made = []
     build = pretrain.build_model
 

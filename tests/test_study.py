@@ -91,6 +91,16 @@ def results_of(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
+def stop_at(command, ending):
+    """Stops a study before a command of the settings whose name has that ending."""
+
+    def stop(words):
+        if words[0] == command and words[1].endswith(ending):
+            return Ended(os.EX_TEMPFAIL, "", "stopped by SIGTERM.")
+
+    return stop
+
+
 # -- the command ---------------------------------------------------------------------------------
 
 
@@ -139,12 +149,7 @@ def test_a_study_ends_in_a_table_and_a_picture(images, tmp_path, call, capsys, m
 
 def test_it_continues_where_it_was_stopped(images, tmp_path, call, capsys):
     """A setting that has ended is not run again; one that was stopped resumes its run."""
-
-    def stop(words):
-        if words[0] == "evaluate" and "blur" in words[1]:
-            return Ended(os.EX_TEMPFAIL, "", "stopped by SIGTERM.")
-
-    call.before = stop
+    call.before = stop_at("evaluate", "blur")
     assert run_study(images, tmp_path) == 75
     error = capsys.readouterr().err
     assert f"{tmp_path} has 1 of 2 settings. Start the same command again." in error
@@ -196,18 +201,24 @@ def test_flags_that_are_wrong_in_every_setting_end_it_at_once(images, tmp_path, 
     assert run_study(images, tmp_path, "--batch_size=100") == 2
     assert "--batch_size is 100" in capsys.readouterr().err
     assert len(call.words) == 1 and not (tmp_path / "results.jsonl").exists()
-    assert run_study(images, tmp_path) == 0
+    call.before = stop_at("pretrain", "")
+    assert run_study(images, tmp_path) == 75
+    assert len(call.words) == 2
 
 
 def test_other_flags_are_refused_and_harmless_ones_are_not(images, tmp_path, call, capsys):
     """As by a run; the message names the flag with both values."""
-    assert run_study(images, tmp_path, "--protocol=knn") == 0
+    call.before = stop_at("pretrain", "blur")
+    assert run_study(images, tmp_path, "--protocol=knn") == 75
     assert results_of(tmp_path)[0]["scores"][0]["knn_h"] > 0
     capsys.readouterr()
+    commands = len(call.words)
     assert run_study(images, tmp_path, "--protocol=knn", "--width=0.5") == 2
     error = capsys.readouterr().err
     assert "holds a study with other flags: --width=None, now --width=0.5. Pass the same" in error
-    assert run_study(images, tmp_path, "--protocol=knn", "--cache_gigabytes=1") == 0
+    assert len(call.words) == commands
+    assert run_study(images, tmp_path, "--protocol=knn", "--cache_gigabytes=1") == 75
+    assert len(call.words) == commands + 1, "it is not refused"
 
 
 def test_a_directory_in_use_is_refused(images, tmp_path, call, capsys):
@@ -386,7 +397,8 @@ def test_settings_of_composition():
 
 def test_given_flags_come_before_the_budget_and_after_the_setting(images, tmp_path, call):
     """--temperature is what every setting has, except where the study varies it."""
-    assert run_study(images, tmp_path, "--temperature=0.3", "--color_jitter_strength=0.7") == 0
+    call.before = stop_at("evaluate", "")
+    assert run_study(images, tmp_path, "--temperature=0.3", "--color_jitter_strength=0.7") == 75
     options = cli.options_of_run(tmp_path / "runs" / "strength-0.25")
     assert (options.temperature, options.color_jitter_strength, options.width) == (0.3, 0.25, 0.25)
 

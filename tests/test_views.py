@@ -294,6 +294,24 @@ def test_fit_takes_what_keras_takes(form, micro_batch_size, loss_of_two_steps):
     assert history["loss"] == pytest.approx(loss_of_two_steps, rel=1e-4)
 
 
+@pytest.mark.parametrize("micro_batch_size", [None, 6])
+def test_a_model_that_is_not_built_traces_a_step_once(micro_batch_size):
+    """All variables are there before: those of the optimizer too. `evaluate` alike."""
+    traced = []
+
+    def objective(z, batch):
+        traced.append(z.shape)
+        return simclr_tf.nt_xent(z), {}
+
+    model = model_of(multi_crop(), micro_batch_size, built=False, objective=objective)
+    model.compile(optimizer=keras.optimizers.SGD(0.05, momentum=0.9))
+    model.fit(batches(), verbose=0)
+    assert traced == [[3, 8, 4]] and model.image_shape == (8, 8, 3)
+    model = model_of(augment.RandomFlip(), built=False, objective=objective)
+    model.evaluate(IMAGES, batch_size=8, verbose=0)
+    assert len(traced) == 2
+
+
 def test_an_augmentation_of_unknown_shape_takes_the_size_of_the_first_batch():
     """A NumPy function as `augment`."""
     mirrored = lambda x: tf.numpy_function(lambda a: a[:, :, ::-1], [x], tf.float32)  # noqa: E731

@@ -20,6 +20,10 @@ C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # At most this many training rows are used to choose C; a fifth of them is held out.
 _MAX_ROWS_TO_CHOOSE_C = 10_000
 
+# A product of features and weights of fewer multiplications takes one core about a millisecond, and
+# to divide it among threads takes longer.
+_MULTIPLICATIONS_OF_ONE_THREAD = 10**7
+
 
 class LinearProbe(NamedTuple):
     """The result of `linear_probe`.
@@ -113,19 +117,24 @@ def linear_probe(
     train_h, train_labels = without_unlabelled(train_h, train_labels, "train")
     without_unlabelled(test_h, test_labels, "test")  # raises where nothing could be scored
     _check_settings(train_labels, C, max_iter, tolerance)
+    with threads_for(train_h, len(np.unique(train_labels))):
+        return _probe(train_h, train_labels, test_h, test_labels, C, (max_iter, tolerance), seed)
+
+
+def _probe(train_h, train_labels, test_h, test_labels, c, settings, seed):
     train_h, test_h = standardize(train_h, test_h)
-    held_out_accuracy, best_c = {}, C
-    if C is None:
-        held_out_accuracy = _try_grid(train_h, train_labels, max_iter, tolerance, seed)
-        best_c = max(held_out_accuracy, key=held_out_accuracy.get)  # the smallest in a tie
-    model = logistic_regression(best_c, max_iter, tolerance)
+    held_out_accuracy = {}
+    if c is None:
+        held_out_accuracy = _try_grid(train_h, train_labels, *settings, seed)
+        c = max(held_out_accuracy, key=held_out_accuracy.get)  # the smallest in a tie
+    model = logistic_regression(c, *settings)
     converged = fit(model, train_h, train_labels)
     predicted = model.predict(test_h)
     scored = test_labels != UNLABELLED
     return LinearProbe(
         accuracy=float(np.mean(predicted[scored] == test_labels[scored])),
         train_accuracy=float(model.score(train_h, train_labels)),
-        C=float(best_c),
+        C=float(c),
         held_out_accuracy=held_out_accuracy,
         classes=model.classes_,
         n_iter=int(model.n_iter_.max()),
@@ -175,6 +184,14 @@ def standardize(train_h, test_h):
 
     scaler = StandardScaler().fit(train_h)
     return scaler.transform(train_h), scaler.transform(test_h)
+
+
+def threads_for(h, classes):
+    """Returns a context in which linear algebra of few features uses one thread."""
+    from threadpoolctl import threadpool_limits
+
+    few = h.size * classes < _MULTIPLICATIONS_OF_ONE_THREAD
+    return threadpool_limits(1 if few else None)
 
 
 def logistic_regression(c, max_iter, tolerance, warm_start=False):

@@ -7,7 +7,13 @@ import numpy as np
 from simclr_tf.errors import ArgumentError, check_number
 from simclr_tf.evaluate.features import check_features, check_same_width
 from simclr_tf.evaluate.knn import nearest_rows, weights_of
-from simclr_tf.evaluate.linear import C_GRID, fit, logistic_regression, standardize
+from simclr_tf.evaluate.linear import (
+    C_GRID,
+    fit,
+    logistic_regression,
+    standardize,
+    threads_for,
+)
 from simclr_tf.evaluate.scores import mean_average_precision
 
 
@@ -111,10 +117,11 @@ def multi_label_probe(
     check_number("tolerance", tolerance, above=0, hint="The default is 1e-3.")
     train_h, test_h = standardize(train_h, test_h)
     settings = max_iter, tolerance
-    if C is None:
-        C = _choose_c(train_h, train_targets, settings, seed)  # noqa: N806
-    check_number("C", C, above=0, hint="None chooses it on the training set.")
-    scores = _one_against_rest(train_h, train_targets, test_h, C, settings)
+    with threads_for(train_h, 1):  # each fit is of one class
+        if C is None:
+            C = _choose_c(train_h, train_targets, settings, seed)  # noqa: N806
+        check_number("C", C, above=0, hint="None chooses it on the training set.")
+        scores = _one_against_rest(train_h, train_targets, test_h, C, settings)
     return MultiLabelProbe(mean_average_precision(scores, test_targets), float(C), scores)
 
 

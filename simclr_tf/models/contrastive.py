@@ -368,6 +368,8 @@ class ContrastiveModel(_keras.Model):
         custom = self.augment is not False and not all(
             isinstance(family, augmentations.Operator) for family in (self._families_given() or ())
         )
+        if not custom:
+            self._build_ahead(x)
         ahead = self._must_be_built_ahead and not self.built
         if not custom and not ahead and not inputs.needs_peek(x):
             return x
@@ -389,6 +391,25 @@ class ContrastiveModel(_keras.Model):
                 self._build_for(views)
             self._sizes_of_views.record(size, views)
         return x
+
+    def _build_ahead(self, x):
+        """Builds model and optimizer before the first step where the input tells the size.
+
+        Variables that are created within a step have Keras 2 trace it twice. The views are traced
+        for their sizes, and not computed.
+        """
+        spec = None if self.built or self.run_eagerly else inputs.image_spec(x)
+        if spec is None or self.augment is False:
+            return
+        with self.distribute_strategy.scope():
+            views = tf.function(self.views, autograph=False).get_concrete_function(spec)
+            shapes = [view.shape for view in views.structured_outputs]
+            if any(None in shape[1:] for shape in shapes):
+                return
+            self._build_for(views.structured_outputs)
+            optimizer = getattr(self, "optimizer", None)
+            if hasattr(optimizer, "build"):
+                optimizer.build(self.trainable_variables)
 
     def _families_given(self):
         """The augmentations that were passed as `augment`, a list; None for the default."""

@@ -103,6 +103,16 @@ def static_size(x):
     return tuple(x.shape[1:3]) if hasattr(x, "shape") else None
 
 
+def image_spec(x):
+    """The `tf.TensorSpec` of a batch of two images; None where their size needs reading a batch."""
+    size = static_size(x)
+    if size is None:
+        return None
+    if isinstance(x, tf.data.Dataset):
+        x = tf.nest.flatten(unpack(x.element_spec).images)[0]
+    return tf.TensorSpec([2, *size, 3], x.dtype)
+
+
 LABEL_RULE = "labels must be -1 (no label) or lie in [0, num_classes)"
 
 
