@@ -12,6 +12,7 @@ import pathlib
 
 import accelerator
 import convolution
+import input as input_benchmark
 import loss
 import measure
 import serving
@@ -38,6 +39,7 @@ def in_best_precision(function, *arguments):
 # Name: (title, columns, repeats -> rows)
 TABLES = {
     "views": ("Views", views.COLUMNS, views.run),
+    "input": ("Input", input_benchmark.COLUMNS, input_benchmark.run),
     "loss": ("NT-Xent", loss.COLUMNS, loss.run),
     "convolution": ("Weight gradients, bfloat16", convolution.COLUMNS, convolution.run),
     "step": (
