@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import simclr_tf
@@ -220,11 +221,13 @@ def test_a_directory_without_runs(tmp_path, capsys):
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_a_run_of_pretrain_leaves_records(tmp_path, capsys, monkeypatch):
     """environment.json is there from the start; a loss that is not finite ends in error.txt."""
-    flags = ["pretrain", "--batch_size=300", "--epochs=1", "--probe_every_epochs=-1"]
+    images = np.random.default_rng(0).integers(0, 256, [60, 8, 8, 3], np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=images)
+    flags = ["pretrain", "--batch_size=30", f"--dataset=npz:{tmp_path / 'set.npz'}", "--epochs=1"]
     monkeypatch.setattr(sys, "argv", ["/bin/simclr-tf", *flags])
     assert cli.main([*flags, f"--run_dir={tmp_path / 'a'}"]) == 0
     environment = json.loads((tmp_path / "a" / "environment.json").read_text())
-    assert environment["command"].startswith("simclr-tf pretrain --batch_size=300")
+    assert environment["command"].startswith("simclr-tf pretrain --batch_size=30 ")
     rate = ["--learning_rate=1e30", "--learning_rate_scaling=none", "--optimizer=sgd"]
     assert cli.main([*flags, *rate, "--warmup_epochs=0", f"--run_dir={tmp_path / 'b'}"]) == 1
     capsys.readouterr()
