@@ -46,6 +46,7 @@ EXIT_CODES = {
     errors.ArgumentError: 2,
     errors.UsageError: 2,
     errors.TrainingError: 1,
+    errors.NonFiniteError: 1,
     errors.PreemptedError: 1,  # only within the loop; the command raises TryAgainError
     errors.TryAgainError: 75,
     errors.ExportError: 1,
