@@ -471,6 +471,13 @@ def unscale_gradients(optimizer, gradients):
     return gradients
 
 
+def scale_left(optimizer):
+    """Returns the factor that gradients still have after `unscale_gradients`: that of Keras 3."""
+    if IS_KERAS_2 or not hasattr(optimizer, "scale_loss"):
+        return 1.0
+    return tf.cast(optimizer.scale_loss(tf.constant(1.0)), tf.float32)
+
+
 def with_overflow_of_any_replica(optimizer, gradients):
     """Makes gradients NaN on every replica where those of one are not finite (float16).
 

@@ -135,6 +135,24 @@ def any_worker(strategy):
     return lambda flag: bool(count(tf.constant(float(flag))) > 0.0)
 
 
+def sum_over_replicas(tensors):
+    """Returns a list of tensors, each the sum of those of all replicas; a None stays one.
+
+    Outside a replica, and with one replica, they are returned as they are.
+
+    Example:
+
+    >>> simclr_tf.distribute.sum_over_replicas([None, 2.0])
+    [None, 2.0]
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tensors
+    given = [tensor for tensor in tensors if tensor is not None]
+    sums = iter(context.all_reduce("sum", given))
+    return [None if tensor is None else next(sums) for tensor in tensors]
+
+
 def replica_offset_and_fraction(x):
     """Returns the number of rows of the replicas before this one, and its fraction of all rows.
 

@@ -61,6 +61,16 @@ class TrainingError(Error, RuntimeError):
     """
 
 
+class NonFiniteError(TrainingError):
+    """A loss or a weight is NaN or infinite.
+
+    Example:
+
+    >>> issubclass(simclr_tf.errors.NonFiniteError, simclr_tf.errors.TrainingError)
+    True
+    """
+
+
 class PreemptedError(TrainingError):
     """The machine asked the run to stop (SIGTERM); its state is saved.
 

@@ -65,6 +65,8 @@ REQUIRED = {
     "simclr_tf.losses.info_nce": {"queries": H, "keys": H, "queue": H},
     "simclr_tf.losses.looc_loss": {"z": np.zeros([2, 3, 4, 2], np.float32)},
     "simclr_tf.losses.looc_loss_with_top1": {"z": np.zeros([2, 3, 4, 2], np.float32)},
+    "simclr_tf.metrics.lidar": {"z": np.stack([H, H + 1])},
+    "simclr_tf.training.LinearProbe": {"train": [], "test": []},
     "simclr_tf.losses.nt_xent_with_top1": {"z_a": H, "z_b": H},
     "simclr_tf.losses.supervised_nt_xent": {"z": np.stack([H, H]), "labels": LABELS},
     "simclr_tf.nt_xent": {"z_a": H, "z_b": H},
@@ -84,6 +86,7 @@ OTHERS = {
     ("simclr_tf.encoders.by_name", "width"),
     ("simclr_tf.augment.by_name", "strength"),
     ("simclr_tf.training.Alarms", "chance_loss"),
+    ("simclr_tf.training.Progress", "chance_loss"),
 }
 RESULTS = {  # what a function returns, no arguments
     f"simclr_tf.evaluate.{name}"

@@ -119,7 +119,7 @@ def _index_cache(options):
     return os.path.join(os.path.expanduser(run_dir), "index")
 
 
-def load(options, split, flag, image_size=None, **arguments):
+def load(options, split, flag, image_size=None, dataset_flag="--dataset", **arguments):
     """A split of the data set that the options name, a `data.Source`.
 
     Args:
@@ -127,6 +127,7 @@ def load(options, split, flag, image_size=None, **arguments):
       split: name of the split, which may be sliced as in TFDS.
       flag: the flag that selects the split, such as "--train_split", for messages.
       image_size: side of the images in pixels; None: the one in the options.
+      dataset_flag: the flag that `options.dataset` is from.
       **arguments: of `data.load`, instead of those that the options hold.
     """
     arguments = {
@@ -141,7 +142,7 @@ def load(options, split, flag, image_size=None, **arguments):
     }
     with (
         errors.storage_errors(options.dataset, "read"),
-        errors.renamed_arguments(name="--dataset", split=flag, index_cache="--index_cache"),
+        errors.renamed_arguments(name=dataset_flag, split=flag, index_cache="--index_cache"),
     ):
         return data.load(options.dataset, split, **arguments)
 
@@ -269,18 +270,23 @@ def _method(options):
     return MoCo, {name: value for name, value in given.items() if value is not None}
 
 
-def chance_loss(options, model):
-    """The loss of an encoder that maps all images to the same vector."""
+def number_of_negatives(options, model):
+    """Negatives of each view, int; of `looc`, in the all-invariant space."""
     images = options.batch_size
     negatives = views_per_image(options) * (images - 1)
     if options.method == "moco":
-        in_batch = negatives if model.in_batch_negatives else 0
-        return math.log(1 + in_batch + model.queue_size)
+        return model.queue_size + (negatives if model.in_batch_negatives else 0)
+    if options.method == "looc":
+        return (len(model.kept) + 2) * (images - 1)
+    return negatives
+
+
+def chance_loss(options, model):
+    """The loss of an encoder that maps all images to the same vector."""
+    negatives = number_of_negatives(options, model)
     if options.method == "looc":
         keys = len(model.kept) + 1
-        negatives = (keys + 1) * (images - 1)
-        kept = (keys - 1) / keys * math.log(keys + negatives)
-        return math.log(1 + negatives) + kept
+        return math.log(1 + negatives) + (keys - 1) / keys * math.log(keys + negatives)
     return math.log(negatives + (options.loss != "decoupled"))
 
 

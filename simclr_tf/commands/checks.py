@@ -41,6 +41,8 @@ def _check_run_dir(options):
         check_text(flags)
 
 
+PROBES = ("knn", "linear")
+
 # Flags that belong to one method.
 _METHOD_FLAGS = {
     "moco": ("queue_size", "encoder_momentum", "symmetric", "in_batch_negatives"),
@@ -53,7 +55,24 @@ def check_pretrain(options):
     _check_run_dir(options)
     _check_method(options)
     _check_augmentations(options)
+    _check_probes(options)
     _check_views(options)
+
+
+def _check_probes(options):
+    """Raises unless the probes are known, and their splits have a data set."""
+    unknown = [word for word in options.probe_protocols.split(",") if word not in PROBES]
+    if unknown:
+        raise errors.UsageError(
+            f"--probe_protocols must be {', '.join(PROBES)}, or both joined by a comma; got "
+            f"{unknown[0]!r}. Leave it out to use knn."
+        )
+    for name in ("probe_train_split", "probe_test_split"):
+        if getattr(options, name) and not options.probe_dataset:
+            raise errors.UsageError(
+                f"--{name} needs --probe_dataset; got it without. Pass --probe_dataset, or "
+                "--test_split for that of the run."
+            )
 
 
 def _check_method(options):

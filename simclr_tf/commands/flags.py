@@ -267,6 +267,24 @@ def define_training(define):
         "probe_every_epochs", 0, "Epochs between kNN probes; 0: ten in a run; -1: none.", -1
     )
     define.integer("probe_examples", 5000, "Examples of each split that the probe uses.", 1)
+    define.string(
+        "probe_protocols", "knn", "Probes during training, joined by commas: knn, linear, or both."
+    )
+    define.string(
+        "probe_dataset",
+        None,
+        "Labelled data set of the probes, as for --dataset; by default that of the run.",
+    )
+    define.string(
+        "probe_train_split", None, "Split of --probe_dataset to fit on; by default train."
+    )
+    define.string("probe_test_split", None, "Split of --probe_dataset to score; by default test.")
+    define.string(
+        "milestones",
+        None,
+        "Stop where a metric of metrics.jsonl has not reached a value by an epoch: "
+        "'knn_accuracy>=0.4@10,loss<=5@20', in quotes in a shell.",
+    )
 
 
 def define_learning_rate_scaling(define, default):

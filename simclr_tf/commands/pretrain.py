@@ -24,6 +24,7 @@ from simclr_tf.commands.build import (
     counted,
     load,
     log,
+    number_of_negatives,
     prepare_process,
     report_unreadable,
     views_per_image,
@@ -31,10 +32,23 @@ from simclr_tf.commands.build import (
 from simclr_tf.commands.pretrained import initialise, load_pretrained
 from simclr_tf.commands.run_page import details_of, head_for_similarities, samples_of
 from simclr_tf.encoders.fine_tuning import copy_weights
+from simclr_tf.evaluate import near_duplicate_pairs, small_grey
 from simclr_tf.export import export_encoder
-from simclr_tf.training import KNNProbe, ResumableLoop, RunDirectory, Steps, ViewSizes
-from simclr_tf.training.callbacks import check_view_sizes
-from simclr_tf.training.checkpoints import numbers
+from simclr_tf.training import (
+    EmbeddingProjector,
+    KNNProbe,
+    LinearProbe,
+    Milestones,
+    ResumableLoop,
+    RunDirectory,
+    RunFacts,
+    RunMonitor,
+    SimilarityBoard,
+    Steps,
+    ViewSizes,
+)
+from simclr_tf.training.callbacks import check_view_sizes, parse_milestones
+from simclr_tf.training.checkpoints import latest_position, numbers
 from simclr_tf.training.loop import report_interruptions, report_unwritable
 from simclr_tf.training.run_directory import read_flags, read_metrics
 
@@ -65,10 +79,13 @@ def pretrain(options, invocation):
 
 def _pretrain(options, invocation, directory):
     flags = invocation.flags
+    if options.milestones:
+        parse_milestones(options.milestones)
     resumable = {"free": invocation.resumable, "defaults": invocation.defaults}
     directory.check_resumable(flags, **resumable)
     strategy = prepare_process(options)
     train, test = load_sources(options)
+    probe_sets = load_probe_sets(options, train, test)
     steps = steps_of(options, train, strategy.num_replicas_in_sync)
     start = None
     if options.init_from and not numbers(directory.checkpoints):
@@ -88,40 +105,55 @@ def _pretrain(options, invocation, directory):
             directory.check_resumable(flags, **resumable)  # again: now it is locked
             directory.check_same_data(train.num_examples, train.digest)
             with directory.started(flags):
-                _train(options, directory, strategy, model, train, test, steps)
+                _train(options, directory, strategy, model, train, probe_sets, steps)
                 _write_report(options, directory, strategy, model, train, test)
     else:
-        _train(options, directory, strategy, model, train, test, steps)
+        _train(options, directory, strategy, model, train, probe_sets, steps)
     if distribute.is_many_processes(strategy):
         # A worker that exits early looks like a crash to the others: wait for all.
         distribute.any_worker(strategy)(False)
 
 
-def _train(options, directory, strategy, model, train, test, steps):
+def _train(options, directory, strategy, model, train, probe_sets, steps):
     """Trains from the latest checkpoint, and exports; only the chief writes."""
-    probe_encoder = None
+    probe_model = None
     if strategy.num_replicas_in_sync > 1:
         # Outside the strategy, where reading weights needs no other replica.
-        probe_encoder = build_encoder(options, train.image_size)
+        probe_model = build_model(options, train.image_size)
+    stream = _stream(options, train)
+    monitor = _monitor(options, strategy, directory, model, train, steps, stream, probe_model)
+    probe_encoder = probe_model and probe_model.encoder
+    projector = _projector(directory, train, probe_encoder, distribute.is_chief(strategy))
+    milestones = _milestones(options, directory)
     loop = ResumableLoop(
         model,
-        _stream(options, train),
+        stream,
         steps,
         directory,
         batch_size=options.batch_size,
         strategy=strategy,
-        callbacks=_callbacks(options, strategy, model, train, test, steps, probe_encoder),
+        callbacks=[
+            *_callbacks(options, model, steps),
+            *_probes(options, strategy, probe_sets, steps, probe_encoder),
+            monitor,
+            projector,
+            *([milestones] if milestones else []),
+        ],
         metadata={"image_size": train.image_size},
         checkpoint_every_steps=options.checkpoint_every_steps,
         chance_loss=chance_loss(options, model),
-        warm_up_epochs=max(1, math.ceil(warmup_steps(options, steps) / steps.per_epoch)),
         log=log,
     )
-    with report_unreadable(train, test, directory=directory if loop.chief else None):
+    with report_unreadable(train, *probe_sets, directory=directory if loop.chief else None):
         if loop.chief and not loop.finished:
             _announce(options, train, model, steps)
             draw_views(directory, train, model)
-        loop.run()
+        if not (milestones and milestones.check()):
+            loop.run()
+    if milestones and milestones.missed:
+        raise errors.TrainingError(
+            f"{milestones.missed} To go on all the same, start the command with other milestones."
+        )
     if probe_encoder is not None:
         copy_weights(model.inference_encoder, probe_encoder)
     if loop.chief and not directory.export.exists():
@@ -223,6 +255,23 @@ def load_sources(options):
     return train, test
 
 
+def load_probe_sets(options, train, test):
+    """The two labelled splits of the probes, those of --probe_dataset if given; () without."""
+    if options.probe_every_epochs < 0 or not options.probe_dataset:
+        return () if test is None else (train, test)
+    of_probe = options.replace(dataset=options.probe_dataset)
+    sets = []
+    for flag, default in (("probe_train_split", "train"), ("probe_test_split", "test")):
+        split = getattr(options, flag) or default
+        sets.append(load(of_probe, split, f"--{flag}", train.image_size, "--probe_dataset"))
+        if not sets[-1].labelled:
+            raise errors.UsageError(
+                f"--probe_dataset needs labels; {options.probe_dataset} has none in {split}. Pass "
+                f"--{flag}, or another data set."
+            )
+    return tuple(sets)
+
+
 def build_optimizer(options, steps):
     """The optimizer with its schedule."""
     peak = optimizers.scale_learning_rate(
@@ -281,24 +330,83 @@ def _stream(options, train):
     return stream
 
 
-def _callbacks(options, strategy, model, train, test, steps, probe_encoder):
-    callbacks = []
-    if options.view_sizes:
-        callbacks.append(ViewSizes(options.view_sizes, model.augment, steps.epochs))
-    if test is not None:
-        chief = distribute.is_chief(strategy)
-        callbacks.append(_probe(options, train, test, steps, probe_encoder, chief))
-    return callbacks
+def _callbacks(options, model, steps):
+    if not options.view_sizes:
+        return []
+    return [ViewSizes(options.view_sizes, model.augment, steps.epochs)]
 
 
-def _probe(options, train, test, steps, probe_encoder, chief):
-    batch_size, limit = options.batch_size, options.probe_examples
-    every = options.probe_every_epochs or max(1, math.ceil(steps.epochs / 10))
-    return KNNProbe(
-        train.batches(batch_size, limit),
-        test.batches(batch_size, limit),
-        every,
-        epochs=steps.epochs,
-        probe_encoder=probe_encoder,
-        probes=chief,
+# Measuring a batch costs a third of a step or less: in every 30th, 1 % of the time.
+_STEPS_BETWEEN_MEASUREMENTS = 30
+
+
+def _monitor(options, strategy, directory, model, train, steps, stream, measured):
+    """The `RunMonitor` of a run; findings about its data are looked for now."""
+    chief, begun = distribute.is_chief(strategy), numbers(directory.checkpoints)
+    facts = RunFacts(
+        steps_per_epoch=steps.per_epoch,
+        chance_loss=chance_loss(options, model),
+        warm_up_epochs=max(1, math.ceil(warmup_steps(options, steps) / steps.per_epoch)),
+        negatives=number_of_negatives(options, model),
+        duplicates=_share_of_duplicates(train) if chief and not begun else None,
     )
+    return RunMonitor(
+        next(iter(stream(0, 0, None))),
+        facts,
+        math.ceil(_STEPS_BETWEEN_MEASUREMENTS / steps.per_epoch),
+        steps.epochs,
+        measured,
+        measures=chief,
+        rows=read_metrics(directory.metrics),
+        path=directory.findings,
+        board=SimilarityBoard(directory.logs / "monitor"),
+        log=log if chief else lambda text: None,
+    )
+
+
+def _share_of_duplicates(train, limit=2048):
+    """The share of the training images, of `limit` at most, that nearly equal an earlier one."""
+    small = [small_grey(batch["image"]) for batch in train.batches(256, limit)]
+    small = np.concatenate(small)
+    pairs = near_duplicate_pairs(small, limit=100 * limit)
+    return len({later for _, later in pairs}) / len(small)
+
+
+def _probes(options, strategy, probe_sets, steps, probe_encoder):
+    if not probe_sets:
+        return []
+    kinds = {"knn": KNNProbe, "linear": LinearProbe}
+    every = options.probe_every_epochs or max(1, math.ceil(steps.epochs / 10))
+    return [
+        kinds[name](
+            *(source.batches(options.batch_size, options.probe_examples) for source in probe_sets),
+            every_epochs=every,
+            epochs=steps.epochs,
+            probe_encoder=probe_encoder,
+            probes=distribute.is_chief(strategy),
+        )
+        for name in dict.fromkeys(options.probe_protocols.split(","))
+    ]
+
+
+_PROJECTED_IMAGES = 500
+
+
+def _projector(directory, train, encoder, chief):
+    return EmbeddingProjector(
+        directory.logs / "monitor",
+        train.batches(100, _PROJECTED_IMAGES),
+        _PROJECTED_IMAGES,
+        class_names=train.class_names,
+        encoder=encoder,
+        writes=chief,
+    )
+
+
+def _milestones(options, directory):
+    """The `Milestones` of a run with its epochs so far, or None."""
+    if not options.milestones:
+        return None
+    done, _ = latest_position(directory.checkpoints)
+    rows = [row for row in read_metrics(directory.metrics) if row["epoch"] <= done]
+    return Milestones(options.milestones, rows, log=lambda line: None)

@@ -11,14 +11,14 @@ import tensorflow as tf
 from simclr_tf import _keras
 from simclr_tf import augment as augmentations
 from simclr_tf.augment.random import fold_in
-from simclr_tf.distribute import replica_offset_and_fraction
+from simclr_tf.distribute import is_many_processes, replica_offset_and_fraction
 from simclr_tf.encoders import validate as validate_encoder
 from simclr_tf.encoders.by_name import warn_of_scaling
 from simclr_tf.errors import ArgumentError
 from simclr_tf.heads import ProjectionHead
 from simclr_tf.images import as_float, check_range, range_assertion, unpack
 from simclr_tf.losses import check_temperature
-from simclr_tf.metrics import RunningMeans, SkippedSteps
+from simclr_tf.metrics import GradientNorm, RunningMeans, SkippedSteps
 from simclr_tf.models import inputs
 from simclr_tf.models.loss_scale import descend, with_loss_scale
 from simclr_tf.models.micro_batches import must_unroll
@@ -222,6 +222,21 @@ class ContrastiveModel(_keras.Model):
             return z
         return tf.gather(z, [positions.index(v) for v in range(len(views))])
 
+    def embed_views(self, views):
+        """Returns h and z of views in inference mode, in which positives are views of one image.
+
+        Args:
+          views: as `views` returns them, V tensors [B, S, S, 3].
+
+        Returns:
+          h, [V, B, D] float32; z, [V, B, d] float32, not normalised: of LooC, that of the space
+          that is invariant to all augmentations.
+        """
+        h = tf.stack([tf.cast(self.encoder(view, training=False), tf.float32) for view in views])
+        z = self.projection_head(tf.reshape(h, [-1, h.shape[-1]]), training=False)
+        z = tf.reshape(tf.cast(z, tf.float32), [len(views), -1, z.shape[-1]])
+        return h, z
+
     def _fraction_of(self, loss, images):
         """What is differentiated of a loss that is a mean over this replica's rows, and the loss.
 
@@ -243,8 +258,14 @@ class ContrastiveModel(_keras.Model):
 
     def _descend(self, gradients):
         """Updates the variables, unless the loss scale skips the step."""
-        skipped = self._running_means.skipped_steps
-        descend(self.optimizer, gradients, self.trainable_variables, skipped)
+        means = self._running_means
+        descend(
+            self.optimizer,
+            gradients,
+            self.trainable_variables,
+            means.skipped_steps,
+            means.gradient_norm,
+        )
 
     def _input_checks(self, data):
         """A context in which everything waits for two checks of the images.
@@ -263,22 +284,35 @@ class ContrastiveModel(_keras.Model):
     def _log(self, loss, logs, data, training=False):
         """Updates the running means, that of the loss weighted by the number of images.
 
-        Returns what a step returns: all means and, in training in float16, the skipped steps.
+        Returns what a step returns: all means and, in training, what only training has.
         """
         images = tf.nest.flatten(unpack(data).images)[0]
         weight = tf.cast(tf.shape(images)[0], tf.float32)
         self._running_means.update("loss", loss, weight)
         for name, values in logs.items():
             self._running_means.update(name, values)
-        results, skipped = self._running_means.results(), self._running_means.skipped_steps
-        if not training or skipped is None:
-            return results
-        return {**results, skipped.name: skipped.result()}
+        results = self._running_means.results()
+        if training:
+            results.update((m.name, m.result()) for m in self._running_means.of_training)
+        return results
 
     @property
     def metrics(self):
         """Running means of the loss and of what the objective logs; in float16, skipped steps."""
         return self._running_means.metrics
+
+    def track_gradient_norm(self):
+        """Adds `gradient_norm`, the mean norm of the gradient, to what training logs.
+
+        Call it before `fit`; `training.RunMonitor` does. With several worker processes it does
+        nothing, since the norm would cost them another exchange of the gradient at every step.
+        """
+        strategy = self.distribute_strategy
+        if self._running_means.gradient_norm is not None or is_many_processes(strategy):
+            return
+        with strategy.scope():
+            self._running_means.gradient_norm = GradientNorm()
+        _keras.forget_traced_steps(self)
 
     # -- Keras's methods ---------------------------------------------------------------------
 

@@ -104,6 +104,11 @@ class LooC(ContrastiveModel):
         h = super().call(images, training=training)
         return self.projection_head(h, training=training)
 
+    def embed_views(self, views):
+        """H and z of the all-invariant space, see `SimCLR.embed_views`."""
+        h, z = super().embed_views(views)
+        return h, z[..., : z.shape[-1] // (len(self.kept) + 1)]  # the first space
+
     def _families(self, images):
         """The families of the query and of the n + 1 keys."""
         if isinstance(self.augment, (tuple, list)):

@@ -11,6 +11,7 @@ from tensorflow import keras
 
 from simclr_tf import _keras
 from simclr_tf._keras import StepCallback
+from simclr_tf.distribute import sum_over_replicas
 
 
 class LossScale(StepCallback):
@@ -72,7 +73,7 @@ def _message(epoch, skipped, steps, scale):
     return f"warning: {line} Nothing was learnt. If this continues, use bfloat16 or float32."
 
 
-def descend(optimizer, gradients, variables, skipped_steps=None):
+def descend(optimizer, gradients, variables, skipped_steps=None, gradient_norm=None):
     """Updates variables by the gradients of a scaled loss, unless the loss scale skips the step.
 
     Args:
@@ -81,8 +82,11 @@ def descend(optimizer, gradients, variables, skipped_steps=None):
       variables: to update.
       skipped_steps: a `SkippedSteps` that counts, for an optimizer that `scales_dynamically`; None
         for another.
+      gradient_norm: a `GradientNorm` that measures them, or None.
     """
     gradients = _keras.unscale_gradients(optimizer, gradients)
+    if gradient_norm is not None:
+        gradient_norm.update_state(sum_over_replicas(gradients), _keras.scale_left(optimizer))
     gradients = _keras.with_overflow_of_any_replica(optimizer, gradients)
     scale = None if skipped_steps is None else _keras.loss_scale(optimizer)
     optimizer.apply_gradients(zip(gradients, variables))

@@ -1,6 +1,6 @@
-"""Callbacks of a run: the kNN probe, metrics as JSON lines, the last step, view sizes.
+"""Callbacks of a run: metrics as JSON lines, the last step, view sizes, milestones.
 
-Throughput and alarms are in `monitor`, checkpoints in `checkpoints`.
+Throughput and alarms are in `monitor`, probes in `probes`, checkpoints in `checkpoints`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 
 from tensorflow import keras
 
 from simclr_tf._keras import StepCallback
 from simclr_tf.augment import RandomView
-from simclr_tf.encoders.fine_tuning import copy_weights
 from simclr_tf.errors import ArgumentError
-from simclr_tf.evaluate import extract_features, knn_accuracy
 
 
 def steps_taken(model):
@@ -29,52 +28,6 @@ def steps_taken(model):
     0
     """
     return int(model.optimizer.iterations.numpy())  # int() of a mirrored variable is an error
-
-
-class KNNProbe(keras.callbacks.Callback):
-    """Adds `knn_accuracy` to the logs: k nearest neighbours on frozen h (Wu et al., 2018).
-
-    Args:
-      train, test: tf.data of labelled dict batches, see `evaluate.extract_features`.
-      every_epochs: epochs between two probes; the last epoch is always probed.
-      k: neighbours, weighted by exp(cosine / 0.1).
-      epochs: epochs of the run; None: those of the call of `fit`.
-      probe_encoder: an encoder outside the strategy, which receives the weights of the model's
-        encoder and is probed instead; None: the model's own is probed.
-      probes: False for a worker that only takes part in reading the weights.
-
-    Example:
-
-    >>> data = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}).batch(4)
-    >>> probe = simclr_tf.training.KNNProbe(data, data, k=1, epochs=1)
-    >>> probe.set_model(simclr_tf.SimCLR(encoder))
-    >>> logs = {}
-    >>> probe.on_epoch_end(0, logs)
-    >>> logs
-    {'knn_accuracy': 1.0}
-    """
-
-    def __init__(
-        self, train, test, every_epochs=1, k=200, epochs=None, probe_encoder=None, probes=True
-    ):
-        super().__init__()
-        self.train, self.test, self.every_epochs, self.k = train, test, every_epochs, k
-        self.epochs, self.probe_encoder, self.probes = epochs, probe_encoder, probes
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Probes and writes into the logs."""
-        last = epoch + 1 == (self.epochs or self.params["epochs"]) or self.model.stop_training
-        if not last and (epoch + 1) % self.every_epochs:
-            return
-        encoder = getattr(self.model, "inference_encoder", self.model.encoder)
-        if self.probe_encoder is not None:
-            copy_weights(encoder, self.probe_encoder)
-            encoder = self.probe_encoder
-        if not self.probes:
-            return
-        train = extract_features(encoder, self.train)
-        test = extract_features(encoder, self.test)
-        logs["knn_accuracy"] = knn_accuracy(train.h, train.labels, test.h, test.labels, k=self.k)
 
 
 class JSONLines(keras.callbacks.Callback):
@@ -180,6 +133,91 @@ class ViewSizes(keras.callbacks.Callback):
             config.update(size=size, blur=self.view.blurring is not None)
             self.model.augment = RandomView(**config)
             self.model.make_train_function(force=True)
+
+
+class Milestones(keras.callbacks.Callback):
+    """Stops training where a metric has not reached a value by an epoch.
+
+    Training ends after that epoch, whose checkpoint and metrics are written like those of any
+    other, and a line says so.
+
+    Args:
+      milestones: str, "METRIC>=VALUE@EPOCH" or "METRIC<=VALUE@EPOCH", several joined by commas,
+        such as "knn_accuracy>=0.4@10,loss<=5@20": in epoch 10, counted from 1, or one before it,
+        the kNN accuracy was 0.4 or more. The metrics are the keys of the logs.
+      rows: list of dicts, the epochs of a run that is resumed, as in metrics.jsonl.
+      log: called with the line.
+
+    Attributes:
+      missed: the line, str; None while no milestone was missed.
+
+    Raises:
+      ArgumentError: another text.
+
+    Example:
+
+    >>> milestones = simclr_tf.training.Milestones("loss<=0.5@2")
+    >>> milestones.set_model(simclr_tf.SimCLR(encoder))
+    >>> for epoch in range(2):
+    ...     milestones.on_epoch_end(epoch, {"loss": 4.9})
+    stopped: milestone loss<=0.5@2 was missed; the best loss of 2 epochs is 4.9.
+    """
+
+    def __init__(self, milestones, rows=(), log=print):
+        super().__init__()
+        self.milestones, self.log, self.missed = parse_milestones(milestones), log, None
+        self._rows = list(rows)
+
+    def check(self):
+        """Looks at the epochs so far; returns `missed`."""
+        for name, sign, value, epoch in self.milestones:
+            if not self._rows or self._rows[-1]["epoch"] < epoch:
+                continue
+            values = [row[name] for row in self._rows if name in row and row["epoch"] <= epoch]
+            best = (max if sign == ">=" else min)(values, default=None)
+            reached = best is not None and (best >= value if sign == ">=" else best <= value)
+            if not reached:
+                found = f"no epoch has {name}"
+                if best is not None:
+                    found = f"the best {name} of {epoch} epochs is {best:.4g}"
+                self.missed = (
+                    f"stopped: milestone {name}{sign}{value:g}@{epoch} was missed; {found}."
+                )
+                break
+        return self.missed
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Stops training if a milestone was missed."""
+        row = {"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}}
+        self._rows = [*(r for r in self._rows if r["epoch"] <= epoch), row]
+        if self.check():
+            self.model.stop_training = True
+            self.log(self.missed)
+
+
+def parse_milestones(text):
+    """Milestones of a text, a list of (metric, ">=" or "<=", value, epoch); raises ArgumentError.
+
+    Example:
+
+    >>> simclr_tf.training.callbacks.parse_milestones("knn_accuracy>=0.4@10")
+    [('knn_accuracy', '>=', 0.4, 10)]
+    """
+    found = []
+    for each in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+.\de]+)@(\d+)\s*", each)
+        try:
+            name, sign, value, epoch = match.groups()
+            value, epoch = float(value), int(epoch)
+        except (AttributeError, ValueError):
+            epoch = 0
+        if epoch < 1 or not math.isfinite(value):
+            raise ArgumentError(
+                "milestones must be METRIC>=VALUE@EPOCH or METRIC<=VALUE@EPOCH, joined by commas; "
+                f"got {text!r}. For example 'knn_accuracy>=0.4@10', in quotes in a shell."
+            )
+        found.append((name, sign, value, epoch))
+    return found
 
 
 def check_view_sizes(sizes):

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from simclr_tf import _keras
-from simclr_tf.errors import TrainingError
+from simclr_tf.errors import NonFiniteError, TrainingError
 
 _MAX_TO_KEEP = 2
+_ABSENT_BEFORE = ("gradient_norm",)  # metrics that runs of earlier versions do not have
 
 
 class Checkpoints(_keras.StepCallback):
@@ -72,14 +73,15 @@ class Checkpoints(_keras.StepCallback):
             for name, value in (metadata or {}).items()
         }
         self._metrics = model.metrics
-        self.checkpoint = tf.train.Checkpoint(
-            model=_keras.trackable_model(model),
-            optimizer=_keras.trackable(model.optimizer),
-            epoch=self.epoch,
-            step=self.step,
+        self._saved = {
+            "model": _keras.trackable_model(model),
+            "optimizer": _keras.trackable(model.optimizer),
+            "epoch": self.epoch,
+            "step": self.step,
             **self.metadata,
             **{metric.name: _keras.trackable(metric) for metric in model.metrics},
-        )
+        }
+        self.checkpoint = tf.train.Checkpoint(**self._saved)
         self._scratch = None if writes else tempfile.TemporaryDirectory(prefix="simclr_tf-")
         self._last_number = None
         self._resumed = None
@@ -109,7 +111,10 @@ class Checkpoints(_keras.StepCallback):
 
     def _read(self, prefix):
         _check_keras(prefix)
-        self.checkpoint.read(prefix).assert_existing_objects_matched()
+        keys = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        absent = {*_ABSENT_BEFORE} - {key.partition("/")[0] for key in keys}
+        saved = {name: thing for name, thing in self._saved.items() if name not in absent}
+        tf.train.Checkpoint(**saved).read(prefix).assert_existing_objects_matched()
         return True
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -193,10 +198,10 @@ def _assign_metrics(metrics, values):
 
 
 def _check_finite(model, epoch):
-    """Raises TrainingError if a weight of the model is NaN or infinite."""
+    """Raises NonFiniteError if a weight of the model is NaN or infinite."""
     for weight in model.trainable_weights:
         if not bool(tf.reduce_all(tf.math.is_finite(weight))):
-            raise TrainingError(
+            raise NonFiniteError(
                 f"weights must be finite; {_keras.variable_name(weight)} is not in epoch {epoch}. "
                 "Lower learning_rate, or use precision=float32, in another run_dir."
             )

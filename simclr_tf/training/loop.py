@@ -16,12 +16,16 @@ from tensorflow import keras
 
 from simclr_tf import _keras, distribute
 from simclr_tf.data import ReplicaSlice
-from simclr_tf.errors import PreemptedError, TrainingError, TryAgainError
+from simclr_tf.errors import NonFiniteError, PreemptedError, TrainingError, TryAgainError
 from simclr_tf.models import LossScale
 from simclr_tf.training.callbacks import JSONLines, StopAtStep
 from simclr_tf.training.checkpoints import Checkpoints, latest_position
+from simclr_tf.training.data_wait import DataWait
 from simclr_tf.training.monitor import Alarms, Throughput
+from simclr_tf.training.nonfinite import StateCopies, find_step, write_step
 from simclr_tf.training.preemption import StopOnSignal
+from simclr_tf.training.progress import Progress
+from simclr_tf.training.run_monitor import RunMonitor
 
 
 class Steps(NamedTuple):
@@ -57,8 +61,9 @@ def train(model, stream, steps, directory, **options):
 
     Raises:
       errors.PreemptedError: SIGTERM came; the state is saved.
-      errors.TrainingError: the loss or a weight is not finite, or a checkpoint cannot be read or
-        written.
+      errors.NonFiniteError: the loss or a weight is not finite; the step is kept in the run
+        directory, as `simclr-tf replay` reads it.
+      errors.TrainingError: a checkpoint cannot be read or written.
 
     Example:
 
@@ -102,7 +107,8 @@ class ResumableLoop:
       chance_loss: the loss of a model that has learnt nothing, see `Alarms`.
       warm_up_epochs: epochs without a warning about that loss.
       log: called with a line of text.
-      verbose: as in `fit`; None: a progress bar on a terminal, else a line per epoch.
+      verbose: 0: nothing is shown; 1: a progress bar on stdout and a line per epoch (`Progress`);
+        2: the lines alone; None: 1 where stdout is a terminal, else 2.
 
     Attributes:
       position: (epochs done, steps done of the next epoch) of the checkpoint that was restored.
@@ -146,6 +152,9 @@ class ResumableLoop:
         self.chief = distribute.is_chief(self.strategy)
         self.log = log if self.chief else lambda text: None
         self.verbose = (1 if sys.stdout.isatty() else 2) if verbose is None else verbose
+        monitors = [each for each in callbacks if isinstance(each, RunMonitor)]
+        for monitor in monitors:  # adds a metric, which is then saved too
+            monitor.set_model(model)
         with self.strategy.scope():
             _keras.build_with_metrics(model, self._element_spec())
             self._checkpoints = Checkpoints(
@@ -158,17 +167,28 @@ class ResumableLoop:
                 metadata=metadata,
             )
             self.position = self._checkpoints.restore()
+        self._loss_scale, self._data_wait = LossScale(self.log), DataWait()
+        self._copies, self._metadata = StateCopies(), metadata or {}
+        self._progress = self._progress_of(batch_size, chance_loss, callbacks)
         several = distribute.is_many_processes(self.strategy)
         agree = distribute.any_worker(self.strategy) if several else None
         self._stop = StopOnSignal(self._checkpoints.save, agree)
-        self._loss_scale = LossScale(self.log)
+        if monitors:  # which warn of that loss themselves
+            chance_loss = None
         watching = [
             Throughput(batch_size),
             StopAtStep(steps.total),
             self._loss_scale,
+            self._data_wait,
             Alarms(chance_loss, self.log, warm_up_epochs=warm_up_epochs),
         ]
-        self._callbacks = [*watching, *callbacks, *self._writers(), self._checkpoints, self._stop]
+        shown = [self._progress] if self.chief and self.verbose else []
+        if not several:  # reading the state would need all workers
+            watching.insert(0, self._copies)
+        self._callbacks = [
+            *(*watching, *callbacks, *shown),
+            *(*self._writers(), self._checkpoints, self._stop),
+        ]
 
     @property
     def finished(self):
@@ -199,6 +219,20 @@ class ResumableLoop:
             if epoch < self.steps.epochs:
                 self._fit(epoch, 0, self.steps.epochs)
 
+    def _progress_of(self, batch_size, chance_loss, callbacks):
+        columns = [metric.name for metric in self.model.metrics]
+        columns += [name for callback in callbacks for name in getattr(callback, "logged", ())]
+        return Progress(
+            self.steps.epochs,
+            self.steps.per_epoch,
+            batch_size,
+            chance_loss,
+            columns,
+            self._data_wait,
+            terminal=self.verbose == 1,
+            log=self.log,
+        )
+
     def _writers(self):
         if not self.chief:
             return []
@@ -206,7 +240,36 @@ class ResumableLoop:
         return [JSONLines(self.directory.metrics), board]
 
     def _fit(self, epoch, step, last_epoch):
-        self._loss_scale.steps_before = step
+        for each in (self._loss_scale, self._progress, self._copies):
+            each.steps_before = step
+        try:
+            self._call_fit(epoch, step, last_epoch)
+        except NonFiniteError as error:
+            raise type(error)(f"{error}{self._keep_nonfinite_step()}") from error
+
+    def _keep_nonfinite_step(self):
+        """Writes the step that was not finite; returns a sentence about it."""
+        if self._copies.position is None:
+            return ""
+        self.log("taking the last steps again, to find the one that is not finite ...")
+        found = find_step(
+            self.model,
+            self._copies,
+            self._dataset,
+            lambda epoch, step: self.stream(epoch, step, None),
+            self.steps.per_epoch,
+            self.strategy,
+        )
+        if found is None:
+            return " The last steps were taken again, and were finite this time."
+        path = self.directory.nonfinite_step
+        write_step(path, found, self._metadata)
+        return (
+            f" Batch, seed and weights of step {found.step + 1} of epoch {found.epoch + 1} are in "
+            f"{path}; `simclr-tf replay` computes it again."
+        )
+
+    def _call_fit(self, epoch, step, last_epoch):
         self.model.fit(
             self._dataset(epoch, step),
             epochs=last_epoch,
@@ -214,14 +277,14 @@ class ResumableLoop:
             steps_per_epoch=self.steps.per_epoch - step,
             callbacks=self._callbacks,
             shuffle=False,  # Keras 3 warns where it cannot
-            verbose=self.verbose if self.chief else 0,
+            verbose=0,
         )
 
     def _dataset(self, epoch, step):
         """Training batches from there on; each process reads its own slice of them."""
         replicas = self.strategy.num_replicas_in_sync
         if replicas == 1:
-            return self.stream(epoch, step, None)
+            return self._data_wait.watch(self.stream(epoch, step, None))
 
         def of_process(context):
             count = replicas // context.num_input_pipelines

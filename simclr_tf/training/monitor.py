@@ -8,7 +8,7 @@ import time
 from tensorflow import keras
 
 from simclr_tf._keras import StepCallback
-from simclr_tf.errors import TrainingError, check_number
+from simclr_tf.errors import NonFiniteError, check_number
 from simclr_tf.training.callbacks import steps_taken
 
 
@@ -67,7 +67,7 @@ class Alarms(StepCallback):
       warm_up_epochs: epochs without that warning.
 
     Raises:
-      errors.TrainingError: from `fit`, at a loss that is not finite.
+      errors.NonFiniteError: from `fit`, at a loss that is not finite.
 
     Example:
 
@@ -103,7 +103,7 @@ class Alarms(StepCallback):
 
     def _check(self, loss):
         if not math.isfinite(loss):
-            raise TrainingError(
+            raise NonFiniteError(
                 f"the loss must be finite; it is {float(loss)} at step {steps_taken(self.model)}. "
                 "Lower learning_rate, lengthen warmup_epochs, or use precision=float32, in another "
                 "run_dir."

@@ -38,10 +38,12 @@ class RunDirectory:
       error: error.txt, the error that ended it; not there where none did.
       data: data.json, the number of training examples and a hash of their ids.
       metrics: metrics.jsonl, a JSON object per epoch.
+      findings: findings.jsonl, a JSON object per finding: epoch, name, text.
       logs: directory of TensorBoard events.
       checkpoints: directory of checkpoints.
       export: directory of the encoder's SavedModel.
       whitening: whitening.npz, mean and matrix of the whitening of h, of a run with --whitening.
+      nonfinite_step: directory of the step whose loss was not finite, see `simclr-tf replay`.
       corrupt: corrupt.txt, the files that could not be read.
       views, curve, report: pictures and the page for a person.
       lock: a file that exists while a process writes to the directory.
@@ -63,10 +65,12 @@ class RunDirectory:
         self.error = self.path / "error.txt"
         self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.findings = self.path / "findings.jsonl"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export" / "1"
         self.whitening = self.path / "whitening.npz"
+        self.nonfinite_step = self.path / "nonfinite_step"
         self.corrupt = self.path / "corrupt.txt"
         self.views = self.path / "views.png"
         self.curve = self.path / "curve.png"
@@ -226,9 +230,11 @@ class RunDirectory:
         write_atomically(self.flags, "\n".join(lines) + "\n")
 
     def truncate_metrics(self, epochs):
-        """Removes the rows of epochs after `epochs`, which are trained again."""
-        rows = [row for row in read_metrics(self.metrics) if row["epoch"] <= epochs]
-        write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        """Removes the rows and findings of epochs after `epochs`, which are trained again."""
+        for path in (self.metrics, self.findings):
+            rows = [row for row in read_metrics(path) if row["epoch"] <= epochs]
+            if path is self.metrics or path.exists():
+                write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_corrupt(self, corrupt):
         """Writes corrupt.txt, a line for each (id, reason) of a file that could not be read."""
