@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 import simclr_tf
-from simclr_tf import MoCo, ProjectionHead, SimCLR, augment, errors, metrics, training
+from simclr_tf import MoCo, ProjectionHead, SimCLR, augment, cli, errors, metrics, training
 from simclr_tf.training import (
     Checkpoints,
     DataWait,
@@ -20,6 +20,7 @@ from simclr_tf.training import (
     embedding_measures,
     progress,
 )
+from simclr_tf.training.run_directory import read_metrics
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.integers(0, 256, [32, 8, 8, 3], np.uint8)
@@ -534,3 +535,22 @@ def test_tensorboard_has_views_and_similarities(tmp_path):
         counts = tf.make_ndarray(found[0].tensor_proto)[:, 2]
         assert counts.sum() == pairs
     assert len(tf.make_ndarray(events.Tensors("views/1")[0].tensor_proto)) == 2 + 3
+
+
+def test_a_run_without_labels_is_probed_and_held_to_milestones(tmp_path, capsys, one_layer):
+    """The probes read another data set; a missed milestone ends the run, another lets it go on."""
+    images, labels = RNG.integers(0, 256, [32, 8, 8, 3], np.uint8), np.arange(32) % 2
+    np.savez(tmp_path / "train.npz", x_train=images)
+    np.savez(tmp_path / "probe.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    run = tmp_path / "run"
+    command = ["pretrain", f"--run_dir={run}", f"--dataset=npz:{tmp_path / 'train.npz'}"]
+    command += ["--batch_size=16", "--epochs=2", "--probe_protocols=knn,linear"]
+    command += [f"--probe_dataset=npz:{tmp_path / 'probe.npz'}"]
+    assert cli.main([*command, "--milestones=knn_accuracy>=2@1"]) == 1
+    assert "milestone knn_accuracy>=2@1 was missed" in capsys.readouterr().err
+    assert not (run / "export").exists()
+    assert cli.main([*command, "--milestones=knn_accuracy>=0@1"]) == 0
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["epoch"] for row in rows] == [1, 2] and (run / "export").exists()
+    assert {"knn_accuracy", "linear_accuracy", "rankme", "gradient_norm"} <= set(rows[-1])
+    assert (run / "logs" / "monitor" / "sprite.png").exists()
