@@ -184,7 +184,7 @@ other things are often among them.</p>
 <details><summary>Flags</summary><div class="scroll"><table class="flags">
 {% for flag, value in run.flags.items() %}<tr><td>--{{ flag }}</td><td>{{ value }}</td></tr>
 {% endfor %}</table></div></details>
-{% if run.rows %}<details{% if run.rows|length <= 30 and not compared %} open{% endif %}><summary>Metrics of {{ run.rows|length }} epochs</summary>
+{% if run.rows %}<details{% if run.rows|length <= 30 and not compared %} open{% endif %}><summary>Metrics of {{ run.rows|length }} epoch{{ '' if run.rows|length == 1 else 's' }}</summary>
 <div class="scroll"><table class="numbers metrics">
 <tr>{% for key in run.columns %}<th>{{ key.replace("_", " ") }}</th>{% endfor %}</tr>
 {% for row in run.rows %}<tr>{% for key in run.columns %}<td>{{ row[key]|number if key in row }}</td>{% endfor %}</tr>

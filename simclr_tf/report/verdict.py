@@ -27,9 +27,10 @@ def _progress(run):
     if not run.rows:
         return f"The run is {run.state or 'new'}: no epoch has ended yet."
     done, planned = run.rows[-1]["epoch"], run.planned_epochs
-    epochs = f"{done:,} of {planned:,} epochs" if planned else f"{done:,} epochs"
-    if done == 1 and not planned:
-        epochs = "1 epoch"
+    count = planned or done
+    epochs = f"{count:,} epoch" if count == 1 else f"{count:,} epochs"
+    if planned:
+        epochs = f"{done:,} of {epochs}"
     state = {"finished": "Finished", "running": "Running", "failed": "Failed"}
     begin = state.get(run.state, "Stopped" if run.state else "So far")
     return f"{begin}: {epochs}, {run.rows[-1].get('step', 0):,} steps{_time(run)}."
