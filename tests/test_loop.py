@@ -164,7 +164,7 @@ def test_logs_stay_on_the_device_between_steps(tmp_path):
             return [JSONLines(self.directory.metrics)]
 
     loop = Watching(classifier(), stream, STEPS, RunDirectory(tmp_path), batch_size=8, verbose=0)
-    stop = loop._callbacks[1]
+    stop = loop._callbacks[-1]
     after = stop.on_steps_end
     stop.on_steps_end = lambda steps, logs: (seen.append(logs["loss"]), after(steps, logs))
     loop.run()

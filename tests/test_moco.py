@@ -395,14 +395,14 @@ def test_a_stopped_run_ends_as_another(folder, one_layer, monkeypatch, capsys):
     assert cli.main(command(folder, folder / "whole", *flags)) == 0
     callbacks, stop_at = pretrain._callbacks, [5]
 
-    def with_stop(options, strategy, model, *rest):
+    def with_stop(options, model, *rest):
         def after_step(batch, logs):
             if stop_at and int(model.optimizer.iterations.numpy()) == stop_at[0]:
                 stop_at.pop()
                 os.kill(os.getpid(), signal.SIGTERM)
 
         stop = keras.callbacks.LambdaCallback(on_train_batch_end=after_step)
-        return [stop, *callbacks(options, strategy, model, *rest)]
+        return [stop, *callbacks(options, model, *rest)]
 
     monkeypatch.setattr(pretrain, "_callbacks", with_stop)
     assert cli.main(command(folder, folder / "stopped", *flags)) == 75

@@ -233,4 +233,4 @@ def test_a_run_of_pretrain_leaves_records(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     done, failed = find_runs(tmp_path)
     assert (done.state, done.epochs, done.planned_epochs) == ("finished", 1, 1)
-    assert failed.state == "failed" and failed.error.startswith("TrainingError: the loss must be")
+    assert failed.state == "failed" and failed.error.startswith("NonFiniteError: the loss must be")
