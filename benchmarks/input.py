@@ -1,4 +1,4 @@
-"""Images per second of each kind of data set, beside a plain tf.data map over the same files.
+"""Images per second of each kind of data set, and of a plain tf.data map over the same files.
 
     python benchmarks/input.py [--photos=DIR] [--repeats=5] [--only=folder,tar]
 
@@ -108,7 +108,7 @@ def plain_map(elements, read, side):
 
 
 def seconds(dataset):
-    """Returns the seconds and the seconds of processor time per image of a running pipeline."""
+    """Returns the seconds and the seconds of CPU time per image of a running pipeline."""
     iterator = iter(dataset)
     for _ in range(WARMUP_BATCHES):
         next(iterator)
@@ -146,7 +146,7 @@ def rows_of(label, files, directory, repeats, only):
 
 
 def run(repeats, photos=None, only=()):
-    """Returns rows: files, source, images per second, processor time, ratios to the plain map."""
+    """Returns rows: files, source, images per second, CPU time, ratios to the plain map."""
     files, rows = photographs(photos), []
     with tempfile.TemporaryDirectory() as scratch:
         for label, size in SIZES.items():

@@ -268,17 +268,17 @@ def test_a_map_keeps_groups_together():
     rng = np.random.default_rng(0)
     for count, method in ((60, "t-SNE"), (20, "PCA")):
         groups = np.repeat([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], count, axis=0)
-        places, name = analysis.map_2d(groups + 0.05 * rng.normal(size=groups.shape))
-        assert name == method and places.min() == 0 and places.max() == 1
-        centres = places[:count].mean(axis=0), places[count:].mean(axis=0)
-        nearer = [np.linalg.norm(places - centre, axis=1) for centre in centres]
+        points, name = analysis.map_2d(groups + 0.05 * rng.normal(size=groups.shape))
+        assert name == method and points.min() == 0 and points.max() == 1
+        centres = points[:count].mean(axis=0), points[count:].mean(axis=0)
+        nearer = [np.linalg.norm(points - centre, axis=1) for centre in centres]
         assert ((nearer[0] < nearer[1]) == (np.arange(2 * count) < count)).all()
         again, _ = analysis.map_2d(
             groups + 0.05 * np.random.default_rng(0).normal(size=groups.shape)
         )
-        assert again.shape == places.shape
-    places, name = analysis.map_2d(np.ones([150, 3]))
-    assert name == "PCA" and np.isfinite(places).all()
+        assert again.shape == points.shape
+    points, name = analysis.map_2d(np.ones([150, 3]))
+    assert name == "PCA" and np.isfinite(points).all()
 
 
 def test_duplicate_pairs_are_those_of_a_loop():

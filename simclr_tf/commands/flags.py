@@ -172,26 +172,7 @@ def define_views(define):
         "four of 16 from small crops. Every pair of them is a positive pair. The other flags of "
         "views apply to all. By default two of the image size.",
     )
-    define.float(
-        "color_jitter_strength",
-        None,
-        "Strength of the colour jitter; by default 1.0, and 0.5 up to 64 pixels.",
-        0.0,
-    )
-    define.float(
-        "color_jitter_probability",
-        COLOR_JITTER_PROBABILITY,
-        "Fraction of the views with colour jitter.",
-        0.0,
-        1.0,
-    )
-    define.float(
-        "color_drop_probability",
-        COLOR_DROP_PROBABILITY,
-        "Fraction of the views that are grey.",
-        0.0,
-        1.0,
-    )
+    _define_colors(define)
     define.float(
         "min_crop_area", 0.08, "Minimum area of a crop, as a fraction of the image.", 1e-4, 1.0
     )
@@ -220,6 +201,30 @@ def define_views(define):
         None,
         "Smaller views in the early epochs: side:end, ..., ends as fractions of the epochs; "
         "16:0.5,24:0.8,32:1 is 16 pixels for the first half, 32 for the last fifth.",
+    )
+
+
+def _define_colors(define):
+    """How strongly and how often a view changes colour."""
+    define.float(
+        "color_jitter_strength",
+        None,
+        "Strength of the colour jitter; by default 1.0, and 0.5 up to 64 pixels.",
+        0.0,
+    )
+    define.float(
+        "color_jitter_probability",
+        COLOR_JITTER_PROBABILITY,
+        "Fraction of the views with colour jitter.",
+        0.0,
+        1.0,
+    )
+    define.float(
+        "color_drop_probability",
+        COLOR_DROP_PROBABILITY,
+        "Fraction of the views that are grey.",
+        0.0,
+        1.0,
     )
 
 

@@ -290,10 +290,10 @@ def _print_plan(plan, options, source):
     if plan.seconds_per_epoch is not None:
         steps = options.train_steps or options.epochs * plan.steps_per_epoch
         total = plan.seconds_per_epoch * steps / plan.steps_per_epoch
-        place = "this process" if devices.on_cpu() else "the GPU"
+        whose = "this process" if devices.on_cpu() else "the GPU"
         rows += [
             ("time", f"{duration(plan.seconds_per_epoch)} an epoch ({plan.measured})"),
-            ("memory", f"about {plan.num_bytes / 2**30:.1f} GB of {place}"),
+            ("memory", f"about {plan.num_bytes / 2**30:.1f} GB of {whose}"),
             ("run", f"{counted(steps, 'step')}, {duration(total)} of training steps"),
         ]
     _print_rows("plan", rows)

@@ -41,7 +41,7 @@ def _unit(h):
 
 
 def map_2d(h, seed=0):
-    """Places images on a plane, such that similar ones are near each other.
+    """Maps images to a plane, such that similar ones are near each other.
 
     The rows are scaled to length 1, reduced to 50 principal components, and embedded by t-SNE (van
     der Maaten and Hinton, 2008); of fewer than 100 images, the first two principal components are
@@ -56,8 +56,8 @@ def map_2d(h, seed=0):
 
     Example:
 
-    >>> places, method = simclr_tf.report.analysis.map_2d(np.eye(4))
-    >>> places.shape, method
+    >>> points, method = simclr_tf.report.analysis.map_2d(np.eye(4))
+    >>> points.shape, method
     ((4, 2), 'PCA')
     """
     from sklearn.decomposition import PCA
@@ -65,21 +65,21 @@ def map_2d(h, seed=0):
 
     h = _unit(h).astype(np.float64)
     method = "t-SNE" if len(h) >= _TSNE_EXAMPLES else "PCA"
-    if np.ptp(h, axis=0).max() < 1e-6:  # all are equal: nothing to place
+    if np.ptp(h, axis=0).max() < 1e-6:  # all are equal: nothing to map
         return np.zeros([len(h), 2]), "PCA"
     components = min(50 if method == "t-SNE" else 2, *h.shape)
     # The threads of t-SNE wait for each other busily: on a busy machine one is many times faster.
     with threadpool_limits(1):
-        places = PCA(components, random_state=seed).fit_transform(h)
+        points = PCA(components, random_state=seed).fit_transform(h)
         if method == "t-SNE":
             from sklearn.manifold import TSNE
 
             perplexity = min(30.0, len(h) / 10)
             tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
-            places = tsne.fit_transform(places)
-    places = np.pad(places, [(0, 0), (0, 2 - places.shape[1])]) if places.shape[1] < 2 else places
-    low, span = places.min(axis=0), np.ptp(places, axis=0)
-    return (places - low) / np.where(span > 0, span, 1.0), method
+            points = tsne.fit_transform(points)
+    points = np.pad(points, [(0, 0), (0, 2 - points.shape[1])]) if points.shape[1] < 2 else points
+    low, span = points.min(axis=0), np.ptp(points, axis=0)
+    return (points - low) / np.where(span > 0, span, 1.0), method
 
 
 def similarities(z_a, z_b):

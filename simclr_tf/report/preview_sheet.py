@@ -74,8 +74,8 @@ def _draw(figure, sheet, picture, top):
     width, height = figure.get_size_inches()
     rows, columns = (size / _DPI for size in picture.shape[:2])
     figure.text(0.05 / width, (top - 0.28) / height, sheet.title, fontsize=11, weight="bold")
-    place = [0, (top - _HEADING - rows) / height, columns / width, rows / height]
-    axes = figure.add_axes(place)
+    box = [0, (top - _HEADING - rows) / height, columns / width, rows / height]
+    axes = figure.add_axes(box)
     axes.imshow(np.clip(picture, 0, 1), interpolation="nearest", aspect="auto")
     axes.axis("off")
     count = len(sheet.columns) + 1

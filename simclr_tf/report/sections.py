@@ -93,8 +93,8 @@ def _map(samples):
     shown = samples.shown
     if len(shown.h) < 3:
         return None
-    places, method = analysis.map_2d(shown.h)
-    labels = np.zeros(len(places), int) if shown.labels is None else shown.labels
+    points, method = analysis.map_2d(shown.h)
+    labels = np.zeros(len(points), int) if shown.labels is None else shown.labels
     classes = np.unique(labels)
     number = {each: i for i, each in enumerate(classes)}
     points = [
@@ -104,7 +104,7 @@ def _map(samples):
             "color": _PALETTE[number[label] % len(_PALETTE)],
             "text": samples.class_name(_label(shown, i)) or shown.ids[i][-60:],
         }
-        for i, ((x, y), label) in enumerate(zip(places, labels))
+        for i, ((x, y), label) in enumerate(zip(points, labels))
     ]
     columns = math.ceil(math.sqrt(len(points)))
     several = shown.labels is not None and len(classes) <= _MAX_CLASSES
