@@ -234,3 +234,10 @@ def test_a_run_of_pretrain_leaves_records(tmp_path, capsys, monkeypatch):
     done, failed = find_runs(tmp_path)
     assert (done.state, done.epochs, done.planned_epochs) == ("finished", 1, 1)
     assert failed.state == "failed" and failed.error.startswith("NonFiniteError: the loss must be")
+
+
+def test_an_unreadable_file_is_listed_once(tmp_path):
+    """Each split of a folder finds it."""
+    directory = RunDirectory(tmp_path)
+    directory.write_corrupt([("b.jpg", "cut off"), ("a.jpg", "empty"), ("b.jpg", "cut off")])
+    assert directory.corrupt.read_text() == "a.jpg\tempty\nb.jpg\tcut off\n"

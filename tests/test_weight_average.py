@@ -10,6 +10,7 @@ import simclr_tf
 from simclr_tf import augment, cli, errors
 from simclr_tf.commands import build, pretrain
 from simclr_tf.encoders.fine_tuning import paired_weights
+from simclr_tf.training import probes
 
 RNG = np.random.default_rng(3)
 PIXELS = RNG.integers(0, 256, [48, 8, 8, 3], np.uint8)
@@ -148,6 +149,22 @@ def images(tmp_path):
     labels = np.arange(48) % 2
     np.savez(tmp_path / "set.npz", x_train=PIXELS, y_train=labels, x_test=PIXELS, y_test=labels)
     return tmp_path / "set.npz"
+
+
+def test_a_probe_scores_the_averages(monkeypatch):
+    model, seen = model_of(), []
+    model.build((None, 8, 8, 3))
+    data = tf.data.Dataset.from_tensors({"image": PIXELS[:4], "label": [0, 0, 1, 1]})
+    extract = probes.extract_features
+    monkeypatch.setattr(
+        probes,
+        "extract_features",
+        lambda encoder, data: seen.append(encoder) or extract(encoder, data),
+    )
+    probe = probes.KNNProbe(data, data, k=1, epochs=1)
+    probe.set_model(model)
+    probe.on_epoch_end(0, {})
+    assert len(seen) == 2 and all(encoder is model.averaged_encoder for encoder in seen)
 
 
 @pytest.mark.usefixtures("quick_runs", "one_layer")

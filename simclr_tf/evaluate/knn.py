@@ -141,7 +141,6 @@ def _normalise(h):
     return h / np.where(norms > 0, norms, 1)
 
 
-@tf.function(reduce_retracing=True)
 def _nearest(test_unit, train_unit, k):
     """Returns similarities and indices [b, k] of the nearest training rows, nearest first."""
     similarities = tf.matmul(test_unit, train_unit, transpose_b=True)  # [b, n]

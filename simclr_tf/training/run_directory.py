@@ -239,7 +239,8 @@ class RunDirectory:
     def write_corrupt(self, corrupt):
         """Writes corrupt.txt, a line for each (id, reason) of a file that could not be read."""
         if corrupt:
-            lines = sorted(f"{name}\t{reason}\n" for name, reason in corrupt)
+            # Once, though each split of a folder finds it.
+            lines = sorted({f"{name}\t{reason}\n" for name, reason in corrupt})
             write_atomically(self.corrupt, "".join(lines))
 
 
