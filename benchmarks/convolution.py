@@ -2,7 +2,8 @@
 
     python benchmarks/convolution.py [--repeats=7]
 
-The layers are those of a ResNet-18 of half width and of full width at 16 to 32 pixels.
+The layers are those of a ResNet-18 of half width and of full width and of a ResNet-14, at 16 to 32
+pixels.
 """
 
 import argparse
@@ -17,44 +18,57 @@ tf = _quiet.import_tensorflow()
 from simclr_tf.encoders import convolution  # noqa: E402 - after TensorFlow's start-up lines
 
 VIEWS = 512
+# Side and channels of the input, stride. With stride 2 there are twice as many filters.
 LAYERS = (
-    (32, 32),
-    (16, 64),
-    (8, 64),
-    (16, 128),
-    (8, 128),
-    (4, 128),
-    (16, 256),
-    (8, 256),
-    (4, 256),
-    (2, 256),
-    (4, 512),
+    (32, 32, 1),
+    (16, 64, 1),
+    (8, 64, 1),
+    (16, 128, 1),
+    (8, 128, 1),
+    (4, 128, 1),
+    (16, 256, 1),
+    (8, 256, 1),
+    (4, 256, 1),
+    (2, 256, 1),
+    (4, 512, 1),
+    (16, 64, 2),
+    (8, 64, 2),
+    (16, 128, 2),
+    (8, 128, 2),
+    (4, 128, 2),
+    (8, 256, 2),
+    (4, 256, 2),
 )
 
 
 def run(repeats):
     """Returns rows: layer, milliseconds of both, ratio, whether the package uses the products."""
     rows = []
-    for side, channels in LAYERS:
-        shape = [VIEWS, side, side, channels]
-        x = tf.cast(tf.random.normal(shape), tf.bfloat16)
-        dy = tf.cast(tf.random.normal(shape), tf.bfloat16)
-        kernel_shape = [3, 3, channels, channels]
+    for side, channels, stride in LAYERS:
+        padding = "SAME" if stride == 1 else "VALID"
+        x = tf.random.normal([VIEWS, side, side, channels])
+        # As in the encoder: padded by a pixel on all sides, of which the last are not used.
+        x = x if stride == 1 else tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        x = tf.cast(x, tf.bfloat16)
+        dy = tf.random.normal([VIEWS, side // stride, side // stride, channels * stride])
+        dy = tf.cast(dy, tf.bfloat16)
         functions = {
-            "stock": lambda x, dy, k=kernel_shape: tf.compat.v1.nn.conv2d_backprop_filter(
-                x, k, dy, [1, 1, 1, 1], "SAME"
+            "stock": lambda x, dy, s=stride, p=padding: tf.compat.v1.nn.conv2d_backprop_filter(
+                x, [3, 3, x.shape[-1], dy.shape[-1]], dy, [1, s, s, 1], p
             ),
-            "products": lambda x, dy: convolution.weight_gradient(x, dy, 3, 1, "SAME"),
+            "products": lambda x, dy, s=stride, p=padding: convolution.weight_gradient(
+                x, dy, 3, s, p
+            ),
         }
         compiled = {name: tf.function(f, autograph=False) for name, f in functions.items()}
         calls = {name: functools.partial(f, x, dy) for name, f in compiled.items()}
         medians = measure.seconds(calls, repeats)
         rows.append(
             {
-                "layer": f"{side} x {side} x {channels}",
+                "layer": f"{side} x {side} x {channels}" + (", stride 2" if stride == 2 else ""),
                 **{name: 1e3 * median for name, median in medians.items()},
                 "ratio": medians["products"] / medians["stock"],
-                "chosen": "yes" if convolution.is_deep(side, channels) else "no",
+                "chosen": "yes" if convolution.is_deep(side // stride, channels, stride) else "no",
             }
         )
     return rows

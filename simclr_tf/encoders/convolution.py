@@ -1,9 +1,10 @@
 """Convolutions whose weight gradient is a few matrix products: faster on a CPU in bfloat16.
 
 oneDNN takes up to nine times as long for the weight gradient of a deep 3x3 layer as for its forward
-pass when the activations have few pixels and many channels (4x4x128 or 2x2x256, for example). One
-matrix product for each position in the kernel computes the same sums faster. The forward pass and
-the gradient with respect to the input are TensorFlow's own.
+pass when the activations have few pixels and many channels (4x4x128 or 2x2x256, for example).
+Matrix products compute the same sums faster: one for each position in the kernel with stride 1, one
+of all patches with a larger stride, where slices would take longer than the products. The forward
+pass and the gradient with respect to the input are TensorFlow's own.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import tensorflow as tf
 from simclr_tf.devices import on_cpu
 from simclr_tf.errors import ArgumentError
 
-# Where the matrix products are faster (benchmarks/convolution.py): many channels, few pixels.
-MIN_CHANNELS = 128
-MIN_CHANNELS_PER_PIXEL_OF_SIDE = 16
+# Where the matrix products are faster (benchmarks/convolution.py): many channels, few pixels. For
+# each stride, the least channels of the input, and the least for each pixel of the output's side.
+MIN_CHANNELS = {1: (128, 16), 2: (64, 16)}
 
 
 def has_faster_gradient(layer, x):
@@ -29,7 +30,8 @@ def has_faster_gradient(layer, x):
         x.dtype == tf.bfloat16
         and x.shape.rank == 4
         and None not in x.shape[1:]
-        and is_deep(max(x.shape[1:3]), x.shape[-1])
+        and is_deep(max(layer.compute_output_shape(x.shape)[1:3]), x.shape[-1], layer.strides[0])
+        and layer.kernel_size[0] > 1
         and not layer.use_bias
         and layer.groups == 1
         and layer.dilation_rate == (1, 1)
@@ -70,9 +72,18 @@ def subsample_and_convolve(layer, x):
     return tf.nn.conv2d(x[:, ::2, ::2], kernel, 1, "VALID")
 
 
-def is_deep(side, channels):
-    """Whether an activation of side x side pixels has enough channels for matrix products."""
-    return channels >= max(MIN_CHANNELS, MIN_CHANNELS_PER_PIXEL_OF_SIDE * side)
+def is_deep(side, channels, stride=1):
+    """Whether matrix products are faster for a 3x3 layer.
+
+    Args:
+        side: int, the longer side of the output in pixels.
+        channels: int, the channels of the input.
+        stride: int.
+    """
+    if stride not in MIN_CHANNELS:
+        return False
+    least, per_pixel = MIN_CHANNELS[stride]
+    return channels >= max(least, per_pixel * side)
 
 
 def convolve(layer, x):
@@ -136,16 +147,18 @@ def weight_gradient(x, dy, size, stride, padding):
     if padding == "SAME":
         before = (size - 1) // 2
         x = tf.pad(x, [[0, 0], *[[before, size - 1 - before]] * 2, [0, 0]])
-    height, width = dy.shape[1], dy.shape[2]
+    shape = [size, size, x.shape[-1], dy.shape[-1]]
     rows = tf.reshape(dy, [-1, dy.shape[-1]])  # [B H' W', F]
+    if stride > 1:
+        strides, rates = [1, stride, stride, 1], [1, 1, 1, 1]
+        patches = tf.image.extract_patches(x, [1, size, size, 1], strides, rates, "VALID")
+        patches = tf.reshape(patches, [-1, size * size * x.shape[-1]])  # [B H' W', k k C]
+        return tf.reshape(tf.matmul(patches, rows, transpose_a=True), shape)
+    height, width = dy.shape[1], dy.shape[2]
     products = []
     for i in range(size):
         for j in range(size):
-            window = x[
-                :,
-                i : i + stride * (height - 1) + 1 : stride,
-                j : j + stride * (width - 1) + 1 : stride,
-            ]
+            window = x[:, i : i + height, j : j + width]
             window = tf.reshape(window, [-1, x.shape[-1]])  # [B H' W', C]
             products.append(tf.matmul(window, rows, transpose_a=True))
-    return tf.reshape(tf.stack(products), [size, size, x.shape[-1], dy.shape[-1]])
+    return tf.reshape(tf.stack(products), shape)
