@@ -49,23 +49,28 @@ def normalised(z_a, z_b=None):
     >>> simclr_tf.losses.normalised(z_a, z_b).shape
     TensorShape([2, 8, 16])
     """
-    return tf.math.l2_normalize(_views(z_a, z_b), axis=-1)
+    return tf.stack(_unit_vectors(_views(z_a, z_b)))
+
+
+def _unit_vectors(views):
+    return [tf.math.l2_normalize(z, axis=1) for z in views]
 
 
 def _views(z_a, z_b):
-    """The projections of `normalised`, not normalised: [V, N, d] float32."""
+    """The projections of `normalised`, not normalised: a list of V tensors [N, d] float32."""
     if z_b is None:
         z = tf.convert_to_tensor(z_a)
         if z.shape.rank != 3 or z.shape[0] is None or z.shape[0] < 2:
             raise ArgumentError(f"z must be [views, batch, dim], views 2 or more; got {z.shape}.")
+        views = tf.unstack(z)
     else:
         z_a, z_b = tf.convert_to_tensor(z_a), tf.convert_to_tensor(z_b)
         if z_a.shape.rank != 2 or not z_a.shape.is_compatible_with(z_b.shape):
             raise ArgumentError(
                 f"z_a and z_b must both be [batch, dim]; got {z_a.shape} and {z_b.shape}."
             )
-        z = tf.stack([z_a, z_b])
-    return tf.cast(z, tf.float32)
+        views = [z_a, z_b]
+    return [tf.cast(z, tf.float32) for z in views]
 
 
 def nt_xent(
@@ -155,9 +160,10 @@ def nt_xent_with_top1(
     check_temperature(temperature)
     if tile_size is not None:
         check_number("tile_size", tile_size, at_least=1, whole=True, hint="None chooses it.")
-    z = normalised(z_a, z_b) if normalize else _views(z_a, z_b)  # [V, N, d]
-    pairs = list(itertools.permutations(range(z.shape[0]), 2))
-    each = tf.unstack(z)  # one operation backwards, where z[a] would be one for every pair
+    each = _views(z_a, z_b)  # V of [N, d]: two cores work on a view each
+    each = _unit_vectors(each) if normalize else each
+    z = tf.stack(each)
+    pairs = list(itertools.permutations(range(len(each)), 2))
     similarity = {(a, b): tf.reduce_sum(each[a] * each[b], axis=1) for a, b in pairs if a < b}
     positive = tf.stack([similarity[min(p), max(p)] for p in pairs]) / temperature
     settings = temperature, tile_size, decoupled, queue, normalize
