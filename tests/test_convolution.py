@@ -69,6 +69,32 @@ def test_a_resnet_in_bfloat16_has_the_same_gradient_either_way(monkeypatch):
         assert np.linalg.norm(ours - theirs) <= 0.03 * np.linalg.norm(theirs)
 
 
+@pytest.mark.parametrize(
+    ("side", "channels", "size", "stride", "faster"),
+    [
+        (8, 128, 3, 1, True),
+        (8, 64, 3, 1, False),
+        (16, 128, 3, 1, False),
+        (8, 64, 3, 2, True),
+        (16, 128, 3, 2, True),
+        (16, 64, 3, 2, False),
+        (4, 32, 3, 2, False),
+        (4, 256, 3, 4, False),
+        (8, 256, 1, 2, False),
+    ],
+)
+def test_products_are_used_where_they_were_measured_to_be_faster(
+    side, channels, size, stride, faster
+):
+    """benchmarks/convolution.py; padded as in a ResNet. In float32 none are."""
+    padding, margin = ("same", 0) if stride == 1 else ("valid", 2 * (size // 2))
+    layer = keras.layers.Conv2D(4, size, stride, padding=padding, use_bias=False)
+    shape = [2, side + margin, side + margin, channels]
+    layer.build(shape)
+    assert convolution.has_faster_gradient(layer, tf.zeros(shape, tf.bfloat16)) == faster
+    assert not convolution.has_faster_gradient(layer, tf.zeros(shape))
+
+
 def test_same_padding_with_a_stride_is_refused():
     """Because TensorFlow's SAME padding then depends on the size of the image."""
     with pytest.raises(ValueError, match="needs stride 1 here; got 2"):
