@@ -294,7 +294,15 @@ MISTAKES = [
     (["train"], "COMMAND must be one of pretrain"),
     (["pretrain"], "needs --run_dir"),
     (["pretrain", "--run_dir=x", "--view_sizes=big"], "16:0.5,24:0.8,32:1"),
-    (["pretrain", "--run_dir=x", "--view_sizes=8:0.5"], "ends rising to 1"),
+    # Before the data set is read, which may take long and leave an index in the run directory.
+    (
+        ["pretrain", "--run_dir=x", "--dataset=folder:none", "--view_sizes=8:0.5"],
+        "ends rising to 1",
+    ),
+    (
+        ["preview", "--output=x.png", "--dataset=folder:none", "--view_sizes=8:0.5"],
+        "ends rising to 1",
+    ),
     (["pretrain", "--run_dir=x", "--micro_batch_size=300"], "--micro_batch_size must be even"),
     (
         ["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"],

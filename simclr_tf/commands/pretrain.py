@@ -79,8 +79,7 @@ def pretrain(options, invocation):
 
 def _pretrain(options, invocation, directory):
     flags = invocation.flags
-    if options.milestones:
-        parse_milestones(options.milestones)
+    check_schedules(options)
     resumable = {"free": invocation.resumable, "defaults": invocation.defaults}
     directory.check_resumable(flags, **resumable)
     strategy = prepare_process(options)
@@ -194,10 +193,16 @@ def _write_report(options, directory, strategy, model, train, test):
     report.write_report(directory, rows, flags, samples=samples, note=note, **details)
 
 
-def steps_of(options, train, replicas=1):
-    """The `Steps` of a run; raises UsageError for sizes that do not fit each other."""
+def check_schedules(options):
+    """Raises ArgumentError for milestones or sizes of views that are wrong, before data is read."""
+    if options.milestones:
+        parse_milestones(options.milestones)
     if options.view_sizes:
         check_view_sizes(options.view_sizes)
+
+
+def steps_of(options, train, replicas=1):
+    """The `Steps` of a run; raises UsageError for sizes that do not fit each other."""
     _check_batch(options, replicas)
     per_epoch = train.steps_per_epoch(options.batch_size)
     steps = Steps(per_epoch, options.train_steps or per_epoch * options.epochs)

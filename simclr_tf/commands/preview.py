@@ -21,7 +21,7 @@ from simclr_tf.commands.build import (
     report_unreadable,
 )
 from simclr_tf.commands.checks import data_set_names
-from simclr_tf.commands.pretrain import build_optimizer, steps_of
+from simclr_tf.commands.pretrain import build_optimizer, check_schedules, steps_of
 from simclr_tf.commands.recipe import (
     Facts,
     Setting,
@@ -57,6 +57,7 @@ def preview(options, invocation):
     """
     given = {name: invocation.flags[name] for name in invocation.given if name not in _OWN_FLAGS}
     sheets, recipes = [], {}
+    check_schedules(options)
     prepare_process(options, strategy="one")
     for name in data_set_names(options.dataset):
         chosen = {**given, "dataset": name}
