@@ -33,15 +33,29 @@ advice := Install one of them, or pass its path: make PYTHON=/path/to/python3.12
 LOCK_PYTHONS_keras2 ?= python3.9 python3.10 python3.11
 LOCK_PYTHONS_keras3 ?= python3.10 python3.11 python3.12 python3.13
 
-.PHONY: demo test test-slow lint bench wheel lock clean
+.PHONY: demo test test-unit test-end-to-end test-files test-slow lint bench wheel lock clean
 
 demo: $(VENV)/ready
 	@echo "$(says)"
 	$(VENV)/bin/python examples/demo.py
 
-test: $(VENV)/ready
+# Two commands, so that each prints its own time. TESTS may hold files with tests of one kind only.
+test: $(if $(TESTS),test-files,test-unit test-end-to-end)
+
+run_tests = $(VENV)/bin/python -m pytest $(TESTS) -m "$(1)" --numprocesses=2 --dist=loadfile --durations=10
+
+test-files: $(VENV)/ready
 	@echo "$(says)"
-	$(VENV)/bin/python -m pytest $(TESTS) -m "not slow" --numprocesses=2 --dist=loadfile --durations=10
+	$(call run_tests,not slow)
+
+# A thread for each of the two processes: of two, one would mostly wait. Commands keep TensorFlow's default.
+test-unit: $(VENV)/ready
+	@echo "$(says)"
+	TF_NUM_INTRAOP_THREADS=1 $(call run_tests,not slow and not end_to_end)
+
+test-end-to-end: $(VENV)/ready
+	@echo "$(says)"
+	$(call run_tests,not slow and end_to_end)
 
 test-slow: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -m slow --durations=10

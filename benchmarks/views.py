@@ -3,8 +3,8 @@
     python benchmarks/views.py [--repeats=5]
 
 The implementations are `RandomView`; a per-image map in tf.data of the official code's operators,
-written with `tf.image`; KerasCV's augmenter; and, where they are installed, the official code and
-lightly.
+written with `tf.image`; KerasCV's augmenter; and, where they are installed, the official code,
+lightly and OpenCV.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import tempfile
 import measure
 import numpy as np
 import official
+import opencv_views
 import torch_lightly
 
 from simclr_tf import _quiet
@@ -128,6 +129,8 @@ def jpeg_calls(files):
         )
         views = views.batch(len(files)).map(lambda *pair: [official.blur(v, 224) for v in pair])
         calls["official code"] = lambda: list(views)
+    if opencv_views.is_available():
+        calls["OpenCV"] = opencv_views.call(files.numpy().tolist(), 224)
     if torch_lightly.is_available():
         with tempfile.NamedTemporaryFile(suffix=".npz") as file:
             np.savez(file, files=np.array(files.numpy().tolist()))  # JPEG never ends in a zero byte

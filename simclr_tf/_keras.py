@@ -422,6 +422,18 @@ def is_built(optimizer):
     return bool(getattr(optimizer, "_built", False) or getattr(optimizer, "built", False))
 
 
+def build_optimizer(model):
+    """Creates the variables of a compiled model's optimizer, where the model has its own.
+
+    Keras 2 traces a step twice in which variables are created. An optimizer of Keras 2's earlier
+    kind, `keras.optimizers.legacy`, creates them by itself.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if model.built and not model.run_eagerly and hasattr(optimizer, "build"):
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)
+
+
 class VariableIndex:
     """The position of each variable in a list, which may be asked for inside a replica.
 

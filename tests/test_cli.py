@@ -26,7 +26,7 @@ SMALL += ["--learning_rate=0.1", "--optimizer=sgd", "--projection_dim=8"]
 SMALL += ["--probe_every_epochs=3"]  # the last epoch is enough
 
 
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("quick_runs")]
 
 # The same in a process of its own.
 QUICK = """

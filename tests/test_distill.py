@@ -184,6 +184,7 @@ def command(place, run_dir, *flags):
     return [*words, "--precision=float32", "--epochs=2", "--batch_size=20", *flags]
 
 
+@pytest.mark.end_to_end
 def test_a_run_ends_with_a_table_and_is_read_back(place, tmp_path, capsys):
     """Teacher and student beside each other; the export has the teacher's classes."""
     flags = ["--label_weight=0.5", "--labels_per_class=8"]
@@ -205,6 +206,7 @@ def test_a_run_ends_with_a_table_and_is_read_back(place, tmp_path, capsys):
     assert "other flags: --learning_rate=0.1, now --learning_rate=0.2" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_a_student_starts_from_trained_weights(place, tmp_path, monkeypatch, capsys):
     """--init_from takes a run; its encoder, bit for bit."""
     students = []
@@ -223,6 +225,7 @@ def test_a_student_starts_from_trained_weights(place, tmp_path, monkeypatch, cap
     assert f"the weights of the encoder are those of {place}/run.\n" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_an_interrupted_run_ends_as_another(place, tmp_path, monkeypatch, capsys):
     """Bit for bit."""
     monkeypatch.setattr(distill_command, "build_encoder", encoder_of_one_layer)
@@ -254,6 +257,7 @@ def test_an_interrupted_run_ends_as_another(place, tmp_path, monkeypatch, capsys
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -188,6 +188,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("images", "steps_per_execution", "reduction"),
     [

@@ -12,6 +12,8 @@ from tensorflow import keras
 
 import simclr_tf
 
+pytestmark = pytest.mark.end_to_end
+
 # Where public names live, besides those of `simclr_tf` itself.
 PUBLIC_MODULES = (
     "augment",

@@ -93,6 +93,7 @@ def left_in(folder):
 # -- the command -----------------------------------------------------------------------------
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_holds_the_output_of_the_runs_encoder(kind, run_dir, expected, tmp_path):
     """Bit for bit, with a partial last batch, by `read` and without; no other file is left."""
@@ -109,6 +110,7 @@ def test_a_file_holds_the_output_of_the_runs_encoder(kind, run_dir, expected, tm
     assert path.stat().st_mode & 0o044, "others may read it"
 
 
+@pytest.mark.end_to_end
 def test_an_export_embeds_as_its_run_does(run_dir, images, expected, tmp_path, capsys):
     """To 1e-5; --saved_model is the directory of versions; the export knows the image size."""
     path = tmp_path / "h.npz"
@@ -133,6 +135,7 @@ def folder(tmp_path):
     return path
 
 
+@pytest.mark.end_to_end
 def test_names_of_any_script_and_no_labels(run_dir, folder, tmp_path, capsys):
     """Without labels there is no such column; unreadable files are left out and logged."""
     path = tmp_path / "h.parquet"
@@ -146,6 +149,7 @@ def test_names_of_any_script_and_no_labels(run_dir, folder, tmp_path, capsys):
     assert "unreadable: 1, such as broken.jpg" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_too_many_unreadable_images_leave_nothing(run_dir, folder, tmp_path, capsys):
     """One line."""
     path, before = tmp_path / "h.npz", left_in(tmp_path)
@@ -156,6 +160,7 @@ def test_too_many_unreadable_images_leave_nothing(run_dir, folder, tmp_path, cap
     assert left_in(tmp_path) == before
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, os.EX_TEMPFAIL)]
 )
@@ -187,6 +192,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_a_mistake_is_answered_before_anything_is_loaded(
     arguments, message, tmp_path, monkeypatch, capsys
@@ -285,6 +291,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(kind, tmp_path):
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.end_to_end
 def test_a_path_that_cannot_be_written_is_one_line(run_dir, tmp_path, capsys):
     """Below a file: exit code 2, with what cannot be written and why."""
     (tmp_path / "file").touch()
@@ -339,6 +346,7 @@ def test_an_unreadable_file_is_an_argument_error(tmp_path):
         embeddings.read(tmp_path / "h.npz")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_memory_does_not_grow_with_the_rows(kind, tmp_path):
@@ -400,6 +408,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
 # -- exported SavedModels --------------------------------------------------------------------
 
 
+@pytest.mark.end_to_end
 def test_an_export_is_a_function_of_images(run_dir, images, expected):
     """uint8 and float images; it knows the image size and D."""
     exported = export.load_exported(run_dir / "export" / "1")
@@ -447,6 +456,7 @@ def test_a_saved_model_from_another_program(tmp_path):
         of_float(pixels[:, :5])
 
 
+@pytest.mark.end_to_end
 def test_a_saved_model_of_unknown_image_size_needs_image_size(tmp_path, images, capsys):
     """--image_size sets it."""
     path = saved(tmp_path / "a" / "1", means)

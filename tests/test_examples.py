@@ -10,7 +10,10 @@ from PIL import Image
 
 from simclr_tf import cli, data, embeddings, evaluate
 
-pytestmark = pytest.mark.usefixtures("quick_runs", "no_export")
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.usefixtures("quick_runs", "no_export"),
+]
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
 

@@ -480,6 +480,7 @@ def other_program(served_path, tmp_path_factory):
     return images, np.load(folder / "results.npz")
 
 
+@pytest.mark.end_to_end
 def test_plain_keras_loads_the_encoder(encoder, other_program):
     """`encoder.keras` computes the same and has every trainable weight."""
     images, results = other_program
@@ -487,6 +488,7 @@ def test_plain_keras_loads_the_encoder(encoder, other_program):
     assert results["trainable"] == len(encoder.trainable_weights) > 30
 
 
+@pytest.mark.end_to_end
 def test_tensorflow_hub_trains_all_of_it(encoder, other_program):
     """Every weight and moving statistic changes; accuracy on drawn shapes rises."""
     _, results = other_program

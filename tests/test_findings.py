@@ -185,6 +185,7 @@ def patterns(count):
     return np.kron(coarse, np.ones([1, 4, 4, 1])).astype(np.float32), labels
 
 
+@pytest.mark.end_to_end
 def test_a_healthy_run_raises_none():
     """An encoder of two convolutions that learns to tell patterns apart."""
     images, labels = patterns(512)

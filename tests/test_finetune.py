@@ -274,6 +274,7 @@ def fine_tuned(place):
     return place / "tuned", out.getvalue()
 
 
+@pytest.mark.end_to_end
 def test_a_run_ends_with_a_table_and_a_json_line(place, fine_tuned):
     """Both results, the labels that were used, and every setting; the run has its files."""
     run, out = fine_tuned
@@ -295,6 +296,7 @@ def test_a_run_ends_with_a_table_and_a_json_line(place, fine_tuned):
     assert rows[0]["learning_rate"] == pytest.approx(0.2 * 8 / 256 * 0.9, rel=0.06)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("by", ["run_dir", "saved_model"])
 def test_evaluate_reads_it_back(place, fine_tuned, by, capsys):
     """The same accuracy, whether by the run or by its export."""
@@ -310,6 +312,7 @@ def test_evaluate_reads_it_back(place, fine_tuned, by, capsys):
     assert result["protocol"] == "classifier" and result["encoder_source"] == by
 
 
+@pytest.mark.end_to_end
 def test_a_fine_tuned_run_is_an_encoder_too(fine_tuned, tmp_path, capsys):
     """`evaluate --protocol=knn` and `embed` use its h; other commands say what it is in a line."""
     run, _ = fine_tuned
@@ -328,6 +331,7 @@ def test_a_fine_tuned_run_is_an_encoder_too(fine_tuned, tmp_path, capsys):
     assert "holds a run of `simclr-tf finetune`, not of pretrain" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_the_same_command_on_a_finished_run_prints_its_result(place, fine_tuned, capsys):
     """Nothing is trained; another flag is refused by name."""
     run, out = fine_tuned
@@ -353,6 +357,7 @@ def encoder_of_one_layer(options, image_size):
     return small_encoder()
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("without_export")
 def test_an_interrupted_run_ends_as_another(place, tmp_path, monkeypatch, capsys):
     """Bit for bit, stopped within the fine-tuning and then within the baseline."""
@@ -389,6 +394,7 @@ def test_an_interrupted_run_ends_as_another(place, tmp_path, monkeypatch, capsys
             np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
 
 
+@pytest.mark.end_to_end
 def test_every_kind_of_pretrained_encoder(place, fine_tuned, tmp_path):
     """Of a run, its export, a fine-tuned run and official weights: the same h; heads of two."""
     trained = cli.options_of_run(place / "run")
@@ -421,6 +427,7 @@ def test_classes_are_matched_by_name():
         of(source, ["0", "1"])
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("without_export")
 @pytest.mark.parametrize(
     ("flags", "message"),
@@ -444,6 +451,7 @@ def test_a_mistake_is_one_line(place, tmp_path, flags, message, capsys):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.end_to_end
 def test_a_run_is_needed_for_the_default_dataset(place, tmp_path, capsys):
     """One line before TensorFlow does anything."""
     words = ["finetune", "--pretrained=export", f"--run_dir={tmp_path}/run"]

@@ -11,6 +11,8 @@ from simclr_tf import ProjectionHead, cli, export
 from simclr_tf.commands import build, pretrain
 from simclr_tf.data import shapes
 
+pytestmark = pytest.mark.end_to_end
+
 IMAGES = shapes.draw(50, 0, size=12)[0]
 
 

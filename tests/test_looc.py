@@ -578,6 +578,7 @@ def test_it_trains_in_mixed_precision(policy):
     assert ("skipped_steps" in history) == (policy == "mixed_float16")
 
 
+@pytest.mark.end_to_end
 def test_a_run_that_was_stopped_goes_on(tmp_path):
     """In the resumable loop, within an epoch: weights and logs are those of a run left alone."""
     source = simclr_tf.data.load("shapes_by_color", "train[:48]")
@@ -686,6 +687,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.end_to_end
 def test_a_run_by_the_command(folder, one_layer, monkeypatch, capsys):
     """Flags reach model and views; every layer is scored; fine-tuning takes the heads."""
     made, build = [], pretrain.build_model
@@ -714,6 +716,7 @@ def test_a_run_by_the_command(folder, one_layer, monkeypatch, capsys):
     assert "head_layer=1 needs a ProjectionHead; got a SpaceHeads" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

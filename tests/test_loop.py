@@ -13,6 +13,8 @@ from simclr_tf.data import shapes
 from simclr_tf.training import JSONLines, ResumableLoop, RunDirectory, Steps, checkpoints, train
 from simclr_tf.training.run_directory import read_metrics
 
+pytestmark = pytest.mark.end_to_end
+
 IMAGES, LABELS = shapes.draw(40, 0, size=16)
 STEPS = Steps(per_epoch=5, total=13)
 

@@ -188,6 +188,7 @@ def run(path, stop_at=None):
     return model, lines, restored
 
 
+@pytest.mark.end_to_end
 def test_a_run_keeps_its_scale_and_its_count_over_a_resume(tmp_path):
     """Stopped within an epoch in which steps are skipped; metrics.jsonl is as if it were not."""
     whole, whole_lines, _ = run(tmp_path / "whole")

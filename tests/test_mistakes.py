@@ -21,7 +21,7 @@ from runs import untrained_run
 
 from simclr_tf import _quiet, cli, errors
 
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("quick_runs")]
 
 SIZE = 8
 

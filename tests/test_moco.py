@@ -389,6 +389,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.end_to_end
 def test_a_stopped_run_ends_as_another(folder, one_layer, monkeypatch, capsys):
     """Bit for bit, the queue included; the encoder is that of any run."""
     flags = ["--checkpoint_every_steps=2"]
@@ -417,6 +418,7 @@ def test_a_stopped_run_ends_as_another(folder, one_layer, monkeypatch, capsys):
     assert cli.main(["evaluate", f"--run_dir={folder}/whole", "--test_split=train[:9]"]) in (0, 2)
 
 
+@pytest.mark.end_to_end
 def test_the_chance_line_and_the_options(folder, one_layer_encoder, monkeypatch):
     """Flags reach the model, and the loss at chance is that of its logits.
 
@@ -444,6 +446,7 @@ def test_the_chance_line_and_the_options(folder, one_layer_encoder, monkeypatch)
     assert len(rows) == 2 and np.isfinite(rows[-1]["loss"])
 
 
+@pytest.mark.end_to_end
 def test_it_starts_from_other_weights(folder, one_layer, monkeypatch):
     """--init_from: the averages too."""
     assert cli.main(command(folder, folder / "first")) == 0
@@ -460,6 +463,7 @@ def test_it_starts_from_other_weights(folder, one_layer, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -43,7 +43,7 @@ def compiled(optimizer=None, eager=False, **kwargs):
 
 
 def built(model):
-    """With all variables, those of the optimizer too: then `fit` traces a step once, else twice."""
+    """With all variables, those of the optimizer too."""
     model.build((None, 8, 8, 3))
     model.optimizer.build(model.trainable_variables)
     return model

@@ -207,6 +207,7 @@ def test_a_monitor_changes_no_weight():
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
+@pytest.mark.end_to_end
 def test_a_run_of_an_earlier_version_resumes(tmp_path):
     """Its checkpoint has no norm of the gradient; a later one has, and restores it."""
     for tracks in (False, True, True):
@@ -537,6 +538,7 @@ def test_tensorboard_has_views_and_similarities(tmp_path):
     assert len(tf.make_ndarray(events.Tensors("views/1")[0].tensor_proto)) == 2 + 3
 
 
+@pytest.mark.end_to_end
 def test_a_run_without_labels_is_probed_and_held_to_milestones(tmp_path, capsys, one_layer):
     """The probes read another data set; a missed milestone ends the run, another lets it go on."""
     images, labels = RNG.integers(0, 256, [32, 8, 8, 3], np.uint8), np.arange(32) % 2

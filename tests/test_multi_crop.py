@@ -108,6 +108,7 @@ def test_a_step_is_nt_xent_of_all_views():
     np.testing.assert_allclose(loss, reference.nt_xent_of_views(z, 0.3), rtol=1e-5)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_a_run(images, tmp_path):
     """It trains in micro-batches, draws its views, and resumes with the same views alone."""
@@ -141,6 +142,7 @@ def test_the_sheet_shows_every_view(tmp_path):
     assert all(np.any(columns[i] != columns[j]) for i in range(10) for j in range(i))
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -132,6 +132,7 @@ def test_a_batch_of_any_form_is_read_as_it_was_written(form, tmp_path):
     assert [weight.shape for weight in read.weights] == [(3,), (2, 2)]
 
 
+@pytest.mark.end_to_end
 def test_the_command_replays_the_step(tmp_path, capsys, one_layer):
     """At a rate that makes the weights infinite; the part is named where it began."""
     np.savez(tmp_path / "set.npz", x_train=(IMAGES.reshape(48, 6, 6, 3) * 255).astype(np.uint8))
@@ -151,6 +152,7 @@ def test_the_command_replays_the_step(tmp_path, capsys, one_layer):
     assert result["first_not_finite"] in error and "view 1: " in error
 
 
+@pytest.mark.end_to_end
 def test_a_run_without_such_a_step_is_told(tmp_path, capsys):
     RunDirectory(tmp_path).write_flags({"run_dir": str(tmp_path)})
     assert cli.main(["replay", f"--run_dir={tmp_path}"]) == 2

@@ -253,6 +253,7 @@ def test_dot_products_of_any_length(tile_size):
     assert float(loss) == pytest.approx(math.log(11), rel=1e-3) and not np.any(correct)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("flag", ["--loss=decoupled", "--loss=supervised", "--nonormalize"])
 def test_a_run_by_the_command(flag, tmp_path, one_layer, capsys):
     """The flag reaches the model, the labels the loss, and a resumed run goes on."""

@@ -63,6 +63,7 @@ def test_evaluation_and_every_signature_agree(shape, encoder, folder, exported, 
         np.testing.assert_allclose(embedding, evaluated[shape], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.end_to_end
 def test_embed_writes_the_same_embeddings(folder, exported, evaluated, tmp_path):
     """`simclr-tf embed` from the export."""
     arguments = [f"--saved_model={exported}", f"--dataset=folder:{folder}"]

@@ -147,6 +147,7 @@ def test_the_sheet_shows_each_operator_alone(photographs, tmp_path):
         assert {*names} <= {*sheet.columns}, flags
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_the_command_draws_measures_and_writes_a_recipe(tmp_path, monkeypatch, capsys):
     """And the recipe trains."""
@@ -175,6 +176,7 @@ def test_the_command_draws_measures_and_writes_a_recipe(tmp_path, monkeypatch, c
     assert cli.main(["pretrain", "--flagfile=my.cfg", *short]) == 0
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_several_data_sets_in_one_picture(tmp_path, capsys):
     """A section, a plan and a recipe each; a length that is given is kept."""
@@ -187,6 +189,7 @@ def test_several_data_sets_in_one_picture(tmp_path, capsys):
     assert Image.open(picture).height > 1000
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_photographs_are_taken_at_96_pixels_on_a_cpu(photographs, tmp_path, capsys):
     """Unless a size is given."""
@@ -200,6 +203,7 @@ def test_photographs_are_taken_at_96_pixels_on_a_cpu(photographs, tmp_path, caps
     assert image_size_for(None, True)[0] == 224 and image_size_for(48, True)[0] == 48
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

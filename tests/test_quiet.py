@@ -10,6 +10,8 @@ import pytest
 import simclr_tf
 from simclr_tf import _keras
 
+pytestmark = pytest.mark.end_to_end
+
 NOISE = "Unable to register cuDNN factory"
 # What TensorFlow itself writes when it is imported, in its two versions.
 SAID_ON_IMPORT = NOISE if _keras.IS_KERAS_2 else "Could not find cuda drivers"

@@ -17,6 +17,8 @@ from tensorflow import keras
 
 from simclr_tf import cli, export
 
+pytestmark = pytest.mark.end_to_end
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

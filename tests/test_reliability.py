@@ -170,6 +170,7 @@ def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
 # -- the run directory -----------------------------------------------------------------------
 
 
+@pytest.mark.end_to_end
 def test_one_process_at_a_time_writes_to_a_directory(tmp_path, capsys):
     """The second is told which process it is; the lock is released afterwards."""
     directory = run_directory.RunDirectory(tmp_path / "run")
@@ -191,6 +192,7 @@ with run_directory.RunDirectory(sys.argv[1]).locked():
 """
 
 
+@pytest.mark.end_to_end
 def test_a_killed_process_holds_nothing(tmp_path):
     """The operating system releases its lock, though the file is still there."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
@@ -280,6 +282,7 @@ def metrics_of(directory):
     ]
 
 
+@pytest.mark.end_to_end
 def test_sigterm_saves_and_the_run_ends_bit_for_bit_as_one_left_alone(tmp_path):
     """In the second step of the second epoch; exit code 75 and one line."""
     done = subprocess.run(
@@ -316,6 +319,7 @@ def signal_in(module, name, monkeypatch):
     monkeypatch.setattr(module, name, stop)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("phase", ["import", "data", "export"])
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_sigterm_outside_training(phase, tmp_path, monkeypatch, capsys):
@@ -377,6 +381,7 @@ while True:
 """
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_kills_within_a_save_lose_nothing_but_that_save(tmp_path):
     """Ten times, after more and more saves: the latest complete checkpoint is found."""

@@ -431,6 +431,7 @@ frame.srcdoc = PAGE;
 </script>"""
 
 
+@pytest.mark.end_to_end
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_browser_renders_the_page(count, samples, tmp_path):
@@ -472,6 +473,7 @@ def two_runs(tmp_path, quick_runs, one_layer):
     return tmp_path
 
 
+@pytest.mark.end_to_end
 def test_the_command_writes_the_pages_of_runs(two_runs, capsys):
     """A run has its page from the start; the command renews it, or sets several side by side."""
     runs = [str(two_runs / name) for name in "ab"]
@@ -497,6 +499,7 @@ def test_the_command_writes_the_pages_of_runs(two_runs, capsys):
     assert "kNN accuracy" in without.text and not without.of("circle")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

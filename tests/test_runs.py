@@ -46,6 +46,7 @@ def locked_by_another_process(directory):
         process.communicate()
 
 
+@pytest.mark.end_to_end
 def test_the_environment_says_what_is_needed_to_repeat_a_run(tmp_path, monkeypatch):
     """Versions and devices; the commit of the working directory; no variable, no remote."""
     monkeypatch.setenv("SOME_TOKEN", "s3cret-value")
@@ -98,6 +99,7 @@ def test_a_start_writes_the_environment_and_an_end_with_an_error_writes_the_erro
     assert records.record_of(tmp_path).state == "stopped"
 
 
+@pytest.mark.end_to_end
 def test_the_state_of_a_run(tmp_path):
     """Running by the lock of a living process, whatever else is there; a lock file is no lock."""
     finished = write_run(tmp_path / "a", rows=[{"loss": 1.0}] * 3, finished=True)
@@ -166,6 +168,7 @@ def three_runs(tmp_path):
     return tmp_path
 
 
+@pytest.mark.end_to_end
 def test_the_table(three_runs, capsys):
     """One line a run; the errors stand below, on stderr."""
     assert cli.main(["runs", f"--under={three_runs}/"]) == 0
@@ -179,6 +182,7 @@ def test_the_table(three_runs, capsys):
     assert "c: TrainingError: the loss must be finite\n" in err and err.endswith("3 runs\n")
 
 
+@pytest.mark.end_to_end
 def test_the_best_runs_stand_first(three_runs, capsys):
     """By the last value; the lowest loss, the highest accuracy; runs without it are left out."""
 
@@ -197,6 +201,7 @@ def test_the_best_runs_stand_first(three_runs, capsys):
     assert capsys.readouterr().out.splitlines()[0].split()[2] == "accuracy"
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -212,12 +217,14 @@ def test_mistakes(flags, message, three_runs, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(f"simclr-tf: {message}")
 
 
+@pytest.mark.end_to_end
 def test_a_directory_without_runs(tmp_path, capsys):
     """Says so, and is no error."""
     assert cli.main(["runs", f"--under={tmp_path}"]) == 0
     assert capsys.readouterr().err.startswith(f"no runs under {tmp_path}")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_a_run_of_pretrain_leaves_records(tmp_path, capsys, monkeypatch):
     """environment.json is there from the start; a loss that is not finite ends in error.txt."""

@@ -16,6 +16,8 @@ from simclr_tf.distribute import gather_rows
 from simclr_tf.training import ResumableLoop, RunDirectory, Steps
 from simclr_tf.training.run_directory import read_metrics
 
+pytestmark = pytest.mark.end_to_end
+
 BATCH_SIZE, STEPS = 16, Steps(per_epoch=4, total=10)
 
 

@@ -121,6 +121,7 @@ def assert_same(got, expected):
     np.testing.assert_allclose(list(got.values()), list(expected.values()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_the_rest_client_needs_only_python(rest, pictures, tmp_path):
     """It runs without any installed package; embeddings equal the encoder's to 1e-5."""
     output = tmp_path / "embeddings.json"
@@ -249,6 +250,7 @@ def request(address, method, path, body=None):
         return response.status, json.loads(response.read())
 
 
+@pytest.mark.end_to_end
 def test_the_documented_curl_request_succeeds(rest, pictures, tmp_path):
     """The shell builds the JSON of TF Serving, for a picture of 200 kB too."""
     path, expected = next(iter(pictures.items()))
@@ -265,6 +267,7 @@ def test_the_documented_curl_request_succeeds(rest, pictures, tmp_path):
             np.testing.assert_allclose(answer["predictions"][0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_the_documented_status_request_succeeds(rest, tmp_path):
     """It returns the state that the documentation and the health check look for."""
     command = documented("curl localhost:8501/v1/models/simclr ")
@@ -300,6 +303,7 @@ def test_batching_config_allows_the_warm_up_requests():
     assert int(numbers["max_batch_size"]) >= max(BATCH_SIZES)
 
 
+@pytest.mark.end_to_end
 def test_the_health_check_detects_a_loaded_model(service, rest):
     """The command of the Compose file needs only bash; it exits with 0 if the model is loaded."""
     kind, *command = service["healthcheck"]["test"]

@@ -104,6 +104,7 @@ def stop_at(command, ending):
 # -- the command ---------------------------------------------------------------------------------
 
 
+@pytest.mark.end_to_end
 def test_a_study_ends_in_a_table_and_a_picture(images, tmp_path, call, capsys, monkeypatch):
     """The scores are those of `evaluate`, and a second call does nothing but write them again."""
     assert run_study(images, tmp_path / "s") == 0
@@ -147,6 +148,7 @@ def test_a_study_ends_in_a_table_and_a_picture(images, tmp_path, call, capsys, m
     assert points[1][columns[0]] == scores["linear"]
 
 
+@pytest.mark.end_to_end
 def test_it_continues_where_it_was_stopped(images, tmp_path, call, capsys):
     """A setting that has ended is not run again; one that was stopped resumes its run."""
     call.before = stop_at("evaluate", "blur")
@@ -163,6 +165,7 @@ def test_it_continues_where_it_was_stopped(images, tmp_path, call, capsys):
     assert call.count("pretrain", "strength-0.25-blur") == 2
 
 
+@pytest.mark.end_to_end
 def test_ctrl_c_is_told(images, tmp_path, call, capsys):
     """Exit code 130, and what there is."""
 
@@ -175,6 +178,7 @@ def test_ctrl_c_is_told(images, tmp_path, call, capsys):
     assert f"stopped; {tmp_path} has 0 of 2 settings. The same command continues there." in error
 
 
+@pytest.mark.end_to_end
 def test_a_setting_that_fails_is_a_row_with_its_reason(images, tmp_path, call, capsys):
     """The others are run, the exit code is 1, and the next call tries it again."""
 
@@ -196,6 +200,7 @@ def test_a_setting_that_fails_is_a_row_with_its_reason(images, tmp_path, call, c
     assert call.count("pretrain", "strength-0.25-blur") == 1
 
 
+@pytest.mark.end_to_end
 def test_flags_that_are_wrong_in_every_setting_end_it_at_once(images, tmp_path, call, capsys):
     """With the line of `pretrain`; the corrected command may use the same directory."""
     assert run_study(images, tmp_path, "--batch_size=100") == 2
@@ -206,6 +211,7 @@ def test_flags_that_are_wrong_in_every_setting_end_it_at_once(images, tmp_path, 
     assert len(call.words) == 2
 
 
+@pytest.mark.end_to_end
 def test_other_flags_are_refused_and_harmless_ones_are_not(images, tmp_path, call, capsys):
     """As by a run; the message names the flag with both values."""
     call.before = stop_at("pretrain", "blur")
@@ -221,6 +227,7 @@ def test_other_flags_are_refused_and_harmless_ones_are_not(images, tmp_path, cal
     assert len(call.words) == commands + 1, "it is not refused"
 
 
+@pytest.mark.end_to_end
 def test_a_directory_in_use_is_refused(images, tmp_path, call, capsys):
     """By the lock that runs have too."""
     with study_command.RunDirectory(tmp_path).locked():
@@ -230,6 +237,7 @@ def test_a_directory_in_use_is_refused(images, tmp_path, call, capsys):
     )
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -294,6 +302,7 @@ def test_a_command_that_is_killed_is_told(tmp_path, monkeypatch):
     assert processes.run_command([], tmp_path / "a.txt").reason == "killed by SIGKILL"
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_study_in_real_processes_is_stopped_and_continued(images, tmp_path):
     """SIGTERM within the training of its run: exit code 75, then the same command ends it."""
@@ -395,6 +404,7 @@ def test_settings_of_composition():
     assert found["blur"].columns == {"first": "blur", "second": "blur"}
 
 
+@pytest.mark.end_to_end
 def test_given_flags_come_before_the_budget_and_after_the_setting(images, tmp_path, call):
     """--temperature is what every setting has, except where the study varies it."""
     call.before = stop_at("evaluate", "")
@@ -495,6 +505,7 @@ def test_transformations_are_applied_to_equal_parts(tmp_path):
             assert np.ptp(x[y == 1].astype(int), axis=-1).max() <= 1
 
 
+@pytest.mark.end_to_end
 def test_predict_transformation_runs_once_and_scores_h_and_z(images, tmp_path, call, capsys):
     """One run, four tasks, two layers, a row for each task."""
     assert run_study(images, tmp_path, name="predict_transformation") == 0
@@ -567,6 +578,7 @@ def test_one_transformed_view(flags):
         assert type(views[1].family.operators[1]) is augment.RandomView
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -595,6 +607,7 @@ def test_flags_that_do_not_fit_are_one_line(flags, message, images, tmp_path, ca
 NEW_FLAGS = ("normalize", "transformed_views")
 
 
+@pytest.mark.end_to_end
 def test_a_run_made_before_these_flags_resumes_and_is_evaluated(
     images, tmp_path, one_layer, capsys
 ):
@@ -615,6 +628,7 @@ def test_a_run_made_before_these_flags_resumes_and_is_evaluated(
     assert "holds all 1 epoch" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     "flags",
     [

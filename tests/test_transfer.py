@@ -89,6 +89,7 @@ def features_of(root, layer_of=output_of, images=None):
 # ---- one data set
 
 
+@pytest.mark.end_to_end
 def test_the_numbers_of_one_data_set_are_those_of_the_functions(root, capsys):
     """Defaults, and what the JSON line says of them."""
     result, out, _ = run(capsys, f"--run_dir={root / 'run'}", "--protocol=knn,linear")
@@ -110,6 +111,7 @@ def test_the_numbers_of_one_data_set_are_those_of_the_functions(root, capsys):
     assert "linear_confidence_95" not in result and "trained encoder" in out
 
 
+@pytest.mark.end_to_end
 def test_several_seeds_give_an_interval(root, capsys, monkeypatch):
     """The mean over the seeds, and the half width of Student's interval; the flags arrive."""
     results, train_classifier = [], evaluate.linear_classifier
@@ -141,6 +143,7 @@ def test_several_seeds_give_an_interval(root, capsys, monkeypatch):
     assert len(results[0].predicted) == 37
 
 
+@pytest.mark.end_to_end
 def test_all_layers_stand_side_by_side(root, capsys):
     """h, the head's hidden layer and z, each as when it is scored alone."""
     run_dir = f"--run_dir={root / 'run'}"
@@ -174,6 +177,7 @@ def test_layers_are_the_outputs_of_the_models_own_methods(root):
         np.testing.assert_allclose(chosen.only(name)(x), output, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.end_to_end
 def test_official_weights_have_layers_too(root, tmp_path, capsys):
     """The head is read from the official code's files; without one, a line says so."""
     options = cli.options_of_run(str(root / "run"))
@@ -188,6 +192,7 @@ def test_official_weights_have_layers_too(root, tmp_path, capsys):
     assert "--layer=z needs the projection head; --official_weights" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_examples_without_a_label_are_counted(root, tmp_path, capsys):
     """A line, and the JSON; the numbers are those without them."""
     dataset = f"--dataset=npz:{write_npz(tmp_path / 'set.npz', unlabelled=20)}"
@@ -201,6 +206,7 @@ def test_examples_without_a_label_are_counted(root, tmp_path, capsys):
     assert result["knn"] == pytest.approx(expected, abs=1 / 27) and result["k"] == 70
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -231,6 +237,7 @@ def test_the_command_line_knows_all_protocols():
 # ---- kNN options
 
 
+@pytest.mark.end_to_end
 def test_knn_on_averaged_views(root, capsys):
     """The mirror image's features are averaged in, and named."""
     flags = [f"--run_dir={root / 'run'}", "--knn_k=5", "--knn_views=flip", "--knn_whiten"]
@@ -379,6 +386,7 @@ def test_the_probe_of_several_classes_is_scikit_learns():
         evaluate.multi_label_probe(train_h, targets, test_h, test_targets[1:])
 
 
+@pytest.mark.end_to_end
 def test_a_table_of_images_of_several_classes(root, tmp_path, capsys):
     """VOC2007's metric of a set in TFDS's form; twice, the second time from the cache."""
     import tensorflow_datasets as tfds
@@ -451,6 +459,7 @@ def table(root):
     return flags, json.loads(text.getvalue().splitlines()[-1])["rows"], text.getvalue()
 
 
+@pytest.mark.end_to_end
 def test_a_table_has_a_row_for_each_data_set(table, root, capsys):
     """CSV, Markdown and JSON agree; what is not there is a row with its reason."""
     _, rows, text = table
@@ -471,6 +480,7 @@ def test_a_table_has_a_row_for_each_data_set(table, root, capsys):
     assert rows[0]["metric"] == "top-1"
 
 
+@pytest.mark.end_to_end
 def test_a_data_set_is_scored_as_is_customary(table, root, capsys):
     """Pets: the mean per class, which differs from top-1 here."""
     row = table[1][1]
@@ -481,6 +491,7 @@ def test_a_data_set_is_scored_as_is_customary(table, root, capsys):
     assert row["linear"] == alone["linear_mean_per_class"]
 
 
+@pytest.mark.end_to_end
 def test_a_second_table_computes_no_features(table, root, capsys, monkeypatch):
     """Until a file is damaged, or the data changes."""
     flags, rows, _ = table
@@ -504,6 +515,7 @@ def test_a_second_table_computes_no_features(table, root, capsys, monkeypatch):
     assert len(computed) == 2
 
 
+@pytest.mark.end_to_end
 def test_no_data_set_at_all_is_a_failure(root, tmp_path, capsys):
     """Exit code 2; the table is there."""
     flags = [f"--run_dir={root / 'run'}", "--dataset=birdsnap,aircraft", f"--output={tmp_path}/t"]

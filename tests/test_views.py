@@ -37,7 +37,7 @@ def model_of(augmentation, micro_batch_size=None, encoder=None, built=True, eage
 
 
 def build(model):
-    """Makes all variables, the optimizer's too: then `fit` traces a step once, else twice."""
+    """Makes all variables, those of the optimizer too."""
     model.build((None, 8, 8, 3))
     model.optimizer.build(model.trainable_variables)
     return model
@@ -310,6 +310,23 @@ def test_a_model_that_is_not_built_traces_a_step_once(micro_batch_size):
     model = model_of(augment.RandomFlip(), built=False, objective=objective)
     model.evaluate(IMAGES, batch_size=8, verbose=0)
     assert len(traced) == 2
+
+
+@pytest.mark.parametrize("augmentation", ["operator", "function"])
+def test_a_built_model_traces_a_step_once(augmentation):
+    """Its optimizer gets its variables before the step, in which Keras 2 would trace it again."""
+    traced = []
+
+    def objective(z, batch):
+        traced.append(z.shape)
+        return simclr_tf.nt_xent(z), {}
+
+    view = augment.RandomFlip() if augmentation == "operator" else lambda x: x[:, :, ::-1] / 255
+    model = model_of(view, built=False, objective=objective)
+    model.build((None, 8, 8, 3))
+    model.compile(optimizer=keras.optimizers.SGD(0.05, momentum=0.9))
+    model.fit(batches(), verbose=0)
+    assert traced == [[2, 8, 4]]
 
 
 def test_an_augmentation_of_unknown_shape_takes_the_size_of_the_first_batch():

@@ -167,6 +167,7 @@ def test_a_probe_scores_the_averages(monkeypatch):
     assert len(seen) == 2 and all(encoder is model.averaged_encoder for encoder in seen)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_a_run_resumes_and_exports_the_averages(images, tmp_path, monkeypatch):
     """Interrupted in the middle: the averages of the run that was not."""
@@ -218,6 +219,7 @@ def _parsed(argv):
     return cli.COMMANDS[name], flag_values
 
 
+@pytest.mark.end_to_end
 def test_other_methods_have_none(images, tmp_path, capsys):
     """MoCo has an average of its own."""
     assert cli.main(words(images, tmp_path / "run", "--method=moco")) == 2

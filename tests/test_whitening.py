@@ -221,6 +221,7 @@ def run(images, tmp_path_factory, quick_runs):
     return path, h, whitening.apply(h)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_a_run_measures_its_whitening_at_the_end(images, tmp_path, monkeypatch):
     """On training images, with the encoder of the last epoch; the export has it."""
@@ -245,6 +246,7 @@ def test_a_run_measures_its_whitening_at_the_end(images, tmp_path, monkeypatch):
     assert cli.main([*words, "--whitening_floor=0.1"]) == 2
 
 
+@pytest.mark.end_to_end
 def test_evaluate_scores_h_and_whitened_h(run, capsys):
     """By default both; --layer=all has one row more; each is that of the features."""
     path, _, _ = run
@@ -267,6 +269,7 @@ def test_layers_side_by_side(resnet, whitening, expected):
     assert_near(layers.only("whitened")(images), expected)
 
 
+@pytest.mark.end_to_end
 def test_embed_and_export_whiten_unless_h_is_asked_for(run, tmp_path, capsys):
     """The same images through both commands."""
     path, h, white = run
@@ -282,6 +285,7 @@ def test_embed_and_export_whiten_unless_h_is_asked_for(run, tmp_path, capsys):
     assert "(whitened)" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_a_run_without_whitening_says_so(images, tmp_path, quick_runs, capsys):
     """One line, with the way out."""
     untrained_run(tmp_path / "run", images, SIZE)

@@ -154,7 +154,7 @@ def apply_banded(rows, reads, weights, out_size):
       [out_size, N] float32.
     """
     read = tf.cast(tf.gather(rows, reads), tf.float32)  # [blocks, taps, N]
-    out = tf.reshape(tf.matmul(weights, read), [-1, rows.shape[1]])
+    out = tf.reshape(tf.matmul(weights, read), [-1, tf.shape(rows)[1]])
     return out[:out_size] if out.shape[0] != out_size else out
 
 

@@ -47,12 +47,24 @@ def _plan(parameters, in_size, size, method, radius, full):
     """
     boxes, flipped = parameters["boxes"], parameters["flipped"]
     (reads, weights), columns = geometry.crop_bands(boxes, in_size, (size, size), method, flipped)
-    plan = {"rows": (reads, weights / full), "columns": columns, "dropped": parameters["dropped"]}
+    plan = {"rows": (reads, weights / full), "dropped": parameters["dropped"]}
+    plan["columns"], plan["window"] = _columns_of_the_box(columns, boxes)
     plan["steps"] = color.jitter_steps(parameters["factors"], parameters["order"])
     if radius is not None:
         plan["sigma"] = parameters["sigma"]
         plan["blur"] = filters.blur_bands(parameters["sigma"], radius, size)
     return plan
+
+
+def _columns_of_the_box(columns, boxes):
+    """Returns the bands of the columns counted from the left of the box, and [left, width].
+
+    What a band reads beyond the box weighs 0, so that any column of the box may take its place.
+    """
+    reads, weights = columns
+    window = tf.cast(tf.stack([boxes[:, 1], boxes[:, 3]], axis=1), tf.int32)
+    left, width = window[:, :1, None], window[:, 1:, None]
+    return (tf.clip_by_value(reads - left, 0, width - 1), weights), window
 
 
 def _view(rows, plan, size, radius):
@@ -61,8 +73,9 @@ def _view(rows, plan, size, radius):
     A banded product is fast along the first axis only. So the image is transposed to columns first
     for the crop along the columns, the colours and the first half of the blur, and then back.
     """
-    width = rows.shape[1] // 3
-    rows = geometry.apply_banded(rows, *plan["rows"], size)  # [S, W * 3]
+    left, width = tf.unstack(plan["window"])
+    rows = rows[:, 3 * left : 3 * (left + width)]
+    rows = geometry.apply_banded(rows, *plan["rows"], size)  # [S, W * 3] of the box
     columns = tf.reshape(tf.transpose(rows), [width, 3 * size])
     columns = geometry.apply_banded(columns, *plan["columns"], size)  # [S, 3 * S]
     columns = _colours(tf.reshape(columns, [size, 3, size]), plan["steps"], plan["dropped"])

@@ -369,6 +369,7 @@ class ContrastiveModel(_keras.Model):
             is_tuple = isinstance(validation, tuple)
             kwargs["validation_data"] = (images, *labels) if is_tuple else images
         x = self._prepare(x)
+        _keras.build_optimizer(self)
         if y is not None and self.objective is None:
             y = None  # Keras would check its length and pass it on for nothing
         callbacks = with_loss_scale(callbacks)
@@ -427,10 +428,9 @@ class ContrastiveModel(_keras.Model):
         return x
 
     def _build_ahead(self, x):
-        """Builds model and optimizer before the first step where the input tells the size.
+        """Builds the model before the first step where the input tells the size.
 
-        Variables that are created within a step have Keras 2 trace it twice. The views are traced
-        for their sizes, and not computed.
+        See `_keras.build_optimizer` for why. The views are traced for their sizes, not computed.
         """
         spec = None if self.built or self.run_eagerly else inputs.image_spec(x)
         if spec is None or self.augment is False:
@@ -441,9 +441,6 @@ class ContrastiveModel(_keras.Model):
             if any(None in shape[1:] for shape in shapes):
                 return
             self._build_for(views.structured_outputs)
-            optimizer = getattr(self, "optimizer", None)
-            if hasattr(optimizer, "build"):
-                optimizer.build(self.trainable_variables)
 
     def _families_given(self):
         """The augmentations that were passed as `augment`, a list; None for the default."""
