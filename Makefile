@@ -48,10 +48,9 @@ test-files: $(VENV)/ready
 	@echo "$(says)"
 	$(call run_tests,not slow)
 
-# A thread for each of the two processes: of two, one would mostly wait. Commands keep TensorFlow's default.
 test-unit: $(VENV)/ready
 	@echo "$(says)"
-	TF_NUM_INTRAOP_THREADS=1 $(call run_tests,not slow and not end_to_end)
+	$(call run_tests,not slow and not end_to_end)
 
 test-end-to-end: $(VENV)/ready
 	@echo "$(says)"

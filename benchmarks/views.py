@@ -1,14 +1,16 @@
 """Random views per second, from 32-pixel uint8 images and from 224-pixel JPEG files.
 
-    python benchmarks/views.py [--repeats=5]
+    python benchmarks/views.py [--repeats=5] [--parts]
 
 The implementations are `RandomView`; a per-image map in tf.data of the official code's operators,
 written with `tf.image`; KerasCV's augmenter; and, where they are installed, the official code,
-lightly and OpenCV.
+lightly and OpenCV. With `--parts`: the CPU time of a view of 224 pixels by what the family draws.
 """
 
 import argparse
+import statistics
 import tempfile
+import time
 
 import measure
 import numpy as np
@@ -166,6 +168,29 @@ def run(repeats):
     return rows
 
 
+def parts(repeats):
+    """Returns rows: what is always drawn beside the crop, CPU milliseconds of a view."""
+    images = tf.stack([tf.io.decode_jpeg(file) for file in photos(BATCH[224])])
+    never = {f"{name}_probability": 0.0 for name in ("jitter", "drop", "blur")}
+    families = {"crop and flip alone": never, "the whole family": {}}
+    families.update({f"with {key.split('_')[0]}": {**never, key: 1.0} for key in never})
+    calls = {
+        name: tf.function(simclr_tf.RandomView(224, **arguments).__call__)
+        for name, arguments in families.items()
+    }
+    seconds = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.process_time()
+            call(images).numpy()
+            seconds[name].append(time.process_time() - start)
+    return [
+        {"drawn": name, "cpu": 1000 * statistics.median(values[1:]) / BATCH[224]}
+        for name, values in seconds.items()
+    ]
+
+
+PARTS_COLUMNS = {"drawn": ("drawn", ""), "cpu": ("CPU ms a view", ".2f")}
 COLUMNS = {
     "source": ("views of", ""),
     "implementation": ("implementation", ""),
@@ -176,4 +201,7 @@ COLUMNS = {
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="timed calls")
-    measure.show(__doc__.splitlines()[0], COLUMNS, run(parser.parse_args().repeats))
+    parser.add_argument("--parts", action="store_true", help="the parts of a large view")
+    options = parser.parse_args()
+    rows, columns = (parts, PARTS_COLUMNS) if options.parts else (run, COLUMNS)
+    measure.show(__doc__.splitlines()[0], columns, rows(options.repeats))

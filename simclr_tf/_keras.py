@@ -426,10 +426,12 @@ def build_optimizer(model):
     """Creates the variables of a compiled model's optimizer, where the model has its own.
 
     Keras 2 traces a step twice in which variables are created. An optimizer of Keras 2's earlier
-    kind, `keras.optimizers.legacy`, creates them by itself.
+    kind, `keras.optimizers.legacy`, creates them by itself. Keras 3's loss scale starts again when
+    its optimizer is built twice.
     """
     optimizer = getattr(model, "optimizer", None)
-    if model.built and not model.run_eagerly and hasattr(optimizer, "build"):
+    buildable = hasattr(optimizer, "build") and not is_built(optimizer)
+    if model.built and not model.run_eagerly and buildable:
         with model.distribute_strategy.scope():
             optimizer.build(model.trainable_variables)
 
