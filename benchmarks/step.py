@@ -44,9 +44,9 @@ def training_step(batch_size, width, micro_batch_size=None):
     return model, lambda: step(batches)["loss"]
 
 
-def bare_encoder(encoder, batch_size):
+def bare_encoder(encoder, batch_size, side=32):
     """Returns a function that runs a forward and a backward pass on the views of a batch."""
-    views = tf.random.uniform([2 * batch_size, 32, 32, 3])
+    views = tf.random.uniform([2 * batch_size, side, side, 3])
 
     @tf.function
     def bare():

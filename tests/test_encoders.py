@@ -13,6 +13,8 @@ from simclr_tf.encoders import keras_applications
 from simclr_tf.encoders.by_name import warn_of_scaling
 from simclr_tf.encoders.resnet import ResNet
 
+pytestmark = pytest.mark.end_to_end  # whole networks of other libraries
+
 
 def test_a_resnet_by_name_has_the_options_passed():
     encoder = encoders.by_name("resnet50", 48, width=0.25, sk_ratio=0.0625, bn_momentum=0.99)

@@ -12,6 +12,8 @@ from simclr_tf.augment import random_view
 from simclr_tf.encoders import convolution
 from simclr_tf.losses import log_sum_exp
 
+pytestmark = pytest.mark.end_to_end
+
 BATCH = 8
 IMAGES = np.random.default_rng(2).integers(0, 256, [BATCH, 20, 20, 3], np.uint8)
 EXTENT = np.array([[20, 14], [13, 20]] * (BATCH // 2), np.int32)
