@@ -169,7 +169,7 @@ def run(repeats):
 
 
 def parts(repeats):
-    """Returns rows: what is always drawn beside the crop, CPU milliseconds of a view."""
+    """Returns rows: what is drawn for every image, CPU milliseconds of a view."""
     images = tf.stack([tf.io.decode_jpeg(file) for file in photos(BATCH[224])])
     never = {f"{name}_probability": 0.0 for name in ("jitter", "drop", "blur")}
     families = {"crop and flip alone": never, "the whole family": {}}

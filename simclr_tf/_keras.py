@@ -422,18 +422,22 @@ def is_built(optimizer):
     return bool(getattr(optimizer, "_built", False) or getattr(optimizer, "built", False))
 
 
-def build_optimizer(model):
-    """Creates the variables of a compiled model's optimizer, where the model has its own.
+def build_optimizer(model, trained):
+    """Creates the variables of a compiled model's optimizer, if what it trains is built.
 
     Keras 2 traces a step twice in which variables are created. An optimizer of Keras 2's earlier
     kind, `keras.optimizers.legacy`, creates them by itself. Keras 3's loss scale starts again when
     its optimizer is built twice.
+
+    Args:
+        model: a compiled model.
+        trained: the layer or model whose weights it trains; mostly the model itself.
     """
     optimizer = getattr(model, "optimizer", None)
     buildable = hasattr(optimizer, "build") and not is_built(optimizer)
-    if model.built and not model.run_eagerly and buildable:
+    if trained.built and not model.run_eagerly and buildable:
         with model.distribute_strategy.scope():
-            optimizer.build(model.trainable_variables)
+            optimizer.build(trained.trainable_variables)
 
 
 class VariableIndex:

@@ -38,6 +38,22 @@ def fit(model, labels, images=IMAGES, batch_size=12, **options):
     return model.fit(images, labels, batch_size, shuffle=False, verbose=0, **options).history
 
 
+def test_a_built_model_traces_a_step_once():
+    """Its optimizer gets its variables before the step, in which Keras 2 would trace it again."""
+    traced = []
+
+    class Counted(Classifier):
+        def train_step(self, data):
+            traced.append(data)
+            return super().train_step(data)
+
+    model = Counted(small_encoder(), 10, augment=False)
+    model.build((None, 12, 12, 3))
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    fit(model, LABELS)
+    assert len(traced) == 1
+
+
 def softmax(x):
     e = np.exp(x - x.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)

@@ -72,6 +72,22 @@ def model_of(label_weight=0.0, view=False, rate=0.1, **arguments):
     return model
 
 
+def test_a_built_student_has_a_step_traced_once():
+    """Its optimizer gets its variables before the step, in which Keras 2 would trace it again."""
+    traced = []
+
+    def teach_and_count(images):
+        traced.append(images)
+        return teach(images)
+
+    student = Classifier(encoder_of_one_layer(), 3, augment=False)
+    student.build((None, 12, 12, 3))
+    model = Distillation(student, teach_and_count)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    model.fit(IMAGES, batch_size=8, verbose=0)
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize("label_weight", [0.0, 0.3, 1.0])
 def test_a_step_descends_the_mixture(label_weight):
     """(1 - w) x the mean over all images + w x the mean over those with a label."""

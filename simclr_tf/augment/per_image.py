@@ -59,7 +59,7 @@ def _plan(parameters, in_size, size, method, radius, full):
 def _columns_of_the_box(columns, boxes):
     """Returns the bands of the columns counted from the left of the box, and [left, width].
 
-    What a band reads beyond the box weighs 0, so that any column of the box may take its place.
+    What a band reads outside the box weighs 0, so that any column of the box may be read instead.
     """
     reads, weights = columns
     window = tf.cast(tf.stack([boxes[:, 1], boxes[:, 3]], axis=1), tf.int32)

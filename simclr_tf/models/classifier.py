@@ -321,7 +321,7 @@ class Classifier(_keras.Model):
         if kwargs.get("validation_data") is not None:
             inputs.check(unpack(kwargs["validation_data"]).images, single=True)
         x = self._prepare(x)
-        _keras.build_optimizer(self)
+        _keras.build_optimizer(self, self)
         return self._run(super().fit, x, y, *args, callbacks=with_loss_scale(callbacks), **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):

@@ -369,7 +369,7 @@ class ContrastiveModel(_keras.Model):
             is_tuple = isinstance(validation, tuple)
             kwargs["validation_data"] = (images, *labels) if is_tuple else images
         x = self._prepare(x)
-        _keras.build_optimizer(self)
+        _keras.build_optimizer(self, self)
         if y is not None and self.objective is None:
             y = None  # Keras would check its length and pass it on for nothing
         callbacks = with_loss_scale(callbacks)

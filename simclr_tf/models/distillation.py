@@ -141,7 +141,7 @@ class Distillation(_keras.Model):
         """`keras.Model.fit`; the logs are "loss" and "agreement", of teacher and student."""
         inputs.check(x, single=True)
         several = self.distribute_strategy.num_replicas_in_sync > 1
-        _keras.build_optimizer(self)
+        _keras.build_optimizer(self, self.student)
         with inputs.named_errors(x, several):
             return super().fit(x, y, *args, callbacks=with_loss_scale(callbacks), **kwargs)
 
