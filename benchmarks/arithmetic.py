@@ -16,15 +16,16 @@ tf = _quiet.import_tensorflow()
 
 import simclr_tf  # noqa: E402 - after TensorFlow's start-up lines
 
-# Depth, width, stem.
+# Depth, width, stem, feature_dim.
 ENCODERS = (
-    (18, 1, "cifar"),
-    (18, 0.5, "cifar"),
-    (18, 1, "space_to_depth"),
-    (18, 0.5, "space_to_depth"),
-    (14, 1, "cifar"),
-    (14, 1, "space_to_depth"),
-    (14, 0.5, "space_to_depth"),
+    (18, 1, "cifar", None),
+    (18, 0.5, "cifar", None),
+    (18, 1, "space_to_depth", None),
+    (18, 0.5, "space_to_depth", None),
+    (14, 1, "cifar", None),
+    (14, 1, "space_to_depth", None),
+    (14, 1, "space_to_depth", 2048),
+    (14, 0.5, "space_to_depth", None),
 )
 COLUMNS = {
     "encoder": ("encoder", ""),
@@ -48,13 +49,16 @@ def multiply_adds(encoder, image_size):
 def run(image_size):
     """Returns a row for each encoder."""
     rows = []
-    for depth, width, stem in ENCODERS:
-        encoder = simclr_tf.ResNet(depth, width, stem=stem)
+    for depth, width, stem, feature_dim in ENCODERS:
+        encoder = simclr_tf.ResNet(depth, width, stem=stem, feature_dim=feature_dim)
+        name = f"--resnet_depth={depth} --width={width:g} --stem={stem}"
+        if feature_dim is not None:
+            name += f" --feature_dim={feature_dim}"
         count = multiply_adds(encoder, image_size)
         parameters = sum(int(np.prod(weight.shape)) for weight in encoder.trainable_weights)
         rows.append(
             {
-                "encoder": f"--resnet_depth={depth} --width={width:g} --stem={stem}",
+                "encoder": name,
                 "h": encoder.feature_dim,
                 "parameters": parameters,
                 "multiply_adds": count / 1e6,

@@ -11,8 +11,10 @@ kNN of whitened features and, at the last point, logistic regression, all on h o
 
 lightly needs the environment variable SIMCLR_LIGHTLY (a Python interpreter that has it), the
 official code SIMCLR_OFFICIAL (its directory tf2/). `--ours` takes several flag files, each of which
-is a recipe of its name; flags of `pretrain` after a `--` apply to all of them. DIR/learning.csv has
-a row for each recipe, seed and point, DIR/learning.png the curves. What is there is not run again.
+is a recipe of its name; flags of `pretrain` after a `--` apply to all of them. The fractions of
+--view_sizes are of the time here, not of the steps: 16:0.5,24:1 for cifar10_one_hour.cfg.
+DIR/learning.csv has a row for each recipe, seed and point, DIR/learning.png the curves. What is
+there is not run again.
 """
 
 import csv

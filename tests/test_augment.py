@@ -1,5 +1,6 @@
 """Tests of views: operators against tf.image, Pillow or a loop; draws against the paper."""
 
+import logging
 import time
 
 import numpy as np
@@ -563,3 +564,17 @@ def test_by_name_explains_wrong_arguments(make, message):
     """An unknown name lists the names and those close to it."""
     with pytest.raises(errors.ArgumentError, match=message):
         make()
+
+
+def test_views_of_many_sizes_are_no_warning_of_tensorflow():
+    """TensorFlow warns of many traces, and counts those of a method over all objects."""
+    messages, handler = [], logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    tf.get_logger().addHandler(handler)
+    try:
+        views = [augment.RandomView(size) for size in range(4, 12)]  # alive at the same time
+        for view in views:
+            view(np.zeros((2, 12, 12, 3), np.float32))
+    finally:
+        tf.get_logger().removeHandler(handler)
+    assert not messages

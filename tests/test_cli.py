@@ -302,7 +302,7 @@ def test_train_steps_override_epochs(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(callbacks.StopAtStep, "on_steps_end", check_and_note)
     flags = ["--train_steps=6", "--optimizer=lamb", "--steps_per_execution=2"]
     assert pretrain(images, tmp_path / "steps", *flags) == 0
-    assert "; 2 epochs of 4 steps of 16 images." in capsys.readouterr().err
+    assert "; 6 steps (1.5 epochs) of 16 images." in capsys.readouterr().err
     rows = metrics_of(tmp_path / "steps")
     assert [row["step"] for row in rows] == [4, 6]
     assert called_at == [2, 4, 2]

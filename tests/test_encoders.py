@@ -107,7 +107,9 @@ def test_an_unknown_name_is_answered_with_similar_ones(name, near):
 
 
 @pytest.mark.parametrize("name", ["keras_cv/resnet18", "keras_applications/resnet50"])
-@pytest.mark.parametrize("option", [{"width": 2}, {"sk_ratio": 0.1}, {"stem": "cifar"}])
+@pytest.mark.parametrize(
+    "option", [{"width": 2}, {"sk_ratio": 0.1}, {"stem": "cifar"}, {"feature_dim": 64}]
+)
 def test_encoders_of_other_libraries_refuse_the_options_of_resnets(name, option):
     with pytest.raises(ValueError, match="must be resnet14 to resnet200 for width="):
         encoders.by_name(name, **option)

@@ -116,6 +116,7 @@ def test_official_weights_give_what_fits(place, start, tmp_path, capsys):
     ("flags", "message"),
     [
         ("--init_from={place}/run --width=0.125", r"like the new one, .* --width=0.0625"),
+        ("--init_from={place}/run --feature_dim=24", r"like the new one, .* Pass its flags: "),
         ("--init_from={place}/exports --resnet_depth=50", r"Pass the flags of that encoder"),
         ("--init_from={place}/nothing", r"--init_from must be .*nothing"),
         ("--init_from={place}/empty", r"--init_from must "),

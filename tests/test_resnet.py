@@ -1,5 +1,7 @@
 """ResNet: parameter counts, layers written out by hand, stems, precision, saving."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -201,6 +203,21 @@ def test_network_equals_its_layers_written_out(config, kind, training):
     np.testing.assert_allclose(h, expected, rtol=1e-5 if training else 1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_feature_dim_is_a_last_1x1_convolution_before_the_pooling(training):
+    model = ResNet(14, width=0.125, feature_dim=24, dtype="float64" if training else "float32")
+    images = rand_images(3, 13, 10, 3)
+    model(images)
+    by_hand = ByHand(scramble(model))
+    x = model.stem_layers.call(tf.constant(images, model.dtype), training=training)
+    for block in model.blocks[:-1]:
+        x = block.call(x, training=training)
+    x = by_hand.conv_bn_relu(x.numpy().astype(np.float64), "last", training)
+    h = model(images, training=training)
+    assert h.shape == (3, 24)
+    np.testing.assert_allclose(h, x.mean(axis=(1, 2)), rtol=1e-5 if training else 1e-3, atol=1e-6)
+
+
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     "config, names", [(SMALL, ["stem"]), (SMALL_SK, ["stem1", "stem2", "stem3"])]
@@ -326,6 +343,18 @@ def test_feature_dim_is_known_before_building(depth, width, expected):
     assert model.compute_output_shape((7, 32, 32, 3)) == (7, expected)
 
 
+@pytest.mark.parametrize("depth", [14, 50])
+def test_feature_dim_is_the_length_of_h(depth):
+    model = ResNet(depth, width=1 / 16, feature_dim=np.int64(40))
+    assert model.feature_dim == 40 and not model.built
+    assert model(rand_images(2, 32, 32, 3)).shape == model.compute_output_shape((2, 32, 32, 3))
+    plain = ResNet(depth, width=1 / 16)
+    plain.build((None, 32, 32, 3))
+    more = trainable_parameters(model) - trainable_parameters(plain)
+    assert more == conv_bn_parameters(1, plain.feature_dim, 40)
+    assert ResNet.from_config(json.loads(json.dumps(model.get_config()))).feature_dim == 40
+
+
 def test_a_tiny_width_keeps_one_filter():
     model = ResNet(18, width=1e-4)
     assert model(rand_images(2, 16, 16, 3)).shape == (2, 1)
@@ -444,6 +473,11 @@ def test_batch_norm_is_synchronised_between_replicas_only():
         ({"depth": 18, "width": float("nan")}, "width must be a finite number above 0; got nan"),
         ({"depth": 50, "sk_ratio": -1}, "sk_ratio must be a finite number of at least 0; got -1"),
         ({"depth": 34, "sk_ratio": 0.0625}, "sk_ratio above 0 needs bottleneck blocks"),
+        (
+            {"depth": 14, "feature_dim": 0},
+            "feature_dim must be a whole number of at least 1; got 0",
+        ),
+        ({"depth": 14, "feature_dim": 1.5}, "feature_dim must be a whole number of at least 1"),
         (
             {"depth": 18, "stem": "small"},
             "stem must be one of auto, cifar, imagenet, space_to_depth; got 'small'",

@@ -104,12 +104,12 @@ class RandomView(Operator):
         self.jit_compile = jit_compile
         # Several functions, not one: fused into one, XLA would draw the random numbers again for
         # every pixel, and its batched matrix products on a CPU take twice the time of TensorFlow's.
-        compiled = functools.partial(tf.function, jit_compile=True) if jit_compile else _identity
+        compiled = functools.partial(_function, jit_compile=True) if jit_compile else _identity
         self._compiled_draw = compiled(self._draw_for)
         self._compiled_prepare = compiled(self._prepare)
         self._compiled_colours = compiled(self._colours)
         self._compiled_finish = compiled(_finish)
-        self._compiled_by_image = tf.function(self._by_image)  # calls compiled functions
+        self._compiled_by_image = _function(self._by_image)  # calls compiled functions
 
     @classmethod
     def for_size(cls, size, strength=None, **kwargs):
@@ -220,6 +220,15 @@ def _finish(planar):
 
 def _identity(function):
     return function
+
+
+def _function(function, **kwargs):
+    """Returns `tf.function(function, **kwargs)`, whose traces are counted for it alone.
+
+    TensorFlow counts the traces of a function or method by its code, over all objects, and would
+    warn of too many where views have many sizes. A partial has no code.
+    """
+    return tf.function(functools.partial(function), **kwargs)
 
 
 def center_crop(images, fraction=0.875):

@@ -153,7 +153,12 @@ def build_encoder(options, image_size):
     if name == "resnet":
         name = f"resnet{options.resnet_depth}"
     return encoders.by_name(
-        name, image_size, width=options.width, sk_ratio=options.sk_ratio, stem=options.stem
+        name,
+        image_size,
+        width=options.width,
+        sk_ratio=options.sk_ratio,
+        stem=options.stem,
+        feature_dim=options.feature_dim,
     )
 
 

@@ -84,6 +84,13 @@ def define_network(define):
         "First layers of the ResNet. auto: cifar up to 64 pixels, imagenet above; space_to_depth: "
         "2x2 pixels become one with 12 channels, a quarter of the arithmetic of cifar.",
     )
+    define.integer(
+        "feature_dim",
+        None,
+        "Length of h of the ResNet, by a last 1x1 convolution; by default the filters of its last "
+        "group.",
+        1,
+    )
 
 
 def define_model(define):

@@ -299,9 +299,15 @@ def _announce(options, train, model, steps):
         f"{counted(train.num_examples, 'image')} of {counted(train.image_size, 'pixel')} from "
         f"{options.dataset} ({options.train_split}), {len(train.corrupt)} unreadable; "
         f"{model.encoder.name} with {counted(parameters, 'parameter')}; {policy}; "
-        f"{counted(steps.epochs, 'epoch')} of {counted(steps.per_epoch, 'step')} of "
-        f"{counted(options.batch_size, 'image')}."
+        f"{_length(steps)} of {counted(options.batch_size, 'image')}."
     )
+
+
+def _length(steps):
+    """The length of a run, such as "8 epochs of 156 steps" or "3 steps (0.01923 epochs)"."""
+    if steps.total % steps.per_epoch == 0:
+        return f"{counted(steps.epochs, 'epoch')} of {counted(steps.per_epoch, 'step')}"
+    return f"{counted(steps.total, 'step')} ({steps.total / steps.per_epoch:.4g} epochs)"
 
 
 def draw_views(directory, train, model, rows=6, columns=8):

@@ -127,6 +127,7 @@ def _described(encoder):
 def _advice(trained):
     if trained is None or trained.command == "finetune":
         return "Pass the flags of that encoder, such as --resnet_depth and --width."
-    names = ("encoder", "resnet_depth", "width", "sk_ratio", "stem")
-    given = " ".join(f"--{name}={getattr(trained, name)}" for name in names)
+    names = ("encoder", "resnet_depth", "width", "sk_ratio", "stem", "feature_dim")
+    values = {name: getattr(trained, name) for name in names}
+    given = " ".join(f"--{name}={value}" for name, value in values.items() if value is not None)
     return f"Pass its flags: {given}."

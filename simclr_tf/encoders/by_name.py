@@ -17,7 +17,7 @@ from simclr_tf.errors import ArgumentError
 _LIBRARIES = {"keras_cv": keras_cv, "keras_applications": keras_applications}
 
 
-def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs):
+def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", feature_dim=None, **kwargs):
     """Creates an encoder with random weights.
 
     Args:
@@ -30,6 +30,7 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
         width: see `ResNet`; must be 1 for other encoders.
         sk_ratio: see `ResNet`; must be 0 for other encoders.
         stem: see `ResNet`; must be "auto" for other encoders, which have stems of their own.
+        feature_dim: see `ResNet`; must be None for other encoders.
         **kwargs: further arguments of `ResNet`, of the KerasCV backbone's class or of the function
             of `keras.applications`. Batch normalisation of the latter two is not synchronised
             between replicas. EfficientNets have stochastic depth in training, so that
@@ -53,15 +54,15 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", **kwargs)
     if name not in names():
         raise ArgumentError(_unknown(name))
     if "/" in name:
-        if width != 1 or sk_ratio != 0 or stem != "auto":
+        if width != 1 or sk_ratio != 0 or stem != "auto" or feature_dim is not None:
             raise ArgumentError(
-                f"encoder must be resnet14 to resnet200 for width={width}, sk_ratio={sk_ratio} and "
-                f"stem={stem!r}; got {name!r}. Leave these out."
+                f"encoder must be resnet14 to resnet200 for width={width}, sk_ratio={sk_ratio}, "
+                f"stem={stem!r} and feature_dim={feature_dim}; got {name!r}. Leave these out."
             )
         library, network = name.split("/")
         return _LIBRARIES[library].build(network, image_size, **kwargs)
     depth = int(name[len("resnet") :])
-    encoder = resnet.ResNet(depth, width=width, sk_ratio=sk_ratio, stem=stem, **kwargs)
+    encoder = resnet.ResNet(depth, width, sk_ratio, stem, feature_dim=feature_dim, **kwargs)
     if image_size is not None:
         encoder.build((None, image_size, image_size, 3))
     return encoder

@@ -44,6 +44,11 @@ class ResNet(keras.Model):
         bn_epsilon: float above 0, added to the variance in batch normalisation.
         zero_init_residual: bool; initialize the last gamma of every residual block to 0
             (arXiv:1706.02677, section 5.1).
+        feature_dim: int, at least 1, the length of h. By default the filters of the last group
+            (times 4 for bottleneck blocks). A number adds a last 1x1 convolution with this many
+            filters, batch normalisation and ReLU before the pooling, as MobileNetV2 has
+            (arXiv:1801.04381, table 2). A longer h costs little time, and linear classifiers on it
+            are more accurate.
         name: name of the model.
         **kwargs: arguments of `keras.Model`: `dtype`, `trainable`.
 
@@ -53,7 +58,7 @@ class ResNet(keras.Model):
         training: bool; whether batch normalisation uses the statistics of the batch.
 
     Returns:
-        h: float32 [batch, feature_dim], under every precision policy.
+        h: float32 [batch, D], D = `feature_dim`, under every precision policy.
 
     Raises:
         ValueError: for an argument out of range; if built with `stem="auto"`
@@ -75,10 +80,13 @@ class ResNet(keras.Model):
         bn_momentum=0.9,
         bn_epsilon=1e-5,
         zero_init_residual=True,
+        feature_dim=None,
         name=None,
         **kwargs,
     ):
         _check_arguments(depth, width, sk_ratio, stem)
+        if feature_dim is not None:
+            check_number("feature_dim", feature_dim, at_least=1, whole=True)
         check_number("bn_momentum", bn_momentum, at_least=0, below=1)
         check_number("bn_epsilon", bn_epsilon, above=0)
         super().__init__(name=name or f"resnet{depth}", **kwargs)
@@ -89,10 +97,13 @@ class ResNet(keras.Model):
         self.bn_momentum = bn_momentum
         self.bn_epsilon = bn_epsilon
         self.zero_init_residual = zero_init_residual
+        self._feature_dim = None if feature_dim is None else int(feature_dim)
 
     @property
     def feature_dim(self):
         """D, the length of h; known before the model is built."""
+        if self._feature_dim is not None:
+            return self._feature_dim
         filters = self._filters(64 * 2 ** (len(self._block_counts()) - 1))
         return filters * (1 if self.depth in BASIC_BLOCKS else 4)
 
@@ -134,6 +145,8 @@ class ResNet(keras.Model):
                 blocks.append(
                     make(factory, name, self._filters(64 * 2**group), strides, index == 0)
                 )
+        if self._feature_dim is not None:
+            blocks.append(_Chain(factory.conv_bn_relu("last", self.feature_dim, 1), name="last"))
         return blocks
 
     def _filters(self, base):
@@ -184,6 +197,7 @@ class ResNet(keras.Model):
             "bn_momentum": self.bn_momentum,
             "bn_epsilon": self.bn_epsilon,
             "zero_init_residual": self.zero_init_residual,
+            "feature_dim": self._feature_dim,
             "name": self.name,
             "trainable": self.trainable,
             "dtype": self.dtype_policy.name,
