@@ -62,6 +62,21 @@ def test_keep_color_compares_two_methods():
         assert all(0.0 <= accuracy <= 1.0 for accuracy in row.values())
 
 
+def test_rotated_images_are_those_of_the_data_set_by_two_labels(tmp_path):
+    """Turned back, each image is the one of the data set."""
+    original = data.load("shapes", "test")
+    batches = original.batches(1000)
+    images = np.concatenate([batch["image"].numpy() for batch in batches])
+    example = load("rotated_images")
+    example.write(example.parse(["--dataset=shapes", f"--output={tmp_path}"]))
+    with np.load(tmp_path / "by_class.npz") as one, np.load(tmp_path / "by_turns.npz") as other:
+        np.testing.assert_array_equal(one["y_test"], original.labels())
+        assert set(other["y_test"]) == {0, 1, 2, 3}
+        for each in (one["x_test"], other["x_test"]):
+            back = [np.rot90(image, -count) for image, count in zip(each, other["y_test"])]
+            np.testing.assert_array_equal(back, images)
+
+
 @pytest.mark.parametrize("kind", ["npz", "parquet", "tfrecord"])
 def test_neighbours_are_the_most_similar_of_a_file(kind, tmp_path):
     """Equal to a full sort of all cosines, without the query, though some embeddings are equal."""
