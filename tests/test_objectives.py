@@ -264,8 +264,6 @@ def test_a_run_by_the_command(flag, tmp_path, one_layer, capsys):
     assert cli.main(words) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert len(rows) == 2 and all(np.isfinite(row["loss"]) for row in rows)
-    # The supervised loss may be above that of equal z for long, while the encoder learns.
-    assert ("chance" in capsys.readouterr().err) == (flag != "--loss=supervised")
     assert cli.main([*words, "--temperature=0.3"]) == 2
     capsys.readouterr()
     np.savez(tmp_path / "set.npz", x_train=pixels)

@@ -287,13 +287,7 @@ def number_of_negatives(options, model):
 
 
 def chance_loss(options, model):
-    """The loss of an encoder that maps all images to the same vector.
-
-    None for the supervised loss: as it asks for equal views of a whole class, an encoder that has
-    learnt much may have a higher loss than one that maps all images to the same vector.
-    """
-    if options.loss == "supervised":
-        return None
+    """The loss of an encoder that maps all images to the same vector."""
     negatives = number_of_negatives(options, model)
     if options.method == "looc":
         keys = len(model.kept) + 1
