@@ -281,9 +281,12 @@ def test_export_for_tensorflow_lite(finished, tmp_path, capfd):
 
 @pytest.mark.usefixtures("one_layer")
 def test_smaller_views_first(images, tmp_path):
-    """--view_sizes: the run ends at the full size."""
+    """--view_sizes: the run ends at the full size; views.png shows views of both sizes."""
     assert pretrain(images, tmp_path / "sizes", "--view_sizes=4:0.5,8:1") == 0
     assert len(metrics_of(tmp_path / "sizes")) == 3
+    sheet = np.asarray(Image.open(tmp_path / "sizes" / "views.png").convert("RGB"))
+    row = sheet[2 * (2 + 4)].max(axis=-1)  # through the middle of the first image
+    assert np.sum(row != 255) <= 2 * (8 + 4 * 4 + 4 * 8)
 
 
 @pytest.mark.usefixtures("one_layer")

@@ -133,7 +133,7 @@ def test_the_sheet_shows_every_view(tmp_path):
 
     model = simclr_tf.SimCLR(simclr_tf.ResNet(18, 1 / 16), augment=[view, view, *8 * [local]])
     directory = training.RunDirectory(tmp_path)
-    pretrain.draw_views(directory, Train(), model)
+    pretrain.draw_views(directory, Train(), model.augment)
     sheet = tf.io.decode_png((tmp_path / "views.png").read_bytes(), 3).numpy()
     assert sheet.shape[1] == 2 * ((1 + 10) * (12 + 4) + 6)  # the image, the views, gaps
     row = sheet[2 * (2 + 6)].max(axis=-1)  # through the middle of the first image

@@ -141,6 +141,10 @@ def test_the_sheet_shows_each_operator_alone(photographs, tmp_path):
         (["--augmentations=crop,sobel:0.5"], ["crop", "sobel\np = 0.5"]),
         (["--augmentations=crop,rotate90", "--transformed_views=one"], ["crop", "rotate90"]),
         (["--method=looc", "--kept=rotate90"], ["crop", "rotate90"]),
+        (
+            ["--view_sizes=16:0.5,24:1"],
+            [f"view {view}\n{side} pixels" for side in (16, 24) for view in (1, 2)],
+        ),
     ):
         _, parsed = cli.parse(["preview", *flags])
         sheet = preview_command._sheet(cli.options_of(parsed), data.load("shapes", "test[:9]"))

@@ -453,6 +453,22 @@ def test_points_are_those_of_the_rows():
     assert figures.points_of(rows, "x", "h") == {"": [("1", 0.5), ("2", 0.7)]}
 
 
+def test_bars_are_as_high_as_the_accuracies(tmp_path, monkeypatch):
+    """One for each accuracy there is, above its group; the line of chance crosses the group."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    bars, chance = {"h": [0.9, None], "z": [0.8, 0.3]}, ("chance", [0.5, 0.25])
+    figures.draw_bars(bars, ["noise", "rotation"], tmp_path / "figure.png", "title", chance)
+    (panel,) = drawn[0].axes
+    centres = [(round(bar.get_center()[0]), bar.get_height()) for bar in panel.patches]
+    assert centres == [(0, 90.0), (0, 80.0), (1, 30.0)]
+    lines = [segment.tolist() for segment in panel.collections[0].get_segments()]
+    assert lines == [[[-0.45, 50.0], [0.45, 50.0]], [[0.55, 25.0], [1.45, 25.0]]]
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["noise", "rotation"]
+
+
 @pytest.mark.parametrize("name", flags.STUDIES)
 @pytest.mark.parametrize("failed", [False, True])
 def test_every_study_draws_its_rows(name, failed, tmp_path):

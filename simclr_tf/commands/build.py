@@ -19,7 +19,7 @@ from simclr_tf.augment.random_view import SMALL_SIZE, default_strength
 from simclr_tf.export import load_exported
 from simclr_tf.heads import LinearHead, NoHead, ProjectionHead, SpaceHeads
 from simclr_tf.models import LooC, MoCo, SimCLR
-from simclr_tf.training import RunDirectory, Steps
+from simclr_tf.training import RunDirectory, Steps, ViewSizes
 from simclr_tf.training.checkpoints import restore_submodels
 
 
@@ -201,6 +201,19 @@ def build_augmentation(options, image_size):
     crop = augment.RandomCropResize(image_size, area)
     chain = augment.Compose([crop, view])
     return [augment.Compose([crop]), augment.SharedView(chain, ["crop"])]
+
+
+def drawn_families(options, augmentation):
+    """What a picture of views shows: a list of operators, one for each view that differs.
+
+    Args:
+      options: the flags.
+      augmentation: what `build_augmentation` returned for them.
+    """
+    if options.view_sizes:
+        sizes = ViewSizes(options.view_sizes, augmentation)
+        return [sizes.view_of(size) for size, _ in options.view_sizes]
+    return augmentation if isinstance(augmentation, (tuple, list)) else [augmentation]
 
 
 def _family(options, size, area, largest):

@@ -22,6 +22,7 @@ from simclr_tf.commands.build import (
     build_model,
     chance_loss,
     counted,
+    drawn_families,
     load,
     log,
     number_of_negatives,
@@ -146,7 +147,7 @@ def _train(options, directory, strategy, model, train, probe_sets, steps):
     with report_unreadable(train, *probe_sets, directory=directory if loop.chief else None):
         if loop.chief and not loop.finished:
             _announce(options, train, model, steps)
-            draw_views(directory, train, model)
+            draw_views(directory, train, drawn_families(options, model.augment))
         if not (milestones and milestones.check()):
             loop.run()
     if milestones and milestones.missed:
@@ -310,14 +311,14 @@ def _length(steps):
     return f"{counted(steps.total, 'step')} ({steps.total / steps.per_epoch:.4g} epochs)"
 
 
-def draw_views(directory, train, model, rows=6, columns=8):
+def draw_views(directory, train, families, rows=6, columns=8):
     """Writes RUN_DIR/views.png: images of the training set and views of each.
 
-    Where the views of a step are drawn differently, one of each kind after the other.
+    Where the views of a step or of some epochs are drawn differently (`families`, a list), one of
+    each kind after the other.
     """
     batch = next(iter(train.epochs(min(rows, train.num_examples), seed=0)))
     images, extent = (batch["image"], batch["extent"]) if train.whole_side else (batch, None)
-    families = model.augment if isinstance(model.augment, (tuple, list)) else [model.augment]
     # Views that share parameters have them from one seed; of others, each has its own.
     shared = any(isinstance(family, augment.SharedView) for family in families)
     views = [

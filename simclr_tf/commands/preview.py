@@ -15,6 +15,7 @@ from simclr_tf.commands.build import (
     build_augmentation,
     build_model,
     counted,
+    drawn_families,
     load,
     log,
     prepare_process,
@@ -146,13 +147,15 @@ def _sheet(options, source):
     rows = min(_ROWS, source.num_examples)
     batch = next(iter(source.epochs(rows, seed=options.seed)))
     images, extent = (batch["image"], batch["extent"]) if source.whole_side else (batch, None)
-    family = build_augmentation(options, source.image_size)
-    families = family if isinstance(family, list) else [family]
+    families = drawn_families(options, build_augmentation(options, source.image_size))
     families = [_not_compiled(each) for each in families]
     columns = {}
-    for view in range(2):
-        drawn = families[view % len(families)](images, seed=view, extent=extent)
-        columns[f"view {view + 1}"] = drawn.numpy()
+    sizes = options.view_sizes or ()
+    for view in range(2 * max(1, len(sizes))):
+        family = families[view // 2 if sizes else view % len(families)]
+        drawn = family(images, seed=view, extent=extent)
+        pixels = f"\n{drawn.shape[1]} pixels" if sizes else ""
+        columns[f"view {view % 2 + 1}{pixels}"] = drawn.numpy()
     squares = _squares(images, extent, source.image_size)
     for operator in _operators(families[-1]):
         name, always = augment.name_of(operator), _always(operator)

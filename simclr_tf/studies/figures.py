@@ -1,4 +1,4 @@
-"""Pictures of studies: a heat map, and points over named values; drawn by matplotlib."""
+"""Pictures of studies: a heat map, bars, and points over named values; drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -68,6 +68,37 @@ def draw_points(rows, path, x, scores, series=None, title="", labels=None):
             panel.legend(frameon=False, title=labels.get(series, series))
     panels[0].set(ylabel="accuracy, %")
     figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def draw_bars(bars, names, path, title="", ticks=None):
+    """Draws accuracies as bars in groups, each with its number, and a line across each group.
+
+    Args:
+      bars: dict of str, the label of a colour, to a list of floats in [0, 1] or None, one for each
+        group; None has no bar.
+      names: list of str, below the groups.
+      path: file to write; its suffix selects the format.
+      title: str, shown above.
+      ticks: None, or a pair (label, list of floats in [0, 1]): the lines across the groups.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 1.6 * len(names), 4.0), layout="constrained")
+    panel = figure.subplots()
+    width = 0.8 / len(bars)
+    for k, (label, heights) in enumerate(bars.items()):
+        found = [(i, 100 * y) for i, y in enumerate(heights) if y is not None]
+        left = [i - 0.4 + (k + 0.5) * width for i, _ in found]
+        drawn = panel.bar(left, [y for _, y in found], width, label=label)
+        panel.bar_label(drawn, fmt="%.1f", fontsize=8)
+    if ticks:
+        levels = [100 * y for y in ticks[1]]
+        edges = [i - 0.45 for i in range(len(names))], [i + 0.45 for i in range(len(names))]
+        panel.hlines(levels, *edges, colors="black", linestyles="--", label=ticks[0])
+    panel.set_xticks(range(len(names)), names)
+    panel.set(ylabel="accuracy, %", ylim=(0, 108), title=title)
+    panel.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.savefig(path, dpi=110)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from simclr_tf import _atomic, augment
-from simclr_tf.studies.figures import draw_points
+from simclr_tf.studies.figures import draw_bars
 from simclr_tf.studies.study import Setting, Study, Task
 
 _AUGMENTATIONS = "crop,flip,color_jitter,color_drop,rotate90,gaussian_noise:0.5,sobel:0.5"
@@ -57,16 +57,11 @@ def write_data_set(task, images_by_split, path, seed=0):
 
 
 def draw(rows, scores, path, title):
-    """Accuracy on h, on z and by chance, for each task."""
-    names = {**{score: score.rpartition("_")[2] for score in scores}, "chance": "chance"}
-    points = [
-        {"task": row["task"], "from": name, "accuracy": row[column]}
-        for column, name in names.items()
-        for row in rows
-        if "task" in row
-    ]
-    labels = {"task": "what is predicted", "accuracy": ""}
-    draw_points(points, path, "task", ["accuracy"], "from", title, labels)
+    """Accuracy on h and on z for each task, with that of chance."""
+    rows = [row for row in rows if "task" in row]
+    bars = {score.rpartition("_")[2]: [row.get(score) for row in rows] for score in scores}
+    chance = "chance", [row["chance"] for row in rows]
+    draw_bars(bars, [row["task"] for row in rows], path, title, chance)
 
 
 PREDICT_TRANSFORMATION = Study(

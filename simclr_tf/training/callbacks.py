@@ -128,11 +128,13 @@ class ViewSizes(keras.callbacks.Callback):
         """Replaces the views and has Keras trace the step again."""
         size = self.size_at(epoch)
         if self.model.augment.size != size:
-            config = self.view.get_config()
-            # Blur and strength are those of the final size.
-            config.update(size=size, blur=self.view.blurring is not None)
-            self.model.augment = RandomView(**config)
+            self.model.augment = self.view_of(size)
             self.model.make_train_function(force=True)
+
+    def view_of(self, size):
+        """The `RandomView` of a size: blur and strength are those of `view`."""
+        config = {**self.view.get_config(), "size": size, "blur": self.view.blurring is not None}
+        return RandomView(**config)
 
 
 class Milestones(keras.callbacks.Callback):
