@@ -42,6 +42,15 @@ _BUILD_ERRORS = (
 # ---- tracing
 
 
+def repeats_collectives():
+    """Whether a loop of Keras can take several steps in one call where replicas share gradients.
+
+    Keras 3 calls the step from a condition within a loop, where TensorFlow does not pass on the
+    keys of collectives: "You must feed a value for placeholder tensor" (keras-team/keras#19246).
+    """
+    return IS_KERAS_2
+
+
 def under_xla():
     """Whether what is being traced is part of a function that XLA compiles as a whole.
 

@@ -60,7 +60,8 @@ def steps_per_execution(steps_per_epoch, total_steps):
 
     Returns:
         int, the largest common divisor of both that is at most 50 on a TPU, 10 on a GPU and 1 on a
-        CPU; with it, an epoch and the run end at their last steps.
+        CPU; with it, an epoch and the run end at their last steps. 1 within the scope of a strategy
+        of several GPUs with Keras 3, which cannot take more.
 
     Example:
 
@@ -68,7 +69,10 @@ def steps_per_execution(steps_per_epoch, total_steps):
     1
     """
     devices = tf.config.list_logical_devices
-    limit = next(n for kind, n in _MAX_STEPS_PER_EXECUTION if devices(kind))
+    device, limit = next(entry for entry in _MAX_STEPS_PER_EXECUTION if devices(entry[0]))
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    if several and device != "TPU" and not _keras.repeats_collectives():
+        return 1
     stops = math.gcd(steps_per_epoch, total_steps)
     return max(n for n in range(1, limit + 1) if stops % n == 0)
 

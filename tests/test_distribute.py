@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -147,15 +148,26 @@ def test_replicas_in_pieces_share_their_statistics():
 
 
 @pytest.mark.parametrize(
-    ("per_epoch", "total", "on_gpu"), [(97, 970, 1), (40, 400, 10), (40, 68, 4)]
+    ("per_epoch", "total", "on_gpu", "on_tpu"),
+    [(97, 970, 1, 1), (40, 400, 10, 40), (40, 68, 4, 4)],
 )
-def test_steps_at_a_time_end_with_the_epoch_and_the_run(per_epoch, total, on_gpu, monkeypatch):
-    """One on a CPU; elsewhere as many as fit."""
+def test_steps_at_a_time_end_with_the_epoch_and_the_run(
+    per_epoch, total, on_gpu, on_tpu, monkeypatch
+):
+    """One on a CPU; elsewhere as many as fit, on several GPUs if Keras can."""
     assert devices.steps_per_execution(per_epoch, total) == 1
     monkeypatch.setattr(
         tf.config, "list_logical_devices", lambda kind: [kind] if kind == "GPU" else []
     )
     assert devices.steps_per_execution(per_epoch, total) == on_gpu
+    two_replicas = types.SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: two_replicas)
+    shared = on_gpu if _keras.repeats_collectives() else 1
+    assert devices.steps_per_execution(per_epoch, total) == shared
+    monkeypatch.setattr(
+        tf.config, "list_logical_devices", lambda kind: [kind] if kind == "TPU" else []
+    )
+    assert devices.steps_per_execution(per_epoch, total) == on_tpu
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 4])
@@ -208,6 +220,10 @@ def test_what_replicas_cannot_share_is_one_line(images, steps_per_execution, red
     command = [sys.executable, "-c", UNEVEN, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-500:]
+    if steps_per_execution > 1 and reduction == "collectives" and not _keras.repeats_collectives():
+        rule = "steps_per_execution must be 1 with several replicas and Keras 3"
+        assert done.stdout.startswith(rule) and done.stdout.endswith("within a call; got 4.\n")
+        return
     if not done.stdout and images == 33 and devices.convolves_nothing():
         return  # it trained, since these kernels take no images
     assert done.stdout.startswith("every replica needs images in every step")

@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +56,28 @@ def test_private_api_is_used_in_one_module(pattern):
         if re.search(pattern, line)
     ]
     assert not found
+
+
+SEVERAL_STEPS = """
+import numpy as np, tensorflow as tf
+from tensorflow import keras
+cpu, two = tf.config.list_physical_devices("CPU")[0], 2 * [tf.config.LogicalDeviceConfiguration()]
+tf.config.set_logical_device_configuration(cpu, two)
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", steps_per_execution=2)
+model.fit(np.zeros([8, 2], "f"), np.zeros([8, 1], "f"), batch_size=4, verbose=0)
+"""
+
+
+@pytest.mark.end_to_end
+def test_keras_repeats_collectives_within_a_call_or_fails():
+    """If this fails, Keras 3 can take several steps in a call: `repeats_collectives` may go."""
+    command = [sys.executable, "-c", SEVERAL_STEPS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == _keras.repeats_collectives(), done.stderr[-500:]
+    if done.returncode:
+        assert "must feed a value for placeholder" in done.stderr
 
 
 def test_xla_is_seen_from_inside():

@@ -335,8 +335,7 @@ class Classifier(_keras.Model):
         return self._run(super().predict, x, *args, **kwargs)
 
     def _run(self, loop, x, *args, **kwargs):
-        several = self.distribute_strategy.num_replicas_in_sync > 1
-        with inputs.named_errors(x, several):
+        with inputs.named_errors(x, self):
             return loop(x, *args, **kwargs)
 
     def _prepare(self, x):

@@ -393,8 +393,7 @@ class ContrastiveModel(_keras.Model):
 
     def _run(self, loop, x, *args, **kwargs):
         """Calls a loop of Keras; raises what TensorFlow says of the input as an `ArgumentError`."""
-        several = self.distribute_strategy.num_replicas_in_sync > 1
-        with inputs.named_errors(x, several):
+        with inputs.named_errors(x, self):
             return loop(x, *args, **kwargs)
 
     def _prepare(self, x):

@@ -140,9 +140,8 @@ class Distillation(_keras.Model):
     def fit(self, x=None, y=None, *args, callbacks=None, **kwargs):
         """`keras.Model.fit`; the logs are "loss" and "agreement", of teacher and student."""
         inputs.check(x, single=True)
-        several = self.distribute_strategy.num_replicas_in_sync > 1
         _keras.build_optimizer(self, self.student)
-        with inputs.named_errors(x, several):
+        with inputs.named_errors(x, self):
             return super().fit(x, y, *args, callbacks=with_loss_scale(callbacks), **kwargs)
 
     def get_config(self):

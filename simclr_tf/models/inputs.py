@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from simclr_tf._keras import repeats_collectives
 from simclr_tf.devices import convolves_nothing
 from simclr_tf.errors import ArgumentError
 from simclr_tf.images import (
@@ -145,6 +146,10 @@ def is_uneven(error):
     return is_wrong_input and ("Collective ops" in str(error) or REPLICA_RULE in str(error))
 
 
+def _lacks_a_key(error):
+    return not repeats_collectives() and "must feed a value for placeholder" in str(error)
+
+
 def may_end_unevenly(x):
     """Whether the last batch of what `fit` takes may have fewer images than the others."""
     if isinstance(x, tf.data.Dataset):
@@ -154,13 +159,15 @@ def may_end_unevenly(x):
 
 
 @contextlib.contextmanager
-def named_errors(x, several_replicas):
+def named_errors(x, model):
     """Raises what TensorFlow says of the input within the block as an `ArgumentError`.
 
     Args:
       x: what `fit` takes.
-      several_replicas: whether several replicas share each batch.
+      model: the Keras model whose loop runs within the block.
     """
+    several_replicas = model.distribute_strategy.num_replicas_in_sync > 1
+    steps = getattr(model, "steps_per_execution", 1)  # an attribute of Keras 3
     try:
         yield
     except tf.errors.OpError as error:
@@ -171,6 +178,11 @@ def named_errors(x, several_replicas):
         if LABEL_RULE in str(error):
             raise ArgumentError(
                 f"{LABEL_RULE}, and some do not. Count the classes from 0, or raise num_classes."
+            ) from error
+        if several_replicas and steps > 1 and _lacks_a_key(error):
+            raise ArgumentError(
+                "steps_per_execution must be 1 with several replicas and Keras 3, which cannot "
+                f"repeat their collectives within a call; got {steps}."
             ) from error
         if several_replicas and is_uneven(error) and may_end_unevenly(x):
             raise ArgumentError(
