@@ -237,6 +237,7 @@ COMMANDS = {
                 flags.define_method,
                 flags.define_views,
                 flags.define_training,
+                flags.define_whitening,
             ),
             run_flags=(),
             check=checks.check_preview,

@@ -84,6 +84,20 @@ def quick_runs():
 
 
 @pytest.fixture
+def two_replicas(monkeypatch):
+    """`--strategy=mirrored` is over two of the logical CPUs."""
+    import tensorflow as tf
+
+    from simclr_tf import distribute
+
+    def mirrored():
+        devices, reduction = ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+        return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
+
+    monkeypatch.setattr(distribute, "_mirrored_strategy", mirrored)
+
+
+@pytest.fixture
 def no_export(monkeypatch):
     """Runs end with an empty directory instead of the encoder's SavedModel."""
     from simclr_tf.commands import pretrain

@@ -223,6 +223,19 @@ def test_a_run_ends_with_a_table_and_is_read_back(place, tmp_path, capsys):
 
 
 @pytest.mark.end_to_end
+@pytest.mark.usefixtures("two_replicas")
+def test_replicas_end_with_an_export(place, tmp_path, monkeypatch, capsys):
+    """Which classifies as was scored."""
+    monkeypatch.setattr(distill_command, "build_encoder", encoder_of_one_layer)
+    assert cli.main(command(place, tmp_path / "run", "--strategy=mirrored")) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    flags = [f"--saved_model={tmp_path}/run/export/1", f"--dataset=npz:{place}/set.npz"]
+    assert cli.main(["evaluate", *flags]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["accuracy"] == result["accuracy"]
+
+
+@pytest.mark.end_to_end
 def test_a_student_starts_from_trained_weights(place, tmp_path, monkeypatch, capsys):
     """--init_from takes a run; its encoder, bit for bit."""
     students = []

@@ -135,6 +135,7 @@ def test_the_demo_ends_with_the_table(tmp_path, capsys):
 
 @pytest.mark.parametrize("recipe", sorted(EXAMPLES.glob("recipes/*.cfg")), ids=lambda p: p.stem)
 def test_recipes_parse(recipe):
-    """Every flag of a recipe exists and is in range."""
-    command, values = cli.parse(["pretrain", f"--flagfile={recipe}", "--run_dir=x"])
-    assert command == "pretrain" and cli.options_of(values).epochs > 0
+    """Every flag of a recipe exists and is in range; preview and studies take it too."""
+    for words in (["pretrain", "--run_dir=x"], ["preview"], ["study", "strength", "--out=x"]):
+        command, values = cli.parse([*words, f"--flagfile={recipe}"])
+        assert command == words[0] and cli.options_of(values).epochs > 0

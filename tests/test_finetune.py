@@ -358,6 +358,21 @@ def encoder_of_one_layer(options, image_size):
 
 
 @pytest.mark.end_to_end
+@pytest.mark.usefixtures("two_replicas")
+def test_replicas_end_with_an_export(place, tmp_path, monkeypatch, capsys):
+    """Which classifies as was scored."""
+    monkeypatch.setattr(build, "build_encoder", encoder_of_one_layer)
+    untrained_run(tmp_path / "run", place / "set.npz", 12)
+    words = command(tmp_path, tmp_path / "tuned", "--strategy=mirrored", "--labels_per_class=8")
+    assert cli.main(words) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    flags = [f"--saved_model={tmp_path}/tuned/export/1", f"--dataset=npz:{place}/set.npz"]
+    assert cli.main(["evaluate", *flags]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["accuracy"] == result["accuracy"]
+
+
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("without_export")
 def test_an_interrupted_run_ends_as_another(place, tmp_path, monkeypatch, capsys):
     """Bit for bit, stopped within the fine-tuning and then within the baseline."""

@@ -647,7 +647,7 @@ def define_runs_of_study(define):
     """Defines the flags of pretrain without defaults, which are the study's."""
     define = _WithoutDefaults(define)
     groups = (define_data, define_model, define_method, define_views, define_training)
-    for group in groups:
+    for group in (*groups, define_whitening):
         group(define)
 
 

@@ -74,7 +74,7 @@ class Task(NamedTuple):
     classes: int
 
 
-# The demo's recipe: two minutes for a run of eight epochs on two cores.
+# The demo's recipe.
 BUDGET = {
     "dataset": "shapes",
     "resnet_depth": "18",
