@@ -1,6 +1,6 @@
 """Trains SimCLR and LooC on drawn shapes and compares what their encoders know.
 
-    python examples/keep_color.py [--epochs=8] [--strength=1.0] [--kept=color]
+    python examples/keep_color.py [--epochs=8] [--strength=1.0] [--kept=color] [--temperature=0.2]
 
 SimCLR is trained to ignore colour, as its views are jittered, though it takes long until h does.
 LooC is trained to keep it: one of its keys has the colours of the query. The table has the
@@ -17,18 +17,18 @@ from simclr_tf import augment, data, evaluate, models, optimizers
 ATTRIBUTES = ("class", "color", "orientation")
 
 
-def build(method, family, kept, width=0.25, seed=0):
+def build(method, family, kept, width=0.25, **arguments):
     """Returns an untrained `SimCLR` or `LooC` whose views are of one family."""
     encoder = simclr_tf.ResNet(18, width=width)
     if method == "simclr":
-        return simclr_tf.SimCLR(encoder, augment=family, temperature=0.2, seed=seed)
-    return models.LooC(encoder, kept, augment=family, temperature=0.2, seed=seed)
+        return simclr_tf.SimCLR(encoder, augment=family, **arguments)
+    return models.LooC(encoder, kept, augment=family, **arguments)
 
 
-def train(model, source, epochs, batch_size=128, seed=0):
+def train(model, source, epochs, batch_size=128, learning_rate=0.003, seed=0):
     """Trains a model on the images of a source; labels are not used."""
     steps = source.steps_per_epoch(batch_size)
-    rate = optimizers.WarmupCosine(0.003, epochs * steps, warmup_steps=max(1, steps // 2))
+    rate = optimizers.WarmupCosine(learning_rate, epochs * steps, warmup_steps=max(1, steps // 2))
     model.compile(optimizer=optimizers.AdamW(rate, weight_decay=1e-4))
     model.fit(source.epochs(batch_size, seed), epochs=epochs, steps_per_epoch=steps, verbose=2)
     return model
@@ -61,12 +61,14 @@ def compare(options, show=print):
         show(f"{name:15}" + "".join(f"{100 * rows[name][each]:13.1f}" for each in ATTRIBUTES))
 
     show(f"{'':15}" + "".join(f"{name:>13}" for name in ATTRIBUTES))
+    arguments = {"temperature": options.temperature, "seed": options.seed}
     for method in ("simclr", "looc"):
-        model = build(method, family, options.kept, options.width, options.seed)
+        model = build(method, family, options.kept, options.width, **arguments)
         if method == "simclr":
             model.build((None, 32, 32, 3))
             add("random", model.encoder)
-        train(model, source, options.epochs, options.batch_size, options.seed)
+        rate, seed = options.learning_rate, options.seed
+        train(model, source, options.epochs, options.batch_size, rate, seed)
         add(f"{method}, h", model.encoder)
     model.representation = "spaces"
     add("looc, spaces", model)
@@ -81,6 +83,8 @@ def parse(arguments=None):
     parser.add_argument("--strength", type=float, default=1.0, help="of the colour jitter")
     parser.add_argument("--width", type=float, default=0.25, help="of the ResNet-18")
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--learning_rate", type=float, default=0.003, help="of AdamW, at its peak")
+    parser.add_argument("--temperature", type=float, default=0.2, help="of both losses")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--test_split", default="test")
