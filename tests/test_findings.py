@@ -75,6 +75,13 @@ def test_a_finding_is_provoked(name, rows, facts):
     assert ". " in found[name] and found[name].endswith(".") and "\n" not in found[name]
 
 
+@pytest.mark.parametrize(("supervised", "advice"), [(True, "Raise the temp"), (False, "Lower the")])
+def test_the_supervised_loss_at_chance_needs_another_temperature(supervised, advice):
+    """What raised it from chance when it was measured: docs/results.md."""
+    facts = RunFacts(chance_loss=6.0, supervised=supervised)
+    assert f"steps. {advice}" in find(rows_of([6.0, 5.99]), facts)["loss_at_chance"]
+
+
 def test_all_are_provoked():
     assert {name for name, *_ in PROVOKED} == set(CHECKS)
 

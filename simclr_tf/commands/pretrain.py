@@ -361,6 +361,7 @@ def _monitor(options, strategy, directory, model, train, steps, stream, measured
         warm_up_epochs=max(1, math.ceil(warmup_steps(options, steps) / steps.per_epoch)),
         negatives=number_of_negatives(options, model),
         duplicates=_share_of_duplicates(train) if chief and not begun else None,
+        supervised=options.loss == "supervised",
     )
     return RunMonitor(
         next(iter(stream(0, 0, None))),

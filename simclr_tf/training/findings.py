@@ -41,6 +41,7 @@ class RunFacts:
       largest_pixel: largest absolute value of float images.
       duplicates: share of the images that nearly equal another one.
       image_side, last_map_side: sides in pixels of the views and of the encoder's last feature map.
+      supervised: whether labels make the positives, bool.
 
     Example:
 
@@ -57,6 +58,7 @@ class RunFacts:
     duplicates: float | None = None
     image_side: int | None = None
     last_map_side: int | None = None
+    supervised: bool = False
 
     def __post_init__(self):
         """Raises ArgumentError for a number that is not one."""
@@ -90,9 +92,10 @@ def _loss_at_chance(rows, facts):
     since = row["step"] - max([r["step"] for r in rows if r["loss"] <= better], default=0)
     if since < _STEPS_AT_CHANCE or _rate_too_high(rows, facts):
         return None
+    first = "Raise the temperature, lower" if facts.supervised else "Lower"
     return (
         f"after epoch {row['epoch']} the loss is {row['loss']:.3f}, no better than chance "
-        f"({facts.chance_loss:.3f}), for {since:,} steps. Lower the learning rate, lengthen the "
+        f"({facts.chance_loss:.3f}), for {since:,} steps. {first} the learning rate, lengthen the "
         "warm-up, or look at the images that the model is trained on."
     )
 
