@@ -137,7 +137,7 @@ def plot(rows, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8.5, 4), layout="constrained")
     names = list(dict.fromkeys(row["recipe"] for row in rows))
     for row_name in names:
         color = f"C{names.index(row_name)}"
@@ -151,7 +151,7 @@ def plot(rows, path):
                 axes.plot(minutes, accuracy, style, color=color, marker=".", label=label)
     axes.set(xlabel="minutes of training", ylabel="kNN accuracy (k = 200), %", xlim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
 
 
