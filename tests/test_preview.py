@@ -153,6 +153,20 @@ def test_the_sheet_shows_each_operator_alone(photographs, tmp_path):
 
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
+@pytest.mark.parametrize(
+    "flag", ["view_sizes=8:0.5,12:1", "views=2x12,1x8@0.1-0.3", "weight_average=0.9", "kept=flip"]
+)
+def test_flags_of_every_kind_of_value_are_kept(flag, tmp_path, capsys):
+    """Lists, numbers and names, in the picture and in the recipe."""
+    flags = [f"--{flag}", "--measure_steps=0", f"--output={tmp_path}/p.png"]
+    if flag.startswith("kept"):
+        flags.append("--method=looc")
+    assert cli.main(["preview", *flags, f"--write_recipe={tmp_path}/my.cfg"]) == 0
+    assert f"--{flag}\n" in (tmp_path / "my.cfg").read_text()
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_the_command_draws_measures_and_writes_a_recipe(tmp_path, monkeypatch, capsys):
     """And the recipe trains."""
     monkeypatch.chdir(tmp_path)

@@ -92,7 +92,8 @@ def _of_data_set(options, given):
             source = load(options, options.train_split, "--train_split", size)
     facts = Facts(source.num_examples, source.image_size, accelerator, _precision())
     settings += recommend(facts, given)
-    options = _with(options, settings).replace(image_size=source.image_size)
+    chosen = [each for each in settings if each.flag not in given]  # the user's stand in it
+    options = _with(options, chosen).replace(image_size=source.image_size)
     print(source.description)
     print(
         f"{counted(source.num_examples, 'image')} of {counted(source.image_size, 'pixel')}, "
@@ -128,7 +129,7 @@ def _with(options, settings):
     return options.replace(**changes)
 
 
-# Of the flags that `recommend` sets; the user's own stand in the options already.
+# Of the flags that `recommend` sets.
 _TYPES = {
     "batch_size": int,
     "image_size": int,
