@@ -11,8 +11,8 @@ from simclr_tf import _quiet
 tf = _quiet.import_tensorflow()
 
 from simclr_tf import cli, data, evaluate, optimizers  # noqa: E402 - after TensorFlow's start-up
-from simclr_tf.augment import RandomView  # noqa: E402
 from simclr_tf.commands import build  # noqa: E402
+from simclr_tf.training import ViewSizes  # noqa: E402
 
 
 def main(options):
@@ -58,8 +58,7 @@ def _resize(model, sizes, progress):
     view = model.augment
     if view.size == size:
         return False
-    config = {**view.get_config(), "size": size, "blur": view.blurring is not None}
-    model.augment = RandomView(**config)
+    model.augment = ViewSizes(sizes, view).view_of(size)
     return True
 
 
