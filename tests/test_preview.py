@@ -196,6 +196,19 @@ def test_the_command_draws_measures_and_writes_a_recipe(tmp_path, monkeypatch, c
 
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
+def test_the_time_of_smaller_views_is_measured(tmp_path, monkeypatch, capsys):
+    """Each size counts for its part of the epochs."""
+    monkeypatch.setattr(
+        preview_command, "_seconds_of_step", lambda model, *_: float(model.augment.size)
+    )
+    flags = ["--view_sizes=8:0.75,12:1", "--train_split=train[:128]", "--batch_size=64"]
+    assert cli.main(["preview", *flags, "--epochs=2", f"--output={tmp_path}/p.png"]) == 0
+    out = capsys.readouterr().out  # 2 steps x (0.75 x 8 + 0.25 x 12)
+    assert "time     18 s an epoch (3 steps measured with each size of view)\n" in out
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_several_data_sets_in_one_picture(tmp_path, capsys):
     """A section, a plan and a recipe each; a length that is given is kept."""
     flags = ["--dataset=shapes, shapes_by_color", "--train_split=train[:16]", "--measure_steps=0"]

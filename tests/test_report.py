@@ -191,6 +191,11 @@ def test_the_verdict_has_three_lines():
     [
         ({"loss": [5.6, 5.46]}, {"chance_loss": 5.5}, "no better than chance"),
         ({"loss": [5.6, 5.4]}, {"chance_loss": 5.5}, None),
+        (
+            {"loss": [5.6, 5.46]},
+            {"chance_loss": 5.5, "flags": {"loss": "supervised"}},
+            "Raise the temperature, lower the learning rate",
+        ),
         ({"knn_accuracy": [0.2, 0.3, 0.26]}, {}, "kNN accuracy fell from 30.0% to 26.0%"),
         ({"knn_accuracy": [0.2, 0.3, 0.28]}, {}, None),
         ({"data_wait": [0.1, 0.3]}, {}, "30% of the time"),

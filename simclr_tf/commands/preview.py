@@ -237,23 +237,34 @@ def _measure(options, source):
     if devices.on_cpu() and not options.micro_batch_size:  # which divides the batch
         batch = min(batch, _MEASURED_ON_CPU)
     log(f"measuring {counted(options.measure_steps, 'step')} of {counted(batch, 'image')}")
-    model.compile(optimizer=build_optimizer(options, steps))
-    labels = {"labels": True} if options.loss == "supervised" else {}
-    stream = source.epochs(batch, options.seed, **labels)
-    clock, before = _Clock(), _memory()
-    count = options.measure_steps + 1
-    model.fit(stream, steps_per_epoch=count, epochs=1, callbacks=[clock], shuffle=False, verbose=0)
-    # The first step is traced and compiled.
-    seconds = (clock.times[-1] - clock.times[0]) / options.measure_steps
+    before, seconds, begin = _memory(), 0.0, 0.0
+    # Each of --view_sizes for its part of the epochs.
+    ends = [end for _, end in options.view_sizes] if options.view_sizes else [1.0]
+    for family, end in zip(drawn_families(options, model.augment), ends):
+        if options.view_sizes:
+            model.augment = family
+        model.compile(optimizer=build_optimizer(options, steps))
+        seconds += (end - begin) * _seconds_of_step(model, options, source, batch)
+        begin = end
     share = options.batch_size / batch
     scaled = f", of {batch} images, scaled to {options.batch_size}" if share != 1 else ""
+    of_sizes = " with each size of view" if options.view_sizes else ""
     return _Plan(
         *parameters,
         steps.per_epoch,
         seconds * share * steps.per_epoch,
         before + (_memory() - before) * share,
-        f"{counted(options.measure_steps, 'step')} measured{scaled}",
+        f"{counted(options.measure_steps, 'step')} measured{of_sizes}{scaled}",
     )
+
+
+def _seconds_of_step(model, options, source, batch):
+    """Trains a compiled model for --measure_steps steps, after one that is traced and compiled."""
+    labels = {"labels": True} if options.loss == "supervised" else {}
+    stream, clock = source.epochs(batch, options.seed, **labels), _Clock()
+    count = options.measure_steps + 1
+    model.fit(stream, steps_per_epoch=count, epochs=1, callbacks=[clock], shuffle=False, verbose=0)
+    return (clock.times[-1] - clock.times[0]) / options.measure_steps
 
 
 def _parameters(layer):

@@ -102,7 +102,7 @@ def _curves(chart, runs):
         axes.set(title=chart.title, xlabel="epoch", ylabel=chart.unit, xlim=_epochs(runs))
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(axes.lines) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, loc="best")  # see curves.py
 
     return _svg(draw, chart.title)
 
@@ -157,7 +157,7 @@ def draw_similarities(positive, negative):
             weights = np.full(len(values), 100 / len(values))
             axes.hist(values, bins, weights=weights, alpha=0.6, label=label)
         axes.set(title="Similarity of two views", xlabel="cosine similarity", ylabel="% of pairs")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="best")
 
     return _svg(draw, "similarities")
 

@@ -124,9 +124,11 @@ def warnings(run):
 def _of_metrics(run):
     losses, knn, wait = (_values(run, key) for key in ("loss", "knn_accuracy", "data_wait"))
     if losses and run.chance_loss is not None and losses[-1] > run.chance_loss - _NEAR_CHANCE:
+        supervised = run.flags.get("loss") == "supervised"
+        first = "Raise the temperature, lower" if supervised else "Lower"
         yield (
-            f"the loss, {losses[-1]:.3f}, is no better than chance ({run.chance_loss:.3f}). Lower "
-            "the learning rate, lengthen the warm-up, or look at the views."
+            f"the loss, {losses[-1]:.3f}, is no better than chance ({run.chance_loss:.3f}). "
+            f"{first} the learning rate, lengthen the warm-up, or look at the views."
         )
     if len(knn) > 2 and knn[-1] < max(knn) - _FALL:
         yield (

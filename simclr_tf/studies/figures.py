@@ -65,7 +65,7 @@ def draw_points(rows, path, x, scores, series=None, title="", labels=None):
         panel.set(xlabel=labels.get(x, x), title=labels.get(score, ""))
         panel.grid(alpha=0.3)
         if series and panel.lines:
-            panel.legend(frameon=False, title=labels.get(series, series))
+            panel.legend(frameon=False, title=labels.get(series, series), loc="best")
     panels[0].set(ylabel="accuracy, %")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
