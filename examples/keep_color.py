@@ -1,18 +1,20 @@
 """Trains SimCLR and LooC on drawn shapes and compares what their encoders know.
 
-    python examples/keep_color.py [--epochs=8] [--strength=1.0] [--kept=color] [--temperature=0.2]
+    python examples/keep_color.py [--epochs=60] [--looc_epochs=20] [--start=simclr] [--kept=color]
 
 SimCLR is trained to ignore colour, as its views are jittered, though it takes long until h does.
-LooC is trained to keep it: one of its keys has the colours of the query. The table has the
-accuracies of a linear classifier on the class of the shapes, their colour and their orientation,
-from h of either and from all spaces of LooC.
-Accuracies are in percent.
+LooC is trained to keep it: one of its keys has the colours of the query. It starts from SimCLR's
+encoder; `--start=random` trains it from random weights. The table has the accuracies of a linear
+classifier on the class of the shapes, their colour and their orientation, from h of either and from
+all spaces of LooC. Accuracies are in percent.
 """
 
 import argparse
 
+import tensorflow as tf
+
 import simclr_tf
-from simclr_tf import augment, data, evaluate, models, optimizers
+from simclr_tf import augment, data, devices, evaluate, models, optimizers
 
 ATTRIBUTES = ("class", "color", "orientation")
 
@@ -62,16 +64,22 @@ def compare(options, show=print):
 
     show(f"{'':15}" + "".join(f"{name:>13}" for name in ATTRIBUTES))
     arguments = {"temperature": options.temperature, "seed": options.seed}
-    for method in ("simclr", "looc"):
-        model = build(method, family, options.kept, options.width, **arguments)
-        if method == "simclr":
-            model.build((None, 32, 32, 3))
-            add("random", model.encoder)
-        rate, seed = options.learning_rate, options.seed
-        train(model, source, options.epochs, options.batch_size, rate, seed)
-        add(f"{method}, h", model.encoder)
-    model.representation = "spaces"
-    add("looc, spaces", model)
+    settings = options.batch_size, options.learning_rate, options.seed
+    simclr, looc = (
+        build(method, family, options.kept, options.width, **arguments)
+        for method in ("simclr", "looc")
+    )
+    for model in (simclr, looc):
+        model.build((None, 32, 32, 3))
+    add("random", simclr.encoder)
+    train(simclr, source, options.epochs, *settings)
+    add("simclr, h", simclr.encoder)
+    if options.start == "simclr":
+        looc.encoder.set_weights(simclr.encoder.get_weights())
+    train(looc, source, options.looc_epochs or options.epochs, *settings)
+    add("looc, h", looc.encoder)
+    looc.representation = "spaces"
+    add("looc, spaces", looc)
     return rows
 
 
@@ -79,6 +87,9 @@ def parse(arguments=None):
     """Returns the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--looc_epochs", type=int, help="of LooC; by default --epochs")
+    parser.add_argument("--start", choices=["simclr", "random"], default="simclr", help="of LooC")
+    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--kept", type=lambda names: names.split(","), default=["color"])
     parser.add_argument("--strength", type=float, default=1.0, help="of the colour jitter")
     parser.add_argument("--width", type=float, default=0.25, help="of the ResNet-18")
@@ -92,4 +103,6 @@ def parse(arguments=None):
 
 
 if __name__ == "__main__":
-    compare(parse())
+    chosen = parse()
+    tf.keras.mixed_precision.set_global_policy(devices.precision_policy(chosen.precision))
+    compare(chosen)

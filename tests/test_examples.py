@@ -49,13 +49,23 @@ def test_own_images_finds_similar_images(sources):
     assert np.isfinite([s for _, s in found]).all()
 
 
-def test_keep_color_compares_two_methods():
+@pytest.mark.parametrize("start", ["simclr", "random"])
+def test_keep_color_compares_two_methods(start, monkeypatch):
     """One epoch of two steps each, then linear classifiers of every attribute."""
     example = load("keep_color")
-    small = ["--epochs=1", "--width=0.0625", "--batch_size=32"]
+    small = ["--epochs=1", "--width=0.0625", "--batch_size=32", f"--start={start}"]
+    train, kernels = example.train, []
+
+    def watched(model, *arguments):
+        kernels.append(model.encoder.get_weights()[0])
+        kernels.append(train(model, *arguments).encoder.get_weights()[0])
+
+    monkeypatch.setattr(example, "train", watched)
     rows = example.compare(
         example.parse([*small, "--train_split=train[:64]", "--test_split=test[:32]"])
     )
+    _, after_simclr, before_looc, _ = kernels
+    assert np.array_equal(after_simclr, before_looc) == (start == "simclr")
     assert list(rows) == ["random", "simclr, h", "looc, h", "looc, spaces"]
     for row in rows.values():
         assert sorted(row) == ["class", "color", "orientation"]

@@ -223,8 +223,11 @@ def run(images, tmp_path_factory, quick_runs):
 
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
-def test_a_run_measures_its_whitening_at_the_end(images, tmp_path, monkeypatch):
-    """On training images, with the encoder of the last epoch; the export has it."""
+def test_a_run_measures_its_whitening_at_the_end(images, tmp_path, monkeypatch, capsys):
+    """On training images, with the encoder of the last epoch; the export has it.
+
+    That 40 images are few for the covariance of 32 features is said before training.
+    """
     exported = []
 
     def export_encoder(encoder, path, *_):
@@ -236,6 +239,7 @@ def test_a_run_measures_its_whitening_at_the_end(images, tmp_path, monkeypatch):
     words += ["--batch_size=16", "--precision=float32", "--probe_every_epochs=-1", "--whitening"]
     words += ["--whitening_floor=0.2"]
     assert cli.main(words) == 0
+    assert "there are 40 images, and h has 32. Pass a smaller" in capsys.readouterr().err
     (encoder,) = exported
     h = without_whitening(encoder)(PIXELS / np.float32(255)).numpy()
     expected = by_svd(h, 0.2)(h)

@@ -302,6 +302,15 @@ def _announce(options, train, model, steps):
         f"{model.encoder.name} with {counted(parameters, 'parameter')}; {policy}; "
         f"{_length(steps)} of {counted(options.batch_size, 'image')}."
     )
+    shape = (None, train.image_size, train.image_size, 3)
+    width = model.encoder.compute_output_shape(shape)[-1]
+    count = min(options.whitening_examples, train.num_examples)
+    if options.whitening and count < 2 * width:
+        log(
+            f"warning: --whitening needs several times as many images as h has numbers; there are "
+            f"{count:,} images, and h has {width:,}. Pass a smaller --feature_dim, more images, or "
+            "--nowhitening."
+        )
 
 
 def _length(steps):
