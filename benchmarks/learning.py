@@ -130,7 +130,7 @@ def write(rows, path):
 def plot(rows, path):
     """Draws weighted kNN accuracy against minutes, a line for each seed, a colour for each recipe.
 
-    The lines of raw h are solid, those of whitened h dashed.
+    The lines of raw h are solid, those of whitened h dashed, with hollow points.
     """
     import matplotlib
 
@@ -145,10 +145,11 @@ def plot(rows, path):
             points = [row for row in rows if (row["recipe"], row["seed"]) == (row_name, seed)]
             minutes = [float(row["seconds"]) / 60 for row in points]
             first = seed == rows[0]["seed"]
-            for key, style, text in (("knn", "-", "h"), ("knn_whitened", "--", "whitened h")):
+            lines = ("knn", "-", color, "h"), ("knn_whitened", "--", "white", "whitened h")
+            for key, style, fill, text in lines:
                 accuracy = [100 * float(row[key]) for row in points]
                 label = f"{row_name}, {text}" if first else None
-                axes.plot(minutes, accuracy, style, color=color, marker=".", label=label)
+                axes.plot(minutes, accuracy, style, color=color, marker="o", mfc=fill, label=label)
     axes.set(xlabel="minutes of training", ylabel="kNN accuracy (k = 200), %", xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
