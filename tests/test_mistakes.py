@@ -303,13 +303,23 @@ MISTAKES = [
         ["preview", "--output=x.png", "--dataset=folder:none", "--view_sizes=8:0.5"],
         "ends rising to 1",
     ),
-    (["pretrain", "--run_dir=x", "--micro_batch_size=300"], "--micro_batch_size must be even"),
+    (
+        ["pretrain", "--run_dir=x", "--dataset=folder:none", "--micro_batch_size=300"],
+        "--micro_batch_size must be even",
+    ),
     (
         ["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"],
         "for --width=2.0, --sk",
     ),
     (["pretrain", "--run_dir=x", "--batch_size=100000"], "--batch_size is 100000"),
-    (["pretrain", "--run_dir=x", "--warmup_epochs=3", "--epochs=3"], "--warmup_epochs"),
+    (
+        ["pretrain", "--run_dir=x", "--dataset=folder:none", "--warmup_epochs=3", "--epochs=3"],
+        "--warmup_epochs",
+    ),
+    (
+        ["pretrain", "--run_dir=x", "--warmup_epochs=9", "--train_steps=5"],
+        "--warmup_epochs",
+    ),
     (["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet19"], "resnet18"),
     (["pretrain", "--run_dir=x", "--encoder=keras_applications/xception"], "--image_size must be"),
     (["evaluate"], "exactly one of --run_dir, --saved_model, --official_weights; got none"),

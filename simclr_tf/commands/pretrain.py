@@ -84,6 +84,7 @@ def _pretrain(options, invocation, directory):
     resumable = {"free": invocation.resumable, "defaults": invocation.defaults}
     directory.check_resumable(flags, **resumable)
     strategy = prepare_process(options)
+    _check_batch(options, strategy.num_replicas_in_sync)
     train, test = load_sources(options)
     probe_sets = load_probe_sets(options, train, test)
     steps = steps_of(options, train, strategy.num_replicas_in_sync)
@@ -195,11 +196,13 @@ def _write_report(options, directory, strategy, model, train, test):
 
 
 def check_schedules(options):
-    """Raises ArgumentError for milestones or sizes of views that are wrong, before data is read."""
+    """Raises UsageError for what is wrong without the data: milestones, views, the warm-up."""
     if options.milestones:
         parse_milestones(options.milestones)
     if options.view_sizes:
         check_view_sizes(options.view_sizes)
+    if not options.train_steps and (options.warmup_epochs or 0) >= options.epochs:
+        raise _too_long_a_warm_up(options, options.epochs)
 
 
 def steps_of(options, train, replicas=1):
@@ -208,11 +211,15 @@ def steps_of(options, train, replicas=1):
     per_epoch = train.steps_per_epoch(options.batch_size)
     steps = Steps(per_epoch, options.train_steps or per_epoch * options.epochs)
     if warmup_steps(options, steps) >= steps.total:
-        raise errors.UsageError(
-            f"warmup_epochs must be shorter than the run of {steps.total / per_epoch:.4g} epochs; "
-            f"got {options.warmup_epochs:.4g}. Leave it out to use a tenth of the run."
-        )
+        raise _too_long_a_warm_up(options, steps.total / per_epoch)
     return steps
+
+
+def _too_long_a_warm_up(options, epochs):
+    return errors.UsageError(
+        f"warmup_epochs must be shorter than the run of {epochs:.4g} epochs; got "
+        f"{options.warmup_epochs:.4g}. Leave it out to use a tenth of the run."
+    )
 
 
 def _check_batch(options, replicas):
