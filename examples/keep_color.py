@@ -1,6 +1,6 @@
 """Trains SimCLR and LooC on drawn shapes and compares what their encoders know.
 
-    python examples/keep_color.py [--epochs=60] [--looc_epochs=20] [--start=simclr] [--kept=color]
+    python examples/keep_color.py [--epochs=8] [--looc_epochs=8] [--start=simclr] [--kept=color]
 
 SimCLR is trained to ignore colour, as its views are jittered, though it takes long until h does.
 LooC is trained to keep it: one of its keys has the colours of the query. It starts from SimCLR's
@@ -87,7 +87,7 @@ def parse(arguments=None):
     """Returns the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--looc_epochs", type=int, help="of LooC; by default --epochs")
+    parser.add_argument("--looc_epochs", type=int, help="of LooC; by default those of --epochs")
     parser.add_argument("--start", choices=["simclr", "random"], default="simclr", help="of LooC")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--kept", type=lambda names: names.split(","), default=["color"])

@@ -239,7 +239,7 @@ def test_a_run_measures_its_whitening_at_the_end(images, tmp_path, monkeypatch, 
     words += ["--batch_size=16", "--precision=float32", "--probe_every_epochs=-1", "--whitening"]
     words += ["--whitening_floor=0.2"]
     assert cli.main(words) == 0
-    assert "there are 40 images, and h has 32. Pass a smaller" in capsys.readouterr().err
+    assert "measured on 40 images, and h has 32. Pass a smaller" in capsys.readouterr().err
     (encoder,) = exported
     h = without_whitening(encoder)(PIXELS / np.float32(255)).numpy()
     expected = by_svd(h, 0.2)(h)

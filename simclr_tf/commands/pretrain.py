@@ -309,14 +309,19 @@ def _announce(options, train, model, steps):
         f"{model.encoder.name} with {counted(parameters, 'parameter')}; {policy}; "
         f"{_length(steps)} of {counted(options.batch_size, 'image')}."
     )
-    shape = (None, train.image_size, train.image_size, 3)
-    width = model.encoder.compute_output_shape(shape)[-1]
+    if options.whitening:
+        _check_whitening(options, train, model.encoder)
+
+
+def _check_whitening(options, train, encoder):
+    """Warns of a covariance of h that too few images are there to measure."""
+    width = encoder.compute_output_shape((None, train.image_size, train.image_size, 3))[-1]
     count = min(options.whitening_examples, train.num_examples)
-    if options.whitening and count < 2 * width:
+    if count < 2 * width:
         log(
-            f"warning: --whitening needs several times as many images as h has numbers; there are "
-            f"{count:,} images, and h has {width:,}. Pass a smaller --feature_dim, more images, or "
-            "--nowhitening."
+            f"warning: --whitening needs at least twice as many images as h has numbers; it is "
+            f"measured on {count:,} images, and h has {width:,}. Pass a smaller --feature_dim, "
+            "more images (also by --whitening_examples), or --nowhitening."
         )
 
 

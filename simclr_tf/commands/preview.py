@@ -228,7 +228,7 @@ class _Plan(NamedTuple):
 
 def _measure(options, source):
     """Builds the model and measures a few steps of it; a `_Plan`."""
-    steps = steps_of(options.replace(epochs=100, train_steps=None), source)
+    steps = steps_of(options, source)
     model = build_model(options, source.image_size)
     parameters = _parameters(model.encoder), _parameters(model.projection_head)
     if not options.measure_steps:
@@ -236,9 +236,12 @@ def _measure(options, source):
     batch = options.batch_size
     if devices.on_cpu() and not options.micro_batch_size:  # which divides the batch
         batch = min(batch, _MEASURED_ON_CPU)
-    log(f"measuring {counted(options.measure_steps, 'step')} of {counted(batch, 'image')}")
+    of_sizes = " with each size of view" if options.view_sizes else ""
+    log(
+        f"measuring {counted(options.measure_steps, 'step')} of {counted(batch, 'image')}{of_sizes}"
+    )
     before, seconds, begin = _memory(), 0.0, 0.0
-    # Each of --view_sizes for its part of the epochs.
+    # The mean over the run: each size counts by its fraction of the epochs.
     ends = [end for _, end in options.view_sizes] if options.view_sizes else [1.0]
     for family, end in zip(drawn_families(options, model.augment), ends):
         if options.view_sizes:
@@ -248,7 +251,6 @@ def _measure(options, source):
         begin = end
     share = options.batch_size / batch
     scaled = f", of {batch} images, scaled to {options.batch_size}" if share != 1 else ""
-    of_sizes = " with each size of view" if options.view_sizes else ""
     return _Plan(
         *parameters,
         steps.per_epoch,

@@ -102,7 +102,7 @@ def _curves(chart, runs):
         axes.set(title=chart.title, xlabel="epoch", ylabel=chart.unit, xlim=_epochs(runs))
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(axes.lines) > 1:
-            axes.legend(frameon=False, fontsize=8, loc="best")  # see curves.py
+            axes.legend(frameon=False, fontsize=8, loc="best")
 
     return _svg(draw, chart.title)
 

@@ -43,7 +43,8 @@ def draw_curve(rows, path, title=""):
         _plot(right, rows, key, scale=100, color=color, label=label)
     right.set(ylabel="accuracy, %", ylim=(-2, 102))
     if right.lines:
-        right.legend(frameon=False, loc="best")  # named: without a warning where it is slow
+        # Given: matplotlib then does not warn where it is slow.
+        right.legend(frameon=False, loc="best")
     for panel in (left, right):
         panel.set(xlabel="epoch")
         panel.grid(alpha=0.3)
