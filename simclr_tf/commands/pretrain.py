@@ -84,10 +84,10 @@ def _pretrain(options, invocation, directory):
     resumable = {"free": invocation.resumable, "defaults": invocation.defaults}
     directory.check_resumable(flags, **resumable)
     strategy = prepare_process(options)
-    _check_batch(options, strategy.num_replicas_in_sync)
+    check_batch(options, strategy.num_replicas_in_sync)
     train, test = load_sources(options)
     probe_sets = load_probe_sets(options, train, test)
-    steps = steps_of(options, train, strategy.num_replicas_in_sync)
+    steps = steps_of(options, train)
     start = None
     if options.init_from and not numbers(directory.checkpoints):
         start = load_pretrained(options.init_from, "init_from", invocation.trained)
@@ -205,9 +205,8 @@ def check_schedules(options):
         raise _too_long_a_warm_up(options, options.epochs)
 
 
-def steps_of(options, train, replicas=1):
-    """The `Steps` of a run; raises UsageError for sizes that do not fit each other."""
-    _check_batch(options, replicas)
+def steps_of(options, train):
+    """The `Steps` of a run; raises UsageError for a batch or a warm-up that is too long for it."""
     per_epoch = train.steps_per_epoch(options.batch_size)
     steps = Steps(per_epoch, options.train_steps or per_epoch * options.epochs)
     if warmup_steps(options, steps) >= steps.total:
@@ -222,7 +221,8 @@ def _too_long_a_warm_up(options, epochs):
     )
 
 
-def _check_batch(options, replicas):
+def check_batch(options, replicas=1):
+    """Raises UsageError unless replicas and micro-batches divide the batch."""
     batch_size = options.batch_size
     if batch_size % replicas:
         below = batch_size // replicas * replicas

@@ -22,7 +22,7 @@ from simclr_tf.commands.build import (
     report_unreadable,
 )
 from simclr_tf.commands.checks import data_set_names
-from simclr_tf.commands.pretrain import build_optimizer, check_schedules, steps_of
+from simclr_tf.commands.pretrain import build_optimizer, check_batch, check_schedules, steps_of
 from simclr_tf.commands.recipe import (
     Facts,
     Setting,
@@ -228,6 +228,7 @@ class _Plan(NamedTuple):
 
 def _measure(options, source):
     """Builds the model and measures a few steps of it; a `_Plan`."""
+    check_batch(options)
     steps = steps_of(options, source)
     model = build_model(options, source.image_size)
     parameters = _parameters(model.encoder), _parameters(model.projection_head)
