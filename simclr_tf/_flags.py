@@ -18,7 +18,8 @@ class Define:
     """Defines the flags of a command.
 
     Each method takes the name of the flag, its default and its help; numbers also take the bounds
-    of their range, which belong to it.
+    of their range, which belong to it. A flag whose default is None also takes the word "none": as
+    if it had not been given, whatever a flag file before it says.
 
     Attributes:
       values: the `absl.flags.FlagValues`, not parsed yet.
@@ -73,7 +74,7 @@ class Define:
 
     def _add_rule(self, name, rule, way_out, accepts=lambda value: True):
         flag = self.values[name]
-        flag.parser = _Parser(flag.parser, rule, way_out, accepts)
+        flag.parser = _Parser(flag.parser, rule, way_out, accepts, optional=flag.default is None)
 
 
 def help_of(values):
@@ -92,10 +93,13 @@ class FlagError(Exception):
 class _Parser(absl_flags.ArgumentParser):
     """A parser of absl whose error states the rule, the value and the way out."""
 
-    def __init__(self, parser, rule, way_out, accepts):
+    def __init__(self, parser, rule, way_out, accepts, optional):
         self._parser, self._rule, self._way_out, self._accepts = parser, rule, way_out, accepts
+        self._optional = optional
 
     def parse(self, argument):
+        if self._optional and argument == "none":
+            return None
         try:
             value = self._parser.parse(argument)
             accepted = self._accepts(value)

@@ -297,7 +297,10 @@ def _flag_values(command):
         group(define)
     # Expanded before the others are parsed; declared so that --help lists it.
     define.string(
-        "flagfile", None, "Read flags from this file, one a line; a recipe or RUN_DIR/flags.cfg."
+        "flagfile",
+        None,
+        "Read flags from this file, one a line; a recipe or RUN_DIR/flags.cfg. Later flags "
+        "override it; FLAG=none is the same as leaving out a flag that has no default.",
     )
     return define.values
 

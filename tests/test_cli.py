@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 from test_pretrained import Official
 
-from simclr_tf import cli, data, embeddings
+from simclr_tf import cli, data, embeddings, errors
 from simclr_tf.commands import build
 from simclr_tf.commands import pretrain as pretrain_command
 from simclr_tf.training import callbacks, run_directory
@@ -489,3 +489,19 @@ def test_a_tilde_in_a_path_is_the_home_directory(monkeypatch):
     _, values = cli.parse(["pretrain", "--run_dir=~/runs/a", "--data_dir=~/data"])
     options = cli.options_of(values)
     assert (options.run_dir, options.data_dir) == ("/home/somebody/runs/a", "/home/somebody/data")
+
+
+def test_none_undoes_a_flag_of_a_flag_file(tmp_path):
+    """Text, numbers and booleans without a default; flags with one keep their rule."""
+    recipe = tmp_path / "recipe.cfg"
+    recipe.write_text("--view_sizes=16:0.5,32:1\n--feature_dim=64\n--symmetric\n--epochs=3\n")
+    undone = ["--view_sizes=none", "--feature_dim=none", "--symmetric=none"]
+    _, values = cli.parse(["pretrain", "--run_dir=a", f"--flagfile={recipe}", *undone])
+    options = cli.options_of(values)
+    assert (options.view_sizes, options.feature_dim, options.symmetric) == (None, None, None)
+    assert not {"view_sizes", "feature_dim", "symmetric"} & set(cli.flag_texts(values))
+    assert options.epochs == 3
+    with pytest.raises(errors.UsageError, match=r"--epochs must be .* got 'none'"):
+        cli.parse(["pretrain", "--run_dir=a", f"--flagfile={recipe}", "--epochs=none"])
+    with pytest.raises(errors.UsageError, match="pretrain needs --run_dir"):
+        cli.parse(["pretrain", "--run_dir=none"])

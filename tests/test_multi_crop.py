@@ -156,7 +156,7 @@ def test_the_sheet_shows_every_view(tmp_path):
         ("--views=2x32@0.1.2-1", "above 0 and up to 1"),
         ("--views=2x32 --method=looc", "got --method=looc, which has views of its own, too."),
         ("--views=2x32 --transformed_views=one", "got --transformed_views=one, which has"),
-        ("--views=2x32 --view_sizes=8:1", "got --view_sizes, which is for two views of one size"),
+        ("--views=2x32 --view_sizes=8:1", "; --view_sizes=none leaves out"),
         ("--views=2x32 --augmentations=sobel", "--views needs crop among the --augmentations"),
         ("--min_crop_area=0.5 --max_crop_area=0.2", "must be at most --max_crop_area; got 0.5 and"),
         ("--views=2x12,1x8 --micro_batch_size=8", "must be a multiple of 3 and divide the 24 view"),

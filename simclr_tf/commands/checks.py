@@ -170,16 +170,17 @@ def _check_views(options):
         )
     if not options.views:
         return
-    other = None
+    other, way_out = None, "Leave out one of the two."
     if options.method == "looc":
         other = "--method=looc, which has views of its own"
     elif options.transformed_views == "one":
         other = "--transformed_views=one, which has two views of one crop"
     elif options.view_sizes:
         other = "--view_sizes, which is for two views of one size"
+        way_out = "Leave out one of the two; --view_sizes=none leaves out those of a recipe."
     if other:
         raise errors.UsageError(
-            f"--views gives the views and their sizes; got {other}, too. Leave out one of the two."
+            f"--views gives the views and their sizes; got {other}, too. {way_out}"
         )
     crops = "crop" in re.split(r"\s*,\s*", (options.augmentations or "crop").strip())
     if not crops:
