@@ -101,7 +101,8 @@ class Invocation:
         several), each with `command`, the name of the command that trained it.
       trained: those of the first of the command's `run_flags`; None where it names no run.
       defaults: dict of flag name to the text of its default; flags without one are left out.
-      given: names of the flags that stand on the command line or in its flag files.
+      given: names of the flags that stand on the command line or in its flag files, with a value
+        other than none.
 
     Example:
 
@@ -480,8 +481,9 @@ def _execute(command, values):
         runs = {flag: _options_of_run_read(command, options, flag) for flag in command.run_flags}
     trained = next(iter(runs.values()), None)
     defaults = flag_texts(_flag_values(command))
-    given = tuple(name for name in values if values[name].present)
-    invocation = Invocation(flag_texts(values), command.resumable, trained, runs, defaults, given)
+    texts = flag_texts(values)
+    given = tuple(name for name in texts if values[name].present)  # without those given as none
+    invocation = Invocation(texts, command.resumable, trained, runs, defaults, given)
     _check_legacy_keras()
     from simclr_tf import _quiet
 
