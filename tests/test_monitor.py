@@ -430,6 +430,31 @@ def test_time_left_is_that_of_the_steps_so_far(monkeypatch):
     assert shown._left(10) == "0:00:40"
 
 
+def test_time_left_counts_the_sizes_of_views(monkeypatch):
+    """Two epochs at 16 pixels, then two at 32, whose steps take four times as long."""
+    sizes = training.ViewSizes([(16, 0.5), (32, 1.0)], simclr_tf.RandomView(32), epochs=4)
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    shown = training.Progress(4, 10, terminal=False, epoch_cost=sizes.epoch_cost)
+    for epoch, left in [(0, "0:01:30"), (1, "0:01:20"), (2, "0:00:40")]:
+        shown.on_epoch_begin(epoch)
+        for step in range(10):
+            clock.now += 1.0 if epoch < 2 else 4.0
+            shown.on_train_batch_end(step, {"loss": 1.0})
+        assert shown._left(10) == left
+
+
+def test_a_run_knows_the_cost_of_its_epochs(tmp_path):
+    """`train` asks its callbacks."""
+    sizes = training.ViewSizes([(6, 0.5), (12, 1.0)], simclr_tf.RandomView(12), epochs=2)
+    directory, steps = training.RunDirectory(tmp_path / "run"), training.Steps(4, 8)
+    arguments = {"batch_size": 8, "callbacks": [sizes], "verbose": 0}
+    loop = training.ResumableLoop(
+        model_of(), lambda epoch, step, replicas: batches(), steps, directory, **arguments
+    )
+    assert [loop._progress._cost(epoch) for epoch in range(2)] == [36, 144]
+
+
 # -- probes, milestones, TensorBoard ---------------------------------------------------------
 
 

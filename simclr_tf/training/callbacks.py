@@ -124,6 +124,10 @@ class ViewSizes(keras.callbacks.Callback):
                 return size
         return self.sizes[-1][0]
 
+    def epoch_cost(self, epoch):
+        """Pixels of a view in an epoch, to which the time of a step is roughly proportional."""
+        return self.size_at(epoch) ** 2
+
     def on_epoch_begin(self, epoch, logs=None):
         """Replaces the views and has Keras trace the step again."""
         size = self.size_at(epoch)

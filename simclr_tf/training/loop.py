@@ -222,6 +222,7 @@ class ResumableLoop:
     def _progress_of(self, batch_size, chance_loss, callbacks):
         columns = [metric.name for metric in self.model.metrics]
         columns += [name for callback in callbacks for name in getattr(callback, "logged", ())]
+        costs = [each.epoch_cost for each in callbacks if hasattr(each, "epoch_cost")]
         return Progress(
             self.steps.epochs,
             self.steps.per_epoch,
@@ -231,6 +232,7 @@ class ResumableLoop:
             self._data_wait,
             terminal=self.verbose == 1,
             log=self.log,
+            epoch_cost=costs[0] if costs else None,
         )
 
     def _writers(self):

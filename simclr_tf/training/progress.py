@@ -57,6 +57,8 @@ class Progress(StepCallback):
       data_wait: a `DataWait` whose share the bar shows, or None.
       terminal: whether to show the bar; None: whether stdout is a terminal.
       log: called with each line.
+      epoch_cost: called with an epoch, counted from 0; returns how long a step of it takes, above
+        0, in any unit, for the time left. None: the steps of all epochs take the same time.
 
     Example:
 
@@ -79,6 +81,7 @@ class Progress(StepCallback):
         data_wait=None,
         terminal=None,
         log=print,
+        epoch_cost=None,
     ):
         super().__init__()
         if chance_loss is not None:
@@ -88,8 +91,9 @@ class Progress(StepCallback):
         self.terminal = sys.stdout.isatty() if terminal is None else terminal
         wanted = {*_ALWAYS, *columns, *(["chance"] if chance_loss is not None else [])}
         self._columns = [key for key in _COLUMNS if key in wanted]
+        self._cost = epoch_cost or (lambda epoch: 1)
         self._lines, self._bar, self.steps_before = 0, None, 0
-        self._begun = None  # time and steps of the run at the end of its first step here
+        self._begun = None  # time and work of the run at the end of its first step here
 
     def on_epoch_begin(self, epoch, logs=None):
         """Begins a bar."""
@@ -148,12 +152,13 @@ class Progress(StepCallback):
         return ", ".join([*words, *([f"{left} left"] if left else [])])
 
     def _done(self, steps):
-        """Steps of the run, where the number per epoch is known, else epochs."""
-        return self._epoch * self._total + steps if self._total else self._epoch
+        """Work up to a step of this epoch: its steps, or epochs where their steps are unknown."""
+        before = sum(map(self._cost, range(self._epoch))) * (self._total or 1)
+        return before + self._cost(self._epoch) * steps if self._total else before
 
     def _left(self, steps):
         """The time left, as text; None before there is a step to judge by."""
-        total = self._epochs * (self._total or 1)
+        total = sum(map(self._cost, range(self._epochs))) * (self._total or 1)
         done = self._done(steps)
         if self._begun is None or done <= self._begun[1]:
             return None
