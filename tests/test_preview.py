@@ -168,7 +168,7 @@ def test_flags_of_every_kind_of_value_are_kept(flag, tmp_path, capsys):
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick_runs", "one_layer")
 def test_a_flag_given_as_none_is_not_in_the_recipe(tmp_path):
-    """`--views` in place of the `--view_sizes` of a recipe."""
+    """`--views` instead of the `--view_sizes` of a recipe."""
     (tmp_path / "a.cfg").write_text("--view_sizes=8:0.5,12:1\n--measure_steps=0\n")
     flags = [f"--flagfile={tmp_path}/a.cfg", "--view_sizes=none", "--views=2x12,1x8"]
     flags += [f"--output={tmp_path}/p.png", f"--write_recipe={tmp_path}/my.cfg"]
