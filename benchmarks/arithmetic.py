@@ -6,10 +6,10 @@ The arithmetic is that of a forward pass of one image, in millions of multiply-a
 convolutions; a training step takes three times as much for each view.
 """
 
-import measure
 import numpy as np
 from absl import app, flags
 
+import measure
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

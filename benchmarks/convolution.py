@@ -10,7 +10,6 @@ import argparse
 import functools
 
 import measure
-
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

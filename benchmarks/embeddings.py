@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 
-import measure
 import numpy as np
+
+import measure
 
 FORMATS = ("npz", "parquet", "tfrecord")
 BATCH_ROWS = 256

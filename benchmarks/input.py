@@ -16,11 +16,11 @@ import tarfile
 import tempfile
 import time
 
+from PIL import Image
+
 import measure
 import step
 import views
-from PIL import Image
-
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

@@ -24,10 +24,10 @@ import subprocess
 import sys
 
 import numpy as np
-import official
-import torch_lightly
 from absl import app, flags
 
+import official
+import torch_lightly
 from simclr_tf import _quiet
 
 _quiet.import_tensorflow()

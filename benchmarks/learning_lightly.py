@@ -8,7 +8,6 @@ with the Python interpreter that SIMCLR_LIGHTLY names.
 
 import os
 
-import learning_clock
 import numpy as np
 import torch
 from lightly.loss import NTXentLoss
@@ -17,6 +16,8 @@ from lightly.models.modules import heads
 from lightly.transforms import SimCLRTransform
 from lightly.transforms.utils import IMAGENET_NORMALIZE
 from PIL import Image
+
+import learning_clock
 
 BATCH_SIZE, PEAK = 128, 6e-2
 

@@ -10,11 +10,12 @@ import os
 import pathlib
 import sys
 
-import learning_clock
 import numpy as np
-import official
 import tensorflow as tf
 from absl import flags
+
+import learning_clock
+import official
 
 RECIPE = (
     "--train_batch_size=512 --learning_rate=1.0 --weight_decay=1e-4 --temperature=0.5 "

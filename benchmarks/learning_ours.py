@@ -3,9 +3,9 @@
 The flags that give a length (--epochs, --train_steps) are not used: the time does.
 """
 
-import learning_clock
 import numpy as np
 
+import learning_clock
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

@@ -17,7 +17,6 @@ import time
 import measure
 import official
 import torch_lightly
-
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

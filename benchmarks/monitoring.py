@@ -11,9 +11,9 @@ import argparse
 import statistics
 import time
 
-import measure
 import numpy as np
 
+import measure
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

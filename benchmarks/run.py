@@ -10,6 +10,8 @@ added, as "device_views" and so on.
 import json
 import pathlib
 
+from absl import app, flags
+
 import accelerator
 import convolution
 import input as input_benchmark
@@ -18,8 +20,6 @@ import measure
 import serving
 import step
 import views
-from absl import app, flags
-
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

@@ -10,7 +10,6 @@ machine do not carry over to many. The table also has the predictions of docs/sc
 import math
 
 import measure
-
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

@@ -13,10 +13,10 @@ import os
 import pathlib
 import tempfile
 
-import measure
 import numpy as np
 import tensorflow as tf
 
+import measure
 from simclr_tf import encoders, export
 from simclr_tf.export.serving import Serving
 

@@ -11,9 +11,9 @@ the peak memory are printed.
 import argparse
 import json
 
-import measure
 import numpy as np
 
+import measure
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

@@ -12,7 +12,6 @@ import tempfile
 
 import measure
 import step
-
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

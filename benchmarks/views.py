@@ -12,12 +12,12 @@ import statistics
 import tempfile
 import time
 
-import measure
 import numpy as np
+
+import measure
 import official
 import opencv_views
 import torch_lightly
-
 from simclr_tf import _quiet
 
 tf = _quiet.import_tensorflow()

@@ -5,12 +5,12 @@ import time
 
 import numpy as np
 import pytest
-import reference
 import scipy.ndimage
 import tensorflow as tf
 from PIL import Image
 from tensorflow import keras
 
+import reference
 from simclr_tf import SimCLR, _keras, augment, errors
 from simclr_tf.augment.color import ORDERS
 from simclr_tf.augment.random import Draw, fold_in, rounds, threefry

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from test_pretrained import Official
 
 from simclr_tf import cli, data, embeddings, errors
 from simclr_tf.commands import build
 from simclr_tf.commands import pretrain as pretrain_command
 from simclr_tf.training import callbacks, run_directory
+from test_pretrained import Official
 
 SMALL = ["--resnet_depth=18", "--width=0.0625", "--batch_size=16", "--precision=float32"]
 SMALL += ["--learning_rate=0.1", "--optimizer=sgd", "--projection_dim=8"]

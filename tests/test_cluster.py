@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import weights_of
 
+from runs import weights_of
 from simclr_tf.training import checkpoints, run_directory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

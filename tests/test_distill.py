@@ -8,9 +8,9 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import untrained_run, weights_of
 from tensorflow import keras
 
+from runs import untrained_run, weights_of
 from simclr_tf import Classifier, augment, cli, data, export, losses
 from simclr_tf.commands import build
 from simclr_tf.commands import distill as distill_command

@@ -7,10 +7,10 @@ import inspect
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import views_without_xla
 from tensorflow import keras
 
 import simclr_tf
+from conftest import views_without_xla
 
 pytestmark = pytest.mark.end_to_end
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from PIL import Image
-from runs import untrained_run
 
+from runs import untrained_run
 from simclr_tf import cli, data, embeddings, errors, evaluate, export
 from simclr_tf.commands import build
 from simclr_tf.commands.embed import progress_bar

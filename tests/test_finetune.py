@@ -10,10 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import untrained_run, weights_of
 from tensorflow import keras
-from test_pretrained import Official
 
+from runs import untrained_run, weights_of
 from simclr_tf import Classifier, ProjectionHead, ResNet, cli, data, evaluate, export
 from simclr_tf.commands import build, classifiers
 from simclr_tf.commands import finetune as finetune_command
@@ -22,6 +21,7 @@ from simclr_tf.data import shapes
 from simclr_tf.errors import ArgumentError, ExportError, UsageError
 from simclr_tf.export import classifier as export_classifier_module
 from simclr_tf.training import run_directory
+from test_pretrained import Official
 
 IMAGES, LABELS = shapes.draw(50, 0, size=12)
 

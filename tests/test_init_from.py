@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 import pytest
-from runs import untrained_run
-from test_pretrained import Official
 
+from runs import untrained_run
 from simclr_tf import ProjectionHead, cli, export
 from simclr_tf.commands import build, pretrain
 from simclr_tf.data import shapes
+from test_pretrained import Official
 
 pytestmark = pytest.mark.end_to_end
 

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
 from tensorflow import keras
 
+import reference
 import simclr_tf
 from simclr_tf import augment, cli, distribute, errors, heads, losses
 from simclr_tf.augment.random import fold_in

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
 
+import reference
 from simclr_tf import NTXent, distribute, losses, nt_xent
 from simclr_tf.losses import log_sum_exp
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
 
+import reference
 from simclr_tf import ContrastiveAccuracy, metrics
 
 RNG = np.random.default_rng(5)

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from runs import untrained_run
 
+from runs import untrained_run
 from simclr_tf import _quiet, cli, errors
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("quick_runs")]

@@ -8,12 +8,12 @@ import signal
 
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
-from runs import weights_of
 from tensorflow import keras
 
+import reference
 import simclr_tf
+from runs import weights_of
 from simclr_tf import MoCo, ProjectionHead, SimCLR, augment, cli, distribute, errors, losses
 from simclr_tf.commands import pretrain
 from simclr_tf.losses import log_sum_exp

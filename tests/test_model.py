@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
 from tensorflow import keras
 
+import reference
 import simclr_tf
 from simclr_tf import LARS, ProjectionHead, SimCLR, augment
 from simclr_tf.losses import log_sum_exp

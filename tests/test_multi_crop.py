@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
 
+import reference
 import simclr_tf
 from simclr_tf import augment, cli, training
 from simclr_tf.commands import build, pretrain

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow import keras
-from test_docstrings import public_things
 
 import simclr_tf
 from simclr_tf import Classifier, errors, optimizers, training
+from test_docstrings import public_things
 
 H = np.random.default_rng(0).normal(size=[8, 4])
 LABELS = np.arange(8) % 2

@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
 from scipy import special
 from tensorflow import keras
 
+import reference
 import simclr_tf
 from simclr_tf import NTXent, SimCLR, cli, distribute, errors, losses, nt_xent
 from simclr_tf.losses import log_sum_exp, supervised_nt_xent

@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import views_without_xla
 from PIL import Image
 from tensorflow import keras
 
+from conftest import views_without_xla
 from simclr_tf import cli, export
 
 pytestmark = pytest.mark.end_to_end

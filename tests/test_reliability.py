@@ -12,9 +12,9 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import weights_of
 from tensorflow import keras
 
+from runs import weights_of
 from simclr_tf import ProjectionHead, SimCLR, _quiet, augment, cli, errors
 from simclr_tf.commands import pretrain
 from simclr_tf.training import checkpoints, loop, preemption, run_directory

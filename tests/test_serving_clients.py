@@ -14,13 +14,13 @@ import threading
 
 import numpy as np
 import pytest
-import stand_in_server
 import tensorflow as tf
 import yaml
 from google.protobuf import text_format
 from PIL import Image
 from tensorflow_serving.config import model_server_config_pb2
 
+import stand_in_server
 from simclr_tf import ResNet
 from simclr_tf.export import export_encoder
 from simclr_tf.export.warmup import BATCH_SIZES

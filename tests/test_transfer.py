@@ -7,22 +7,22 @@ import json
 
 import numpy as np
 import pytest
-import runs
 import tensorflow as tf
-from conftest import fewer_residual_blocks
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 from tensorflow import keras
-from test_pretrained import Official
 
+import runs
+from conftest import fewer_residual_blocks
 from simclr_tf import cli, data, evaluate
 from simclr_tf.commands import build, checks, layers, protocols
 from simclr_tf.evaluate import count_near_duplicates, small_grey, transfer, whiten
 from simclr_tf.evaluate.feature_cache import FeatureCache, digest_of_encoder, digest_of_source
 from simclr_tf.evaluate.linear import C_GRID
+from test_pretrained import Official
 
 SIDE = 8
 

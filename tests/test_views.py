@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
 from tensorflow import keras
 
+import reference
 import simclr_tf
 from simclr_tf import ProjectionHead, SimCLR, _keras, augment, errors
 from simclr_tf.devices import convolves_nothing

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import weights_of
 from tensorflow import keras
 
 import simclr_tf
+from runs import weights_of
 from simclr_tf import augment, cli, errors
 from simclr_tf.commands import build, pretrain
 from simclr_tf.encoders.fine_tuning import paired_weights

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import untrained_run
 from sklearn.decomposition import PCA
 from tensorflow import keras
 
+from runs import untrained_run
 from simclr_tf import ResNet, cli, embeddings, encoders, errors, evaluate, export
 from simclr_tf.commands import build, pretrain
 from simclr_tf.commands.layers import Layers
