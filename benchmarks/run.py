@@ -41,7 +41,7 @@ TABLES = {
     "views": ("Views", views.COLUMNS, views.run),
     "input": ("Input", input_benchmark.COLUMNS, input_benchmark.run),
     "loss": ("NT-Xent", loss.COLUMNS, loss.run),
-    "convolution": ("Weight gradients, bfloat16", convolution.COLUMNS, convolution.run),
+    "convolution": ("Convolutions in training", convolution.COLUMNS, convolution.run),
     "step": (
         "A training step, half width",
         step.STEP_COLUMNS,

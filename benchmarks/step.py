@@ -66,10 +66,10 @@ def run_step(repeats, width):
     }
     stock = simclr_tf.ResNet(18, width=width)
     stock.build((None, 32, 32, 3))
-    is_deep, convolution.is_deep = convolution.is_deep, lambda *_: False
-    calls["bare encoder, stock gradients"] = bare_encoder(stock, STEP_BATCH)
-    calls["bare encoder, stock gradients"]()  # traced here, without matrix products
-    convolution.is_deep = is_deep
+    for_training, convolution.for_training = convolution.for_training, lambda *_: None
+    calls["bare encoder, TensorFlow's convolutions"] = bare_encoder(stock, STEP_BATCH)
+    calls["bare encoder, TensorFlow's convolutions"]()  # traced here, without matrix products
+    convolution.for_training = for_training
     medians = measure.seconds(calls, repeats)
     return [
         {

@@ -1,47 +1,149 @@
-"""Convolutions whose weight gradient is a few matrix products: faster on a CPU in bfloat16.
+"""Convolutions as matrix products, in training on a CPU, where oneDNN's kernels are slower.
 
-oneDNN takes up to nine times as long for the weight gradient of a deep 3x3 layer as for its forward
-pass when the activations have few pixels and many channels (4x4x128 or 2x2x256, for example).
-Matrix products compute the same sums faster: one for each position in the kernel with stride 1, one
-of all patches with a larger stride, where slices would take longer than the products. The forward
-pass and the gradient with respect to the input are TensorFlow's own.
+- A 1x1 convolution is one product, and so is a larger one of images of at most 2x2 pixels, whose
+  kernel is mostly on the padding. `multiply` computes it, forward and both gradients, in bfloat16
+  and float32: with few pixels, in a sixteenth to nine tenths of the time.
+- oneDNN takes up to nine times as long for the weight gradient of a deep 3x3 layer as for its
+  forward pass when the activations have few pixels and many channels (4x4x128, for example).
+  `convolve` computes it by products: one for each position in the kernel with stride 1, in
+  bfloat16; one of all patches with a larger stride, where these are few, also in float32. The
+  forward pass and the gradient with respect to the input are TensorFlow's own.
+
+benchmarks/convolution.py compares them, and tests/test_convolution.py the numbers.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from simclr_tf.devices import on_cpu
 from simclr_tf.errors import ArgumentError
 
-# Where the matrix products are faster (benchmarks/convolution.py): many channels, few pixels. For
-# each stride, the least channels of the input, and the least for each pixel of the output's side.
-MIN_CHANNELS = {1: (128, 16), 2: (64, 16)}
+# Where the products of `convolve` are faster (benchmarks/convolution.py): many channels, few
+# pixels. For each stride, the least channels of the input, and the least for each pixel of the
+# output's side.
+MIN_CHANNELS = {1: (128, 16), 2: (64, 4)}
+# The longest side of the images of a 1x1 layer for which `multiply` is faster; the same table.
+MAX_SIDE = 16
+_DTYPES = (tf.bfloat16, tf.float32)
 
 
-def has_faster_gradient(layer, x):
-    """Whether `convolve` is faster than the layer itself in training, on this machine.
+def for_training(layer, x):
+    """The function that computes a layer in training on this machine, by its input alone.
 
     Args:
         layer: a `keras.layers.Conv2D`, built.
         x: float [B, H, W, C], the layer's input in its compute dtype.
+
+    Returns:
+        A function of (layer, x), or None where that is the layer itself.
+    """
+    if layer.use_bias or layer.data_format != "channels_last" or x.shape.rank != 4 or not on_cpu():
+        return None
+    if is_one_product(layer, x):
+        return multiply
+    if has_faster_gradient(layer, x):
+        return convolve
+    return subsample_and_convolve if writes_past_its_memory(layer, x) else None
+
+
+def is_one_product(layer, x):
+    """Whether `multiply` computes a layer without bias, and faster than the layer does on a CPU.
+
+    Args:
+        layer: a `keras.layers.Conv2D` without bias, built.
+        x: float [B, H, W, C], the layer's input in its compute dtype.
+    """
+    if x.dtype not in _DTYPES or not _is_plain(layer) or layer.strides != (1, 1):
+        return False
+    if None in x.shape[1:]:
+        return False
+    if layer.kernel_size == (1, 1):
+        return max(x.shape[1:3]) <= MAX_SIDE
+    return max(x.shape[1:3]) <= 2 and layer.padding == "same" and min(layer.kernel_size) > 2
+
+
+def _is_plain(layer):
+    return layer.groups == 1 and layer.dilation_rate == (1, 1)
+
+
+def multiply(layer, x):
+    """Computes `layer(x)` of a layer that `is_one_product`.
+
+    Args:
+        layer: a `keras.layers.Conv2D` without bias, built.
+        x: float [B, H, W, C] in the layer's compute dtype.
+
+    Returns:
+        [B, H, W, F] in the same dtype.
+    """
+    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), x.dtype)
+    if layer.kernel_size == (1, 1):
+        return tf.tensordot(x, kernel[0, 0], 1)
+    _, height, width, channels = x.shape
+    rows = tf.reshape(x, [-1, height * width * channels])
+    y = tf.matmul(rows, matrix_of(kernel, height, width))
+    return tf.reshape(y, [-1, height, width, kernel.shape[-1]])
+
+
+def matrix_of(kernel, height, width):
+    """The matrix of a convolution with stride 1 and padding "SAME" of images of at most 2x2 pixels.
+
+    Args:
+        kernel: float [k, l, C, F], k and l at least 3.
+        height, width: 1 or 2, of the images.
+
+    Returns:
+        [height * width * C, height * width * F] in the same dtype: the flattened images times it
+        are the flattened outputs. Its gradient is summed in float32.
+    """
+    taps = [(dimension - 1) // 2 for dimension in kernel.shape[:2]]  # of a pixel on itself
+    pixels = [(i, j) for i in range(height) for j in range(width)]
+    channels, filters = kernel.shape[2:]
+
+    def tap(source, target):
+        """The position in the kernel that takes a pixel of the image to one of the output."""
+        return taps[0] + source[0] - target[0], taps[1] + source[1] - target[1]
+
+    @tf.custom_gradient
+    def matrix(kernel):
+        def gradient(d_matrix):
+            blocks = tf.reshape(d_matrix, [len(pixels), channels, len(pixels), filters])
+            terms = {}
+            for s, source in enumerate(pixels):
+                for t, target in enumerate(pixels):
+                    block = tf.cast(blocks[s, :, t], tf.float32)
+                    terms.setdefault(tap(source, target), []).append(block)
+            zero = tf.zeros([channels, filters])
+            positions = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+            sums = tf.stack([tf.add_n(terms.get(position, [zero])) for position in positions])
+            return tf.cast(tf.reshape(sums, kernel.shape), d_matrix.dtype)
+
+        rows = [[kernel[tap(source, target)] for target in pixels] for source in pixels]
+        return tf.concat([tf.concat(row, 1) for row in rows], 0), gradient
+
+    return matrix(kernel)
+
+
+def has_faster_gradient(layer, x):
+    """Whether `convolve` is faster in training than a layer without bias on a CPU.
+
+    Args:
+        layer: a `keras.layers.Conv2D` without bias, built.
+        x: float [B, H, W, C], the layer's input in its compute dtype.
     """
     return (
-        x.dtype == tf.bfloat16
-        and x.shape.rank == 4
+        x.dtype in ((tf.bfloat16,) if layer.strides == (1, 1) else _DTYPES)
         and None not in x.shape[1:]
         and is_deep(max(layer.compute_output_shape(x.shape)[1:3]), x.shape[-1], layer.strides[0])
         and layer.kernel_size[0] > 1
-        and not layer.use_bias
-        and layer.groups == 1
-        and layer.dilation_rate == (1, 1)
-        and layer.data_format == "channels_last"
-        and on_cpu()
+        and _is_plain(layer)
     )
 
 
 def writes_past_its_memory(layer, x):
-    """Whether TensorFlow's kernel for this layer's weight gradient corrupts the heap.
+    """Whether TensorFlow's kernel for this layer's weight gradient corrupts the heap, without bias.
 
     oneDNN's does, in TensorFlow 2.15.1 on a CPU in float32, for a 1x1 convolution with stride 2 and
     15 input channels or fewer: from 48 pixels on with 8 channels, from 80 pixels on with 9 to 15,
@@ -52,9 +154,6 @@ def writes_past_its_memory(layer, x):
         and tuple(layer.strides) == (2, 2)
         and x.shape[-1] is not None
         and x.shape[-1] < 16
-        and not layer.use_bias
-        and layer.data_format == "channels_last"
-        and on_cpu()
     )
 
 
@@ -149,12 +248,10 @@ def weight_gradient(x, dy, size, stride, padding):
         x = tf.pad(x, [[0, 0], *[[before, size - 1 - before]] * 2, [0, 0]])
     shape = [size, size, x.shape[-1], dy.shape[-1]]
     rows = tf.reshape(dy, [-1, dy.shape[-1]])  # [B H' W', F]
-    if stride > 1:
-        strides, rates = [1, stride, stride, 1], [1, 1, 1, 1]
-        patches = tf.image.extract_patches(x, [1, size, size, 1], strides, rates, "VALID")
-        patches = tf.reshape(patches, [-1, size * size * x.shape[-1]])  # [B H' W', k k C]
-        return tf.reshape(tf.matmul(patches, rows, transpose_a=True), shape)
     height, width = dy.shape[1], dy.shape[2]
+    if stride > 1:
+        patches = _patches(x, size, stride, height, width)
+        return tf.reshape(tf.matmul(patches, rows, transpose_a=True), shape)
     products = []
     for i in range(size):
         for j in range(size):
@@ -162,3 +259,14 @@ def weight_gradient(x, dy, size, stride, padding):
             window = tf.reshape(window, [-1, x.shape[-1]])  # [B H' W', C]
             products.append(tf.matmul(window, rows, transpose_a=True))
     return tf.reshape(tf.stack(products), shape)
+
+
+def _patches(x, size, stride, height, width):
+    """The pixels of x [B, H, W, C] that each of height * width outputs sees, [B H' W', k k C].
+
+    `tf.gather` takes a fourth of the time of `tf.image.extract_patches`.
+    """
+    i, j, a, b = np.ogrid[:height, :width, :size, :size]
+    pixels = (stride * i + a) * x.shape[2] + stride * j + b  # [H', W', k, k], in row-major order
+    flat = tf.reshape(x, [-1, x.shape[1] * x.shape[2], x.shape[3]])
+    return tf.reshape(tf.gather(flat, pixels.ravel(), axis=1), [-1, size * size * x.shape[3]])

@@ -382,10 +382,9 @@ def _apply(layer, x, training):
     if isinstance(layer, keras.layers.BatchNormalization):
         return batch_norm.normalise(layer, x, training)
     if training is True and isinstance(layer, keras.layers.Conv2D):
-        if convolution.has_faster_gradient(layer, x):
-            return convolution.convolve(layer, x)
-        if convolution.writes_past_its_memory(layer, x):
-            return convolution.subsample_and_convolve(layer, x)
+        function = convolution.for_training(layer, x)
+        if function is not None:
+            return function(layer, x)
     return layer(x)
 
 
