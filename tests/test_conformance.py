@@ -106,6 +106,11 @@ ROWS = {
         lambda m: _batch_norm_in_inference(m, IMAGES),
         saved_in_a_model=True,
     ),
+    "Airbench": Row(
+        lambda: simclr_tf.encoders.Airbench(width=1 / 16, feature_dim=24),
+        lambda m: _batch_norm_in_inference(m, IMAGES),
+        saved_in_a_model=True,
+    ),
     "ResNet with selective kernels": Row(
         lambda: simclr_tf.ResNet(50, width=1 / 16, sk_ratio=0.0625),
         lambda m: _batch_norm_in_inference(m, IMAGES),

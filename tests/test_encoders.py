@@ -106,13 +106,22 @@ def test_an_unknown_name_is_answered_with_similar_ones(name, near):
     assert repr(name) in str(error.value) and near in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["keras_cv/resnet18", "keras_applications/resnet50"])
+@pytest.mark.parametrize("name", ["keras_cv/resnet18", "keras_applications/resnet50", "airbench"])
 @pytest.mark.parametrize(
-    "option", [{"width": 2}, {"sk_ratio": 0.1}, {"stem": "cifar"}, {"feature_dim": 64}]
+    ("options", "message"),
+    [
+        ({"width": 2}, "resnet14 to resnet200 or airbench for width=2"),
+        ({"feature_dim": 64}, "resnet14 to resnet200 or airbench for feature_dim=64"),
+        ({"sk_ratio": 0.1}, "resnet14 to resnet200 for sk_ratio=0.1"),
+        ({"stem": "cifar", "sk_ratio": 0.1}, "for sk_ratio=0.1 and stem='cifar'"),
+    ],
 )
-def test_encoders_of_other_libraries_refuse_the_options_of_resnets(name, option):
-    with pytest.raises(ValueError, match="must be resnet14 to resnet200 for width="):
-        encoders.by_name(name, **option)
+def test_encoders_refuse_the_options_that_they_do_not_have(name, options, message):
+    if name == "airbench" and "or airbench" in message:
+        assert encoders.by_name(name, **options).feature_dim in (64, 512)
+        return
+    with pytest.raises(ValueError, match=f"{message}; got '{name}'. Leave"):
+        encoders.by_name(name, **options)
 
 
 def test_a_mix_transformer_needs_a_size_that_is_a_multiple_of_32():

@@ -83,6 +83,7 @@ REQUIRED = {
 # Floats that neither a default nor the first word of the docstring shows.
 OTHERS = {
     ("simclr_tf.ResNet", "width"),
+    ("simclr_tf.encoders.Airbench", "width"),
     ("simclr_tf.encoders.by_name", "width"),
     ("simclr_tf.augment.by_name", "strength"),
     ("simclr_tf.training.Alarms", "chance_loss"),

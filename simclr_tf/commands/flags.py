@@ -69,13 +69,14 @@ def define_network(define):
     define.string(
         "encoder",
         "resnet",
-        "resnet (see --resnet_depth), keras_cv/NAME or keras_applications/NAME, such as "
-        "keras_applications/efficientnetv2_b0; simclr_tf.encoders.names() lists all.",
+        "resnet (see --resnet_depth), airbench (for small images on a CPU), keras_cv/NAME or "
+        "keras_applications/NAME, such as keras_applications/efficientnetv2_b0; "
+        "simclr_tf.encoders.names() lists all.",
     )
     define.enum(
         "resnet_depth", "18", ["14", "18", "34", "50", "101", "152", "200"], "Layers of the ResNet."
     )
-    define.float("width", 1.0, "Width multiplier of the ResNet, above 0.", 1e-3)
+    define.float("width", 1.0, "Width multiplier of a ResNet or of airbench, above 0.", 1e-3)
     define.float("sk_ratio", 0.0, "Above 0: selective kernels (SimCLRv2: 0.0625).", 0.0)
     define.enum(
         "stem",
@@ -87,8 +88,8 @@ def define_network(define):
     define.integer(
         "feature_dim",
         None,
-        "Length of h of the ResNet, by a last 1x1 convolution; by default the filters of its last "
-        "group.",
+        "Length of h of a ResNet or of airbench, by a last 1x1 convolution; by default the filters "
+        "of its last group.",
         1,
     )
 

@@ -1,7 +1,8 @@
 """Encoders by name, and the check that a model is an encoder.
 
-The ResNets are in `resnet`, KerasCV's backbones in `keras_cv`, the networks of `keras.applications`
-in `keras_applications`. Any other `keras.Model` that passes `validate` is an encoder too.
+The ResNets are in `resnet`, `Airbench` is in `airbench`, KerasCV's backbones are in `keras_cv`, the
+networks of `keras.applications` in `keras_applications`. Any other `keras.Model` that passes
+`validate` is an encoder too.
 """
 
 import difflib
@@ -12,8 +13,12 @@ from tensorflow import keras
 
 from simclr_tf import _keras
 from simclr_tf.encoders import keras_applications, keras_cv, resnet
+from simclr_tf.encoders.airbench import Airbench
 from simclr_tf.errors import ArgumentError
 
+# Options of this package's networks; those of `Airbench`.
+_DEFAULTS = {"width": 1, "sk_ratio": 0, "stem": "auto", "feature_dim": None}
+_OF_AIRBENCH = ("width", "feature_dim")
 _LIBRARIES = {"keras_cv": keras_cv, "keras_applications": keras_applications}
 
 
@@ -21,19 +26,19 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", feature_d
     """Creates an encoder with random weights.
 
     Args:
-        name: one of `names()`: "resnet14" to "resnet200", "keras_cv/NAME" for a KerasCV backbone or
-            "keras_applications/NAME" for a network of `keras.applications`, both with global
-            average pooling.
+        name: one of `names()`: "resnet14" to "resnet200"; "airbench"; "keras_cv/NAME" for a
+            KerasCV backbone or "keras_applications/NAME" for a network of `keras.applications`,
+            both with global average pooling.
         image_size: int, side of the images in pixels. With None, a ResNet is built on its first
             call. "keras_cv/mit_..." and "keras_applications/nasnet_..." require it, and accept
             images of this size alone.
-        width: see `ResNet`; must be 1 for other encoders.
+        width: see `ResNet` and `Airbench`; must be 1 for other encoders.
         sk_ratio: see `ResNet`; must be 0 for other encoders.
         stem: see `ResNet`; must be "auto" for other encoders, which have stems of their own.
-        feature_dim: see `ResNet`; must be None for other encoders.
-        **kwargs: further arguments of `ResNet`, of the KerasCV backbone's class or of the function
-            of `keras.applications`. Batch normalisation of the latter two is not synchronised
-            between replicas. EfficientNets have stochastic depth in training, so that
+        feature_dim: see `ResNet` and `Airbench`; must be None for other encoders.
+        **kwargs: further arguments of `ResNet`, of `Airbench`, of the KerasCV backbone's class or
+            of the function of `keras.applications`. Batch normalisation of the latter two is not
+            synchronised between replicas. EfficientNets have stochastic depth in training, so that
             `micro_batch_size` of `SimCLR` refuses them on Keras 2.
 
     Returns:
@@ -53,16 +58,16 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", feature_d
     """
     if name not in names():
         raise ArgumentError(_unknown(name))
+    options = {"width": width, "sk_ratio": sk_ratio, "stem": stem, "feature_dim": feature_dim}
+    options = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
+    _check_options(name, options)
     if "/" in name:
-        if width != 1 or sk_ratio != 0 or stem != "auto" or feature_dim is not None:
-            raise ArgumentError(
-                f"encoder must be resnet14 to resnet200 for width={width}, sk_ratio={sk_ratio}, "
-                f"stem={stem!r} and feature_dim={feature_dim}; got {name!r}. Leave these out."
-            )
         library, network = name.split("/")
         return _LIBRARIES[library].build(network, image_size, **kwargs)
-    depth = int(name[len("resnet") :])
-    encoder = resnet.ResNet(depth, width, sk_ratio, stem, feature_dim=feature_dim, **kwargs)
+    if name == "airbench":
+        encoder = Airbench(**options, **kwargs)
+    else:
+        encoder = resnet.ResNet(int(name[len("resnet") :]), **options, **kwargs)
     if image_size is not None:
         encoder.build((None, image_size, image_size, 3))
     return encoder
@@ -79,7 +84,7 @@ def names():
     ['resnet14', 'resnet18', 'resnet34']
     """
     resnets = [f"resnet{depth}" for depth in resnet.DEPTHS]
-    return resnets + [
+    return [*resnets, "airbench"] + [
         f"{library}/{name}" for library, module in _LIBRARIES.items() for name in module.names()
     ]
 
@@ -142,6 +147,21 @@ def warn_of_scaling(encoder):
             return
 
 
+def _check_options(name, options):
+    """Raises `ArgumentError` if an encoder does not have one of the options that are given."""
+    has = () if "/" in name else _OF_AIRBENCH if name == "airbench" else _DEFAULTS
+    refused = {key: value for key, value in options.items() if key not in has}
+    if refused:
+        kinds = "resnet14 to resnet200"
+        if set(refused) <= set(_OF_AIRBENCH):
+            kinds += " or airbench"
+        texts = [f"{key}={value!r}" for key, value in refused.items()]
+        raise ArgumentError(
+            f"encoder must be {kinds} for {' and '.join(texts)}; got {name!r}. Leave "
+            f"{'it' if len(texts) == 1 else 'them'} out."
+        )
+
+
 def _describe(output):
     if hasattr(output, "shape"):
         return f"one of shape {tuple(output.shape)}"
@@ -159,6 +179,7 @@ def _unknown(name):
     elif similar:
         hint = f"Near matches: {', '.join(similar)}."
     return (
-        "encoder must be one of resnet14 to resnet200, keras_cv/NAME or keras_applications/NAME; "
+        "encoder must be one of resnet14 to resnet200, airbench, keras_cv/NAME or "
+        "keras_applications/NAME; "
         f"got {name!r}. {hint}"
     )

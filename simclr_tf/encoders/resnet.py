@@ -5,13 +5,10 @@ kernels), arXiv:2002.05709 and arXiv:2006.10029 (SimCLR and SimCLRv2). Layers, p
 values are those of google-research/simclr, so that its weights can be loaded.
 """
 
-import dataclasses
-
-import tensorflow as tf
 from tensorflow import keras
 
 from simclr_tf import _keras
-from simclr_tf.encoders import batch_norm, convolution
+from simclr_tf.encoders.blocks import Block, Chain, ConvolutionalEncoder, build_layer
 from simclr_tf.errors import ArgumentError, check_number
 
 BASIC_BLOCKS = {14: (2, 2, 2), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -22,7 +19,7 @@ MAX_CIFAR_STEM_PIXELS = 64
 
 
 @_keras.saving.register_keras_serializable(package="simclr_tf")
-class ResNet(keras.Model):
+class ResNet(ConvolutionalEncoder):
     """A post-activation ResNet with global average pooling (arXiv:1512.03385).
 
     Args:
@@ -110,29 +107,12 @@ class ResNet(keras.Model):
         """Residual blocks of each group."""
         return {**BASIC_BLOCKS, **BOTTLENECK_BLOCKS}[self.depth]
 
-    def build(self, input_shape):
-        """Creates the layers for images of `input_shape`, (batch, height, width, channels)."""
-        if self.built:
-            return
-        shape = tuple(input_shape)
-        stem = _resolve_stem(self.stem, shape)
-        factory = _LayerFactory(
-            dtype=self.dtype_policy,
-            momentum=self.bn_momentum,
-            epsilon=self.bn_epsilon,
-            sk_ratio=self.sk_ratio,
-            last_gamma="zeros" if self.zero_init_residual else "ones",
-            # A synchronised layer cannot use the fused kernel, so only if there are replicas.
-            synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
+    def _stem_and_blocks(self, input_shape):
+        factory = self._layer_factory(
+            sk_ratio=self.sk_ratio, last_gamma="zeros" if self.zero_init_residual else "ones"
         )
-        self.stem_layers = _Chain(_stem(factory, stem, self._filters), name="stem")
-        self.blocks = self._make_blocks(factory)
-        # float32, so that h is not rounded under mixed precision
-        self.pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")
-        for layer in (self.stem_layers, *self.blocks, self.pool):
-            shape = _build(layer, shape)
-        self.built_shape = tuple(input_shape)
-        self.built = True
+        stem = _stem(factory, _resolve_stem(self.stem, input_shape), self._filters)
+        return stem, self._make_blocks(factory)
 
     def _make_blocks(self, factory):
         make = _basic_block if self.depth in BASIC_BLOCKS else _bottleneck_block
@@ -145,46 +125,11 @@ class ResNet(keras.Model):
                     make(factory, name, self._filters(64 * 2**group), strides, index == 0)
                 )
         if self._feature_dim is not None:
-            blocks.append(_Chain(factory.conv_bn_relu("last", self.feature_dim, 1), name="last"))
+            blocks.append(Chain(factory.conv_bn_relu("last", self.feature_dim, 1), name="last"))
         return blocks
 
     def _filters(self, base):
         return max(1, round(base * self.width))
-
-    def call(self, images, training=None):
-        """Computes h of images; see the class."""
-        if not tf.as_dtype(images.dtype).is_floating:
-            raise ArgumentError(
-                f"ResNet takes float images in [0, 1]; got {tf.as_dtype(images.dtype).name}. "
-                "Convert them: tf.image.convert_image_dtype(images, tf.float32)."
-            )
-        # Blocks are called by `call`, not `__call__`, so that a functional model consists of layers
-        # of Keras; `__call__` would make each block one layer, of a class of this package.
-        x = self.stem_layers.call(images, training=training)
-        for block in self.blocks:
-            x = block.call(x, training=training)
-        return self.pool(x)  # [B, D]
-
-    def to_functional(self, input_shape):
-        """Creates a functional model of the same layers, which shares their weights.
-
-        All its layers are Keras's own, so that it loads without this package.
-
-        Args:
-            input_shape: (height, width, channels); height and width may be None if the model is
-                built.
-
-        Returns:
-            A functional `keras.Model` from images, float [batch, *input_shape] in [0, 1], to h,
-            float32 [batch, feature_dim].
-        """
-        images = keras.Input(input_shape)
-        self.build((None, *input_shape))
-        return keras.Model(images, self.call(images), name=self.name)
-
-    def compute_output_shape(self, input_shape):
-        """(batch, feature_dim)."""
-        return (input_shape[0], self.feature_dim)
 
     def get_config(self):
         """Every argument of the constructor."""
@@ -201,20 +146,6 @@ class ResNet(keras.Model):
             "trainable": self.trainable,
             "dtype": self.dtype_policy.name,
         }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Creates a ResNet from the arguments that `get_config` returned."""
-        return cls(**config)
-
-    def get_build_config(self):
-        """The shape for which the model was built, which decides the stem for "auto"."""
-        return {"input_shape": self.built_shape} if self.built else None
-
-    def build_from_config(self, config):
-        """Builds the model for the shape that `get_build_config` returned."""
-        if config and config.get("input_shape"):
-            self.build(config["input_shape"])
 
 
 def _check_arguments(depth, width, sk_ratio, stem):
@@ -247,61 +178,6 @@ def _resolve_stem(stem, shape):
 
 
 # ---- lists of Keras layers
-
-
-@dataclasses.dataclass(frozen=True)
-class _LayerFactory:
-    """Creates Keras layers with the settings that all layers of a network share."""
-
-    dtype: object
-    momentum: float
-    epsilon: float
-    sk_ratio: float
-    last_gamma: str
-    synchronized: bool
-
-    def conv(self, name, filters, kernel_size, strides=1):
-        """A convolution whose padding does not depend on the size of the image, in a list."""
-        layers = []
-        if strides > 1 and kernel_size > 1:
-            layers.append(self.pad(f"{name}_pad", kernel_size))
-        layers.append(
-            keras.layers.Conv2D(
-                filters,
-                kernel_size,
-                strides,
-                padding="same" if strides == 1 else "valid",
-                use_bias=False,
-                kernel_initializer=keras.initializers.VarianceScaling(),
-                dtype=self.dtype,
-                name=f"{name}_conv",
-            )
-        )
-        return layers
-
-    def pad(self, name, kernel_size):
-        before = (kernel_size - 1) // 2
-        after = kernel_size - 1 - before
-        return keras.layers.ZeroPadding2D(((before, after),) * 2, dtype=self.dtype, name=name)
-
-    def norm(self, name, gamma="ones"):
-        return keras.layers.BatchNormalization(
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            gamma_initializer=gamma,
-            synchronized=self.synchronized,
-            dtype=self.dtype,
-            name=f"{name}_bn",
-        )
-
-    def relu(self, name):
-        return keras.layers.ReLU(dtype=self.dtype, name=f"{name}_relu")
-
-    def conv_bn(self, name, filters, kernel_size, strides=1, gamma="ones"):
-        return [*self.conv(name, filters, kernel_size, strides), self.norm(name, gamma)]
-
-    def conv_bn_relu(self, name, filters, kernel_size, strides=1):
-        return [*self.conv_bn(name, filters, kernel_size, strides), self.relu(name)]
 
 
 def _stem(factory, kind, filters):
@@ -363,76 +239,24 @@ def _shortcut(factory, name, filters, strides):
     return [*pad, pool, *factory.conv_bn(name, filters, 1)]
 
 
-# ---- blocks of layers: built from shapes alone, called by `call`
+# ---- blocks of layers
 
 
-def _build(layer, shape):
-    """Builds a layer and returns its output shape."""
-    if isinstance(layer, _Block):
-        layer.build(shape)
-    else:
-        _keras.build_named(layer, shape)
-    return tuple(layer.compute_output_shape(shape))
-
-
-def _apply(layer, x, training):
-    """Calls a layer or block on x, with this package's kernels where they differ from Keras's."""
-    if isinstance(layer, _Block):
-        return layer.call(x, training=training)
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return batch_norm.normalise(layer, x, training)
-    if training is True and isinstance(layer, keras.layers.Conv2D):
-        function = convolution.for_training(layer, x)
-        if function is not None:
-            return function(layer, x)
-    return layer(x)
-
-
-class _Block(keras.layers.Layer):
-    """Base class of layers that combine Keras layers and are called by `call` alone.
-
-    `build` creates the weights and records the output shape in `output_shape_at_build`.
-    """
-
-    def compute_output_shape(self, input_shape):
-        return self.output_shape_at_build
-
-
-class _Chain(_Block):
-    """Applies layers in sequence."""
-
-    def __init__(self, steps, **kwargs):
-        super().__init__(**kwargs)
-        self.steps = list(steps)
-
-    def build(self, input_shape):
-        shape = input_shape
-        for step in self.steps:
-            shape = _build(step, shape)
-        self.output_shape_at_build = shape
-        self.built = True
-
-    def call(self, x, training=None):
-        for step in self.steps:
-            x = _apply(step, x, training)
-        return x
-
-
-class _ResidualBlock(_Block):
+class _ResidualBlock(Block):
     """A residual block: relu(shortcut(x) + residual(x)); an empty shortcut is the identity."""
 
     def __init__(self, residual, shortcut, factory, name):
         super().__init__(name=name, dtype=factory.dtype)
-        self.shortcut = _Chain(shortcut, name=f"{name}_shortcut")
-        self.residual = _Chain(residual, name=f"{name}_residual")
+        self.shortcut = Chain(shortcut, name=f"{name}_shortcut")
+        self.residual = Chain(residual, name=f"{name}_residual")
         self.add = keras.layers.Add(dtype=factory.dtype, name=f"{name}_add")
         self.relu = factory.relu(name)
 
     def build(self, input_shape):
-        shape = _build(self.shortcut, input_shape)
-        self.output_shape_at_build = _build(self.residual, input_shape)
-        _build(self.add, [shape, self.output_shape_at_build])
-        _build(self.relu, self.output_shape_at_build)
+        shape = build_layer(self.shortcut, input_shape)
+        self.output_shape_at_build = build_layer(self.residual, input_shape)
+        build_layer(self.add, [shape, self.output_shape_at_build])
+        build_layer(self.relu, self.output_shape_at_build)
         self.built = True
 
     def call(self, x, training=None):
@@ -440,7 +264,7 @@ class _ResidualBlock(_Block):
         return self.relu(self.add([self.residual.call(x, training=training), shortcut]))
 
 
-class _SelectiveKernel(_Block):
+class _SelectiveKernel(Block):
     """A selective kernel: two 3x3 streams, weighted per channel by a softmax over the two.
 
     The streams are the two halves of one convolution's channels (arXiv:1903.06586, section 3.1, in
@@ -452,12 +276,12 @@ class _SelectiveKernel(_Block):
         mid_dim = max(int(filters * factory.sk_ratio), min_dim)
         named = {"dtype": factory.dtype}
         layers = keras.layers
-        self.streams = _Chain(
+        self.streams = Chain(
             factory.conv_bn_relu(f"{name}_streams", 2 * filters, 3, strides), name=f"{name}_streams"
         )
         self.mean = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean", **named)
         self.sum_means = _SumHalves(factory, f"{name}_sum_means", filters)
-        self.mixing = _Chain(
+        self.mixing = Chain(
             [
                 *factory.conv_bn_relu(f"{name}_squeeze", mid_dim, 1),
                 *factory.conv(f"{name}_excite", 2 * filters, 1),
@@ -471,11 +295,11 @@ class _SelectiveKernel(_Block):
         self.sum_streams = _SumHalves(factory, f"{name}_sum_streams", filters)
 
     def build(self, input_shape):
-        shape = _build(self.streams, input_shape)  # [B, H, W, 2F]
-        mean = _build(self.mean, shape)  # [B, 1, 1, 2F]
-        mixing = _build(self.mixing, _build(self.sum_means, mean))  # [B, 1, 1, 2F]
-        _build(self.multiply, [shape, mixing])
-        self.output_shape_at_build = _build(self.sum_streams, shape)  # [B, H, W, F]
+        shape = build_layer(self.streams, input_shape)  # [B, H, W, 2F]
+        mean = build_layer(self.mean, shape)  # [B, 1, 1, 2F]
+        mixing = build_layer(self.mixing, build_layer(self.sum_means, mean))  # [B, 1, 1, 2F]
+        build_layer(self.multiply, [shape, mixing])
+        self.output_shape_at_build = build_layer(self.sum_streams, shape)  # [B, H, W, F]
         self.built = True
 
     def call(self, x, training=None):
@@ -485,7 +309,7 @@ class _SelectiveKernel(_Block):
         return self.sum_streams.call(self.multiply([streams, mixing]))
 
 
-class _SumHalves(_Block):
+class _SumHalves(Block):
     """Adds the two halves of the channels: [B, H, W, 2F] to [B, H, W, F].
 
     No Keras layer slices channels. Cropping2D does so with "channels_first", where it crops the
@@ -502,8 +326,8 @@ class _SumHalves(_Block):
         self.add = keras.layers.Add(dtype=factory.dtype, name=f"{name}_add")
 
     def build(self, input_shape):
-        halves = [_build(self.first, input_shape), _build(self.last, input_shape)]
-        _build(self.add, halves)
+        halves = [build_layer(self.first, input_shape), build_layer(self.last, input_shape)]
+        build_layer(self.add, halves)
         self.output_shape_at_build = halves[0]
         self.built = True
 
