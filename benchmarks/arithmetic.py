@@ -1,4 +1,4 @@
-"""Parameters and arithmetic of ResNets for small images, computed from the shapes of their layers.
+"""Parameters and arithmetic of encoders for small images, computed from the shapes of their layers.
 
     python benchmarks/arithmetic.py [--image_size=32]
 
@@ -16,16 +16,18 @@ tf = _quiet.import_tensorflow()
 
 import simclr_tf  # noqa: E402 - after TensorFlow's start-up lines
 
-# Depth, width, stem, feature_dim.
+# Name, and the options of `encoders.by_name`, which are flags of `simclr-tf pretrain`.
 ENCODERS = (
-    (18, 1, "cifar", None),
-    (18, 0.5, "cifar", None),
-    (18, 1, "space_to_depth", None),
-    (18, 0.5, "space_to_depth", None),
-    (14, 1, "cifar", None),
-    (14, 1, "space_to_depth", None),
-    (14, 1, "space_to_depth", 2048),
-    (14, 0.5, "space_to_depth", None),
+    ("resnet18", {"width": 1, "stem": "cifar"}),
+    ("resnet18", {"width": 0.5, "stem": "cifar"}),
+    ("resnet18", {"width": 1, "stem": "space_to_depth"}),
+    ("resnet18", {"width": 0.5, "stem": "space_to_depth"}),
+    ("resnet14", {"width": 1, "stem": "cifar"}),
+    ("resnet14", {"width": 1, "stem": "space_to_depth"}),
+    ("resnet14", {"width": 1, "stem": "space_to_depth", "feature_dim": 2048}),
+    ("resnet14", {"width": 0.5, "stem": "space_to_depth"}),
+    ("airbench", {}),
+    ("airbench", {"feature_dim": 2048}),
 )
 COLUMNS = {
     "encoder": ("encoder", ""),
@@ -49,16 +51,14 @@ def multiply_adds(encoder, image_size):
 def run(image_size):
     """Returns a row for each encoder."""
     rows = []
-    for depth, width, stem, feature_dim in ENCODERS:
-        encoder = simclr_tf.ResNet(depth, width, stem=stem, feature_dim=feature_dim)
-        name = f"--resnet_depth={depth} --width={width:g} --stem={stem}"
-        if feature_dim is not None:
-            name += f" --feature_dim={feature_dim}"
+    for name, options in ENCODERS:
+        encoder = simclr_tf.encoders.by_name(name, **options)
+        flags_of = [f"--encoder={name}", *(f"--{key}={value}" for key, value in options.items())]
         count = multiply_adds(encoder, image_size)
         parameters = sum(int(np.prod(weight.shape)) for weight in encoder.trainable_weights)
         rows.append(
             {
-                "encoder": name,
+                "encoder": " ".join(flags_of),
                 "h": encoder.feature_dim,
                 "parameters": parameters,
                 "multiply_adds": count / 1e6,

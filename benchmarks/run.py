@@ -52,6 +52,11 @@ TABLES = {
         step.STEP_COLUMNS,
         lambda repeats: in_best_precision(step.run_step, repeats, 1),
     ),
+    "step_small": (
+        "Encoders for small images, forward and backward",
+        step.SMALL_COLUMNS,
+        lambda repeats: in_best_precision(step.run_small, repeats),
+    ),
     "serving": ("Requests to the exported encoder", serving.COLUMNS, serving.run),
     "cache": ("Gradient caching", step.CACHE_COLUMNS, lambda repeats: step.run_cache(1)),
 }

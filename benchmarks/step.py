@@ -9,6 +9,7 @@ the peak memory are printed.
 """
 
 import argparse
+import functools
 import json
 
 import numpy as np
@@ -24,6 +25,12 @@ from simclr_tf import devices  # noqa: E402
 from simclr_tf.encoders import convolution  # noqa: E402
 
 STEP_BATCH = 512
+SMALL_BATCH = 256
+SMALL_ENCODERS = (
+    ("resnet14", {"stem": "space_to_depth", "feature_dim": 2048}),
+    ("resnet18", {"stem": "space_to_depth", "width": 0.5}),
+    ("airbench", {"feature_dim": 2048}),
+)
 CACHE_BATCHES = ((256, None), (4096, 512))
 
 
@@ -57,6 +64,40 @@ def bare_encoder(encoder, batch_size, side=32):
     return lambda: bare()[0]
 
 
+def with_stock_layers(encoder, batch_size, side=32):
+    """`bare_encoder` with TensorFlow's convolutions in every layer."""
+    encoder.build((None, side, side, 3))
+    for_training, convolution.for_training = convolution.for_training, lambda *_: None
+    try:
+        bare = bare_encoder(encoder, batch_size, side)
+        bare()  # traced here, without matrix products
+    finally:
+        convolution.for_training = for_training
+    return bare
+
+
+def run_small(repeats):
+    """Returns rows: encoder, side of the views, milliseconds, the same with stock layers, ratio."""
+    rows = []
+    for name, options in SMALL_ENCODERS:
+        for side in (16, 24, 32):
+            make = functools.partial(simclr_tf.encoders.by_name, name, side, **options)
+            calls = {
+                "ours": bare_encoder(make(), SMALL_BATCH, side),
+                "stock": with_stock_layers(make(), SMALL_BATCH, side),
+            }
+            medians = measure.seconds(calls, repeats)
+            rows.append(
+                {
+                    "encoder": name,
+                    "side": side,
+                    **{key: 1e3 * median for key, median in medians.items()},
+                    "ratio": medians["ours"] / medians["stock"],
+                }
+            )
+    return rows
+
+
 def run_step(repeats, width):
     """Returns rows: what, images per second, ratio to the bare encoder."""
     model, step = training_step(STEP_BATCH, width)
@@ -65,11 +106,7 @@ def run_step(repeats, width):
         "bare encoder": bare_encoder(model.encoder, STEP_BATCH),
     }
     stock = simclr_tf.ResNet(18, width=width)
-    stock.build((None, 32, 32, 3))
-    for_training, convolution.for_training = convolution.for_training, lambda *_: None
-    calls["bare encoder, TensorFlow's convolutions"] = bare_encoder(stock, STEP_BATCH)
-    calls["bare encoder, TensorFlow's convolutions"]()  # traced here, without matrix products
-    convolution.for_training = for_training
+    calls["bare encoder, TensorFlow's convolutions"] = with_stock_layers(stock, STEP_BATCH)
     medians = measure.seconds(calls, repeats)
     return [
         {
@@ -120,6 +157,13 @@ STEP_COLUMNS = {
     "what": (f"batch {STEP_BATCH}, 32 pixels", ""),
     "rate": ("images/s", ",.0f"),
     "ratio": ("ratio to the bare encoder", ".2f"),
+}
+SMALL_COLUMNS = {
+    "encoder": (f"bare encoder, {2 * SMALL_BATCH} views", ""),
+    "side": ("pixels", ""),
+    "ours": ("ms", ".0f"),
+    "stock": ("TensorFlow's convolutions, ms", ".0f"),
+    "ratio": ("ratio", ".2f"),
 }
 CACHE_COLUMNS = {
     "batch": ("ResNet-18, batch", ",d"),
