@@ -1,5 +1,7 @@
 """Airbench: the network written out in NumPy, arguments, exports."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -57,8 +59,8 @@ def test_it_has_the_parameters_added_up_by_hand():
     ("arguments", "message"),
     [
         ({"filters": (64, 128)}, r"three ints, at least 1, such as .*; got \(64, 128\)"),
-        ({"filters": (64, 128, 0)}, "three ints"),
-        ({"filters": (64, 128, 1.5)}, "three ints"),
+        ({"filters": (64, 128, 0)}, "filters must be"),
+        ({"filters": (64, 128, 1.5)}, "filters must be"),
         ({"filters": 64}, "three ints"),
         ({"width": 0}, "width must be"),
         ({"feature_dim": 0}, "feature_dim must be"),
@@ -69,6 +71,20 @@ def test_it_has_the_parameters_added_up_by_hand():
 def test_what_it_cannot_be_built_of_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         encoders.Airbench(**arguments)
+
+
+def test_integers_of_numpy_are_filters():
+    """And the config can be written as JSON."""
+    config = encoders.Airbench(filters=np.array([4, 6, 8])).get_config()
+    assert json.loads(json.dumps(config))["filters"] == [4, 6, 8]
+
+
+@pytest.mark.parametrize("shape", [(None, 32, 32), (None, 32, 32, None)])
+def test_a_shape_without_channels_is_refused(shape):
+    with pytest.raises(
+        ValueError, match=r"must be .batch, height, width, channels.; got the shape"
+    ):
+        encoders.Airbench(**SMALL).build(shape)
 
 
 def test_integers_are_refused_by_its_name():

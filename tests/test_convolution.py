@@ -140,15 +140,22 @@ def test_products_are_used_where_they_were_measured_to_be_faster(
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"use_bias": True}, {"groups": 2}, {"dilation_rate": 2}, {"padding": "valid"}],
+    [
+        {"use_bias": True},
+        {"groups": 2},
+        {"dilation_rate": 2},
+        {"kernel_size": (2, 3)},
+        {"strides": (2, 1), "padding": "valid", "size": 8},
+        {"strides": 2, "size": 8},
+        {"kernel_size": (3, 5), "strides": 2, "padding": "valid", "size": 8},
+    ],
 )
 def test_what_the_products_do_not_compute_is_left_to_keras(arguments):
-    """At a size where they are faster."""
-    layer = keras.layers.Conv2D(
-        4, 3, **{"padding": "same", "use_bias": False, "data_format": "channels_last", **arguments}
-    )
-    size = 4 if arguments.get("padding") == "valid" else 2
-    images = tf.zeros([2, size, size, 16])
+    """At sizes where they would be faster."""
+    arguments = {"kernel_size": 3, "padding": "same", "use_bias": False, **arguments}
+    size = arguments.pop("size", 2)
+    layer = keras.layers.Conv2D(4, **arguments)
+    images = tf.zeros([2, size, size, 256])
     layer.build(images.shape)
     assert convolution.for_training(layer, images) is None
 

@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -497,3 +498,14 @@ def test_auto_stem_without_a_size_asks_for_one():
 def test_integer_images_are_refused():
     with pytest.raises(ValueError, match=r"takes float images in \[0, 1\]; got uint8"):
         ResNet(**SMALL)(np.zeros((2, 16, 16, 3), np.uint8))
+
+
+def test_names_in_files_of_weights_stay(tmp_path):
+    """Keras names layers in a list by their class: with another name, older files do not load."""
+    model = ResNet(14, width=1 / 16, feature_dim=4)
+    model.build((None, 8, 8, 3))
+    model.save_weights(tmp_path / "all.weights.h5")
+    with h5py.File(tmp_path / "all.weights.h5") as file:
+        names = []
+        file.visit(names.append)
+    assert {"private__chain", "__chain"} & {part for name in names for part in name.split("/")}

@@ -1,5 +1,6 @@
 """A small network without residual blocks, for images of about 32 pixels."""
 
+import numpy as np
 from tensorflow import keras
 
 from simclr_tf import _keras
@@ -63,7 +64,7 @@ class Airbench(ConvolutionalEncoder):
         check_number("bn_momentum", bn_momentum, at_least=0, below=1)
         check_number("bn_epsilon", bn_epsilon, above=0)
         super().__init__(name=name, **kwargs)
-        self.filters = tuple(filters)
+        self.filters = tuple(int(each) for each in filters)
         self.width = width
         self.bn_momentum = bn_momentum
         self.bn_epsilon = bn_epsilon
@@ -72,7 +73,9 @@ class Airbench(ConvolutionalEncoder):
     @property
     def feature_dim(self):
         """D, the length of h; known before the model is built."""
-        return self._feature_dim or self._scaled(self.filters[-1])
+        if self._feature_dim is not None:
+            return self._feature_dim
+        return self._scaled(self.filters[-1])
 
     def _scaled(self, filters):
         return max(1, round(filters * self.width))
@@ -103,11 +106,12 @@ class Airbench(ConvolutionalEncoder):
 
 
 def _check_filters(filters):
-    is_list = isinstance(filters, (list, tuple)) and len(filters) == 3
-    if not is_list or not all(isinstance(each, int) and each > 0 for each in filters):
+    if np.ndim(filters) != 1 or len(filters) != 3:
         raise ArgumentError(
             f"filters must be three ints, at least 1, such as (64, 128, 256); got {filters!r}."
         )
+    for each in filters:
+        check_number("filters", each, at_least=1, whole=True)
 
 
 def _blocks(factory, group, filters):

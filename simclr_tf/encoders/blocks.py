@@ -37,6 +37,10 @@ class ConvolutionalEncoder(keras.Model):
         if self.built:
             return
         shape = tuple(input_shape)
+        if len(shape) != 4 or shape[-1] is None:
+            raise ArgumentError(
+                f"images must be [batch, height, width, channels]; got the shape {shape}."
+            )
         stem, blocks = self._stem_and_blocks(shape)
         self.stem_layers = Chain(stem, name="stem")
         self.blocks = blocks
@@ -87,7 +91,7 @@ class ConvolutionalEncoder(keras.Model):
         return cls(**config)
 
     def get_build_config(self):
-        """The shape for which the model was built, which decides the stem for "auto"."""
+        """The shape for which the model was built, on which its layers may depend."""
         return {"input_shape": self.built_shape} if self.built else None
 
     def build_from_config(self, config):
@@ -209,3 +213,8 @@ class Chain(Block):
         for step in self.steps:
             x = call_layer(step, x, training)
         return x
+
+
+# Keras names the layers of a list by their class in `.keras` and `.weights.h5` files: with another
+# name, files of earlier versions would not load.
+Chain.__name__ = "_Chain"

@@ -29,9 +29,9 @@ def by_name(name, image_size=None, width=1, sk_ratio=0.0, stem="auto", feature_d
         name: one of `names()`: "resnet14" to "resnet200"; "airbench"; "keras_cv/NAME" for a
             KerasCV backbone or "keras_applications/NAME" for a network of `keras.applications`,
             both with global average pooling.
-        image_size: int, side of the images in pixels. With None, a ResNet is built on its first
-            call. "keras_cv/mit_..." and "keras_applications/nasnet_..." require it, and accept
-            images of this size alone.
+        image_size: int, side of the images in pixels. With None, a ResNet or `Airbench` is built on
+            its first call. "keras_cv/mit_..." and "keras_applications/nasnet_..." require it, and
+            accept images of this size alone.
         width: see `ResNet` and `Airbench`; must be 1 for other encoders.
         sk_ratio: see `ResNet`; must be 0 for other encoders.
         stem: see `ResNet`; must be "auto" for other encoders, which have stems of their own.

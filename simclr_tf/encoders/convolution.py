@@ -1,8 +1,8 @@
 """Convolutions as matrix products, in training on a CPU, where oneDNN's kernels are slower.
 
-- A 1x1 convolution is one product, and so is a larger one of images of at most 2x2 pixels, whose
-  kernel is mostly on the padding. `multiply` computes it, forward and both gradients, in bfloat16
-  and float32: with few pixels, in a sixteenth to nine tenths of the time.
+- A 1x1 convolution is one product, and so is one of 3x3 or more of images of at most 2x2 pixels,
+  whose kernel is mostly on the padding. `multiply` computes it, forward and both gradients, in
+  bfloat16 and float32.
 - oneDNN takes up to nine times as long for the weight gradient of a deep 3x3 layer as for its
   forward pass when the activations have few pixels and many channels (4x4x128, for example).
   `convolve` computes it by products: one for each position in the kernel with stride 1, in
@@ -30,7 +30,7 @@ _DTYPES = (tf.bfloat16, tf.float32)
 
 
 def for_training(layer, x):
-    """The function that computes a layer in training on this machine, by its input alone.
+    """The function that computes a layer in training, by its shape, its dtype and the device.
 
     Args:
         layer: a `keras.layers.Conv2D`, built.
@@ -98,13 +98,13 @@ def matrix_of(kernel, height, width):
         [height * width * C, height * width * F] in the same dtype: the flattened images times it
         are the flattened outputs. Its gradient is summed in float32.
     """
-    taps = [(dimension - 1) // 2 for dimension in kernel.shape[:2]]  # of a pixel on itself
+    centre = [(dimension - 1) // 2 for dimension in kernel.shape[:2]]
     pixels = [(i, j) for i in range(height) for j in range(width)]
     channels, filters = kernel.shape[2:]
 
     def tap(source, target):
         """The position in the kernel that takes a pixel of the image to one of the output."""
-        return taps[0] + source[0] - target[0], taps[1] + source[1] - target[1]
+        return centre[0] + source[0] - target[0], centre[1] + source[1] - target[1]
 
     @tf.custom_gradient
     def matrix(kernel):
@@ -135,9 +135,11 @@ def has_faster_gradient(layer, x):
     """
     return (
         x.dtype in ((tf.bfloat16,) if layer.strides == (1, 1) else _DTYPES)
+        and layer.strides[0] == layer.strides[1]
+        and layer.kernel_size[0] == layer.kernel_size[1] > 1
+        and (layer.strides == (1, 1) or layer.padding == "valid")
         and None not in x.shape[1:]
         and is_deep(max(layer.compute_output_shape(x.shape)[1:3]), x.shape[-1], layer.strides[0])
-        and layer.kernel_size[0] > 1
         and _is_plain(layer)
     )
 

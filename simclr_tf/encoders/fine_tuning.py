@@ -99,13 +99,13 @@ def freeze_before(encoder, block):
             f"train_from={block!r} needs a built encoder; got one that is not. Call "
             "encoder.build((None, H, W, 3)) first."
         )
-    is_resnet = hasattr(encoder, "blocks") and hasattr(encoder, "stem_layers")
-    if not is_resnet and not _keras.input_shape(encoder):
+    has_blocks = hasattr(encoder, "blocks") and hasattr(encoder, "stem_layers")
+    if not has_blocks and not _keras.input_shape(encoder):
         raise ArgumentError(
             f"train_from={block!r} needs a ResNet or a functional keras.Model, whose order of "
             f"layers is known; got a {type(encoder).__name__}. Leave it out to train all of it."
         )
-    layers = [encoder.stem_layers, *encoder.blocks] if is_resnet else encoder.layers
+    layers = [encoder.stem_layers, *encoder.blocks] if has_blocks else encoder.layers
     names = [layer.name for layer in layers]
     starts = [i for i, name in enumerate(names) if name == block or name.startswith(f"{block}_")]
     if not starts:

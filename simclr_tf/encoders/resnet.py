@@ -163,10 +163,6 @@ def _check_arguments(depth, width, sk_ratio, stem):
 
 
 def _resolve_stem(stem, shape):
-    if len(shape) != 4 or shape[-1] is None:
-        raise ArgumentError(
-            f"images must be [batch, height, width, channels]; got the shape {shape}."
-        )
     if stem != "auto":
         return stem
     if shape[1] is None or shape[2] is None:
