@@ -309,7 +309,11 @@ MISTAKES = [
     ),
     (
         ["pretrain", "--run_dir=x", "--encoder=keras_cv/resnet18", "--width=2"],
-        "for --width=2.0, --sk",
+        "must be resnet14 to resnet200 or airbench for --width=2.0; got",
+    ),
+    (
+        ["pretrain", "--run_dir=x", "--encoder=airbench", "--stem=cifar", "--sk_ratio=0.1"],
+        "must be resnet14 to resnet200 for --sk_ratio=0.1 and --stem='cifar'; got 'airbench'",
     ),
     (["pretrain", "--run_dir=x", "--batch_size=100000"], "--batch_size is 100000"),
     (
