@@ -59,50 +59,26 @@ class Airbench(ConvolutionalEncoder):
     ):
         _check_filters(filters)
         check_number("width", width, above=0)
-        if feature_dim is not None:
-            check_number("feature_dim", feature_dim, at_least=1, whole=True)
-        check_number("bn_momentum", bn_momentum, at_least=0, below=1)
-        check_number("bn_epsilon", bn_epsilon, above=0)
-        super().__init__(name=name, **kwargs)
+        super().__init__(width, bn_momentum, bn_epsilon, feature_dim, name=name, **kwargs)
         self.filters = tuple(int(each) for each in filters)
-        self.width = width
-        self.bn_momentum = bn_momentum
-        self.bn_epsilon = bn_epsilon
-        self._feature_dim = None if feature_dim is None else int(feature_dim)
 
     @property
-    def feature_dim(self):
-        """D, the length of h; known before the model is built."""
-        if self._feature_dim is not None:
-            return self._feature_dim
-        return self._scaled(self.filters[-1])
-
-    def _scaled(self, filters):
-        return max(1, round(filters * self.width))
+    def _default_feature_dim(self):
+        return self._filters(self.filters[-1])
 
     def _stem_and_blocks(self, input_shape):
         factory = self._layer_factory()
         blocks = [
             block
             for index, filters in enumerate(self.filters)
-            for block in _blocks(factory, f"group{index + 1}", self._scaled(filters))
+            for block in _blocks(factory, f"group{index + 1}", self._filters(filters))
         ]
-        if self._feature_dim is not None:
-            blocks.append(Chain(factory.conv_bn_relu("last", self.feature_dim, 1), name="last"))
-        return factory.conv_bn_relu("stem", self._scaled(STEM_FILTERS), 2), blocks
+        stem = factory.conv_bn_relu("stem", self._filters(STEM_FILTERS), 2)
+        return stem, blocks + self._last_block(factory)
 
     def get_config(self):
         """Every argument of the constructor."""
-        return {
-            "filters": list(self.filters),
-            "width": self.width,
-            "bn_momentum": self.bn_momentum,
-            "bn_epsilon": self.bn_epsilon,
-            "feature_dim": self._feature_dim,
-            "name": self.name,
-            "trainable": self.trainable,
-            "dtype": self.dtype_policy.name,
-        }
+        return {**super().get_config(), "filters": list(self.filters)}
 
 
 def _check_filters(filters):

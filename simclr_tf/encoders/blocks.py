@@ -11,16 +11,48 @@ from tensorflow import keras
 
 from simclr_tf import _keras
 from simclr_tf.encoders import batch_norm, convolution
-from simclr_tf.errors import ArgumentError
+from simclr_tf.errors import ArgumentError, check_number
 
 
 class ConvolutionalEncoder(keras.Model):
     """Base class of encoders that are a stem, blocks and global average pooling.
 
-    A subclass has `feature_dim`, `bn_momentum`, `bn_epsilon`, a `get_config` with every argument of
-    its constructor, and `_stem_and_blocks(input_shape)`, which returns the list of the stem's
-    layers and the list of blocks.
+    A subclass has `_default_feature_dim`, the filters of its last block; `_stem_and_blocks(shape)`,
+    which returns the list of the stem's layers and the list of blocks for images of a shape; and
+    `get_config` with the arguments of its constructor that are not in that of this class.
+
+    Args:
+        width: multiplier of every layer's filters, a number above 0.
+        bn_momentum: float in [0, 1), the momentum of batch normalisation's moving statistics.
+        bn_epsilon: float above 0, added to the variance in batch normalisation.
+        feature_dim: int, at least 1, the length of h; None for that of the last block.
+        **kwargs: arguments of `keras.Model`.
     """
+
+    def __init__(self, width, bn_momentum, bn_epsilon, feature_dim, **kwargs):
+        check_number("bn_momentum", bn_momentum, at_least=0, below=1)
+        check_number("bn_epsilon", bn_epsilon, above=0)
+        if feature_dim is not None:
+            check_number("feature_dim", feature_dim, at_least=1, whole=True)
+        super().__init__(**kwargs)
+        self.width = width
+        self.bn_momentum = bn_momentum
+        self.bn_epsilon = bn_epsilon
+        self._feature_dim = None if feature_dim is None else int(feature_dim)
+
+    @property
+    def feature_dim(self):
+        """D, the length of h; known before the model is built."""
+        return self._default_feature_dim if self._feature_dim is None else self._feature_dim
+
+    def _filters(self, base):
+        return max(1, round(base * self.width))
+
+    def _last_block(self, factory):
+        """A list of the block that gives h its `feature_dim`; empty where the others do."""
+        if self._feature_dim is None:
+            return []
+        return [Chain(factory.conv_bn_relu("last", self.feature_dim, 1), name="last")]
 
     def _layer_factory(self, **settings):
         return LayerFactory(
@@ -84,6 +116,18 @@ class ConvolutionalEncoder(keras.Model):
     def compute_output_shape(self, input_shape):
         """(batch, feature_dim)."""
         return (input_shape[0], self.feature_dim)
+
+    def get_config(self):
+        """The arguments that all encoders of blocks have."""
+        return {
+            "width": self.width,
+            "bn_momentum": self.bn_momentum,
+            "bn_epsilon": self.bn_epsilon,
+            "feature_dim": self._feature_dim,
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": self.dtype_policy.name,
+        }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

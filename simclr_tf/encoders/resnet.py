@@ -81,25 +81,15 @@ class ResNet(ConvolutionalEncoder):
         **kwargs,
     ):
         _check_arguments(depth, width, sk_ratio, stem)
-        if feature_dim is not None:
-            check_number("feature_dim", feature_dim, at_least=1, whole=True)
-        check_number("bn_momentum", bn_momentum, at_least=0, below=1)
-        check_number("bn_epsilon", bn_epsilon, above=0)
-        super().__init__(name=name or f"resnet{depth}", **kwargs)
+        name = name or f"resnet{depth}"
+        super().__init__(width, bn_momentum, bn_epsilon, feature_dim, name=name, **kwargs)
         self.depth = depth
-        self.width = width
         self.sk_ratio = sk_ratio
         self.stem = stem
-        self.bn_momentum = bn_momentum
-        self.bn_epsilon = bn_epsilon
         self.zero_init_residual = zero_init_residual
-        self._feature_dim = None if feature_dim is None else int(feature_dim)
 
     @property
-    def feature_dim(self):
-        """D, the length of h; known before the model is built."""
-        if self._feature_dim is not None:
-            return self._feature_dim
+    def _default_feature_dim(self):
         filters = self._filters(64 * 2 ** (len(self._block_counts()) - 1))
         return filters * (1 if self.depth in BASIC_BLOCKS else 4)
 
@@ -124,27 +114,16 @@ class ResNet(ConvolutionalEncoder):
                 blocks.append(
                     make(factory, name, self._filters(64 * 2**group), strides, index == 0)
                 )
-        if self._feature_dim is not None:
-            blocks.append(Chain(factory.conv_bn_relu("last", self.feature_dim, 1), name="last"))
-        return blocks
-
-    def _filters(self, base):
-        return max(1, round(base * self.width))
+        return blocks + self._last_block(factory)
 
     def get_config(self):
         """Every argument of the constructor."""
         return {
+            **super().get_config(),
             "depth": self.depth,
-            "width": self.width,
             "sk_ratio": self.sk_ratio,
             "stem": self.stem,
-            "bn_momentum": self.bn_momentum,
-            "bn_epsilon": self.bn_epsilon,
             "zero_init_residual": self.zero_init_residual,
-            "feature_dim": self._feature_dim,
-            "name": self.name,
-            "trainable": self.trainable,
-            "dtype": self.dtype_policy.name,
         }
 
 
