@@ -4,7 +4,8 @@ The only place that touches private or undocumented TensorFlow and Keras API. Ev
 and gives its reason; the public modules call these and never ask for a version themselves.
 
 One thing that Keras does not document is left where it is used, since it needs no private name:
-`ResNet` enters its residual blocks by their own `call` methods (see `encoders.resnet`).
+`ResNet` and `Airbench` enter their blocks by the blocks' own `call` methods (see
+`encoders.blocks`).
 """
 
 from __future__ import annotations

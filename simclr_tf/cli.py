@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from simclr_tf import _flags, errors
 from simclr_tf.commands import checks, flags
-from simclr_tf.commands.views import parse_views
+from simclr_tf.commands.views import parse_view_sizes, parse_views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,7 +370,7 @@ def options_of(values):
         if options.get(name):
             options[name] = _path(options[name])
     if options.get("view_sizes"):
-        options["view_sizes"] = _view_sizes(options["view_sizes"])
+        options["view_sizes"] = parse_view_sizes(options["view_sizes"])
     if options.get("views"):
         options["views"] = parse_views(options["views"])
     return Options(**options)
@@ -386,16 +386,6 @@ def _paths(text):
     if os.path.exists(text):
         return [text]
     return [_path(part.strip()) for part in text.split(",") if part.strip()]
-
-
-def _view_sizes(text):
-    try:
-        pairs = [part.split(":") for part in text.split(",")]
-        return [(int(size), float(end)) for size, end in pairs]
-    except ValueError:
-        raise errors.UsageError(
-            f"--view_sizes must be side:end, ... as in 16:0.5,24:0.8,32:1; got {text!r}."
-        ) from None
 
 
 def flag_texts(values):

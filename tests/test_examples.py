@@ -34,8 +34,9 @@ def sources():
 def test_cifar10_trains_and_scores(sources):
     """One epoch of two steps, then both protocols on every test image."""
     example = load("cifar10")
-    model = example.train(sources[0], epochs=1, batch_size=32, width=1 / 16)
-    assert all(0.0 <= accuracy <= 1.0 for accuracy in example.score(model, *sources))
+    encoder = example.train(sources[0], epochs=1, batch_size=32, feature_dim=16).encoder
+    for each in (encoder, example.whiten(encoder, sources[0])):
+        assert all(0.0 <= accuracy <= 1.0 for accuracy in example.score(each, *sources))
 
 
 def test_own_images_finds_similar_images(sources):

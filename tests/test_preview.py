@@ -1,6 +1,7 @@
 """`simclr-tf preview`: the picture, the measured plan, and the recipe."""
 
 import itertools
+import pathlib
 import re
 import types
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from simclr_tf import augment, cli, data, report
+from simclr_tf.commands import checks
 from simclr_tf.commands import preview as preview_command
 from simclr_tf.commands.recipe import (
     Facts,
@@ -19,7 +21,9 @@ from simclr_tf.commands.recipe import (
     recommend,
 )
 
-SMALL_CPU = Facts(50_000, 32, accelerator=False, precision="float32")
+SMALL_CPU = Facts(50_000, 48, accelerator=False, precision="float32")
+CIFAR10_CPU = SMALL_CPU._replace(image_size=32)
+ONE_HOUR = pathlib.Path(__file__).resolve().parent.parent / "examples/recipes/cifar10_one_hour.cfg"
 LARGE_GPU = Facts(1_000_000, 224, accelerator=True, precision="bfloat16")
 
 
@@ -78,7 +82,51 @@ def test_epochs_fit_the_time(seconds, accelerator, epochs):
     assert epochs_for(seconds, accelerator)[0] == epochs
 
 
-@pytest.mark.parametrize("facts", [SMALL_CPU, LARGE_GPU, LARGE_GPU._replace(num_examples=40)])
+def test_images_like_those_of_cifar10_have_its_recipe():
+    """That of an hour on a CPU, but for the length and the probe, with its rate as a linear one."""
+    _, parsed = cli.parse(["pretrain", f"--flagfile={ONE_HOUR}", "--run_dir=a"])
+    expected = {name: parsed[name].value for name in parsed if parsed[name].present}
+    for flag in ("run_dir", "dataset", "epochs", "probe_every_epochs"):
+        expected.pop(flag)
+    assert expected.pop("learning_rate_scaling") == "none" and expected["batch_size"] == 256
+    assert expected.pop("view_sizes") == "16:0.679,24:1"
+    found = values(CIFAR10_CPU)
+    assert found["learning_rate_scaling"] == "linear" and found["view_sizes"] == "16:0.68,24:1"
+    for flag, value in expected.items():
+        text = found[flag]
+        assert text == str(value).lower() or float(text) == value, flag
+    assert values(CIFAR10_CPU._replace(image_size=28))["view_sizes"] == "14:0.68,21:1"
+
+
+@pytest.mark.parametrize(
+    ("given", "absent"),
+    [
+        ({"resnet_depth": "14"}, ("encoder", "view_sizes", "whitening")),
+        ({"encoder": "resnet"}, ("feature_dim", "view_sizes")),
+        ({"encoder": "keras_applications/mobilenet"}, ("feature_dim", "stem", "resnet_depth")),
+        ({"method": "looc"}, ("encoder", "projection_layers", "view_sizes")),
+        ({"loss": "supervised"}, ("encoder",)),
+        ({"views": "2x32"}, ("view_sizes",)),
+        ({"transformed_views": "one"}, ("view_sizes",)),
+        ({"augmentations": "crop,flip"}, ("view_sizes", "color_drop_probability")),
+        ({"train_steps": "5"}, ("warmup_epochs",)),
+        ({"feature_dim": "25001"}, ("whitening",)),
+        ({"encoder": "airbench", "width": "0.5"}, ("stem", "resnet_depth")),
+    ],
+)
+def test_what_does_not_go_with_a_flag_is_left_out(given, absent, tmp_path):
+    """Of that recipe; the flags are accepted together."""
+    found = values(CIFAR10_CPU, **given)
+    assert not {*absent} & {*found}
+    path = tmp_path / "a.cfg"
+    path.write_text(flag_file(recommend(CIFAR10_CPU, given)))
+    _, parsed = cli.parse(["pretrain", f"--flagfile={path}", f"--run_dir={tmp_path}/run"])
+    checks.check_pretrain(cli.options_of(parsed))
+
+
+@pytest.mark.parametrize(
+    "facts", [SMALL_CPU, CIFAR10_CPU, LARGE_GPU, LARGE_GPU._replace(num_examples=40)]
+)
 def test_every_recipe_parses(facts, tmp_path):
     """As a flag file of pretrain; every value has a reason, one sentence in one line."""
     settings = recommend(facts, {})
@@ -86,7 +134,7 @@ def test_every_recipe_parses(facts, tmp_path):
     path.write_text(flag_file(settings))
     _, parsed = cli.parse(["pretrain", f"--flagfile={path}", "--run_dir=a"])
     for flag, value, reason in settings:
-        assert float(parsed[flag].value) == float(value) if value[0].isdigit() else True
+        assert str(parsed[flag].value).lower() == value or float(parsed[flag].value) == float(value)
         assert reason.endswith(".") and "\n" not in reason and len(reason) > 8
 
 

@@ -192,7 +192,7 @@ def test_the_layer_can_be_taken_off(resnet, whitening):
 
 def test_what_cannot_be_whitened_is_told(whitening):
     """A subclass without a functional form; a whitening of another encoder."""
-    with pytest.raises(errors.ArgumentError, match="needs a ResNet or a functional encoder; got a"):
+    with pytest.raises(errors.ArgumentError, match="an Airbench or a functional encoder; got a"):
         encoders.whitened(Given(), whitening)
     with pytest.raises(errors.ArgumentError, match="encoder's 5 features; got one of 16"):
         encoders.whitened(small(), whitening)

@@ -31,6 +31,7 @@ from simclr_tf.commands.recipe import (
     image_size_for,
     recommend,
 )
+from simclr_tf.commands.views import parse_view_sizes
 from simclr_tf.images import centre_square
 from simclr_tf.report import Sheet, draw_preview
 from simclr_tf.report.verdict import duration
@@ -131,12 +132,13 @@ def _with(options, settings):
 
 # Of the flags that `recommend` sets.
 _TYPES = {
-    "batch_size": int,
-    "image_size": int,
+    **dict.fromkeys(("batch_size", "image_size", "feature_dim", "projection_layers"), int),
     **dict.fromkeys(
-        ("width", "learning_rate", "weight_decay", "temperature", "min_crop_area"), float
+        ("width", "learning_rate", "weight_decay", "temperature", "warmup_epochs"), float
     ),
-    "color_jitter_strength": float,
+    **dict.fromkeys(("min_crop_area", "color_jitter_strength", "color_drop_probability"), float),
+    "view_sizes": parse_view_sizes,
+    "whitening": lambda text: text == "true",
 }
 
 

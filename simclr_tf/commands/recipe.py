@@ -12,6 +12,9 @@ from simclr_tf.augment.random_view import SMALL_SIZE, default_strength
 _GIVEN = "as given."
 _HOUR = 3600.0
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 200
+_FEATURE_DIM = "2048"
+_AIRBENCH_SIDES = 28, 40  # pixels; measured with 32
+_AS_FOR_CIFAR10 = "as in this package's recipe for CIFAR-10 in an hour."
 
 
 class Facts(NamedTuple):
@@ -73,12 +76,14 @@ def recommend(facts, given):
     """
     small = facts.image_size <= SMALL_SIZE
     settings = [
-        *(_network(facts, small) if given.get("encoder", "resnet") == "resnet" else ()),
+        *_network(facts, small, given),
         *_batch(facts, small, given),
-        *_loss(small),
+        *_loss(facts, small, given),
         *_views(facts, small, given),
         Setting("precision", *_precision(facts)),
     ]
+    if _as_for_cifar10(facts, given):
+        settings += _of_an_hour(facts, given)
     known = {setting.flag for setting in settings}
     kept = [
         Setting(each.flag, given[each.flag], _GIVEN) if each.flag in given else each
@@ -90,7 +95,29 @@ def recommend(facts, given):
     return [*others, *kept]
 
 
-def _network(facts, small):
+def _as_for_cifar10(facts, given):
+    """Whether the recipe is that of examples/recipes/cifar10_one_hour.cfg, for a CPU."""
+    low, high = _AIRBENCH_SIDES
+    encoder = given.get("encoder", "airbench")
+    return (
+        not facts.accelerator
+        and low <= facts.image_size <= high
+        and encoder == "airbench"
+        and not {"resnet_depth", "sk_ratio", "stem"} & {*given}
+        and given.get("method", "simclr") == "simclr"
+        and given.get("loss", "nt_xent") != "supervised"
+    )
+
+
+def _network(facts, small, given):
+    if _as_for_cifar10(facts, given):
+        reason = "after the same time on a CPU more accurate than ResNets, on CIFAR-10."
+        yield Setting("encoder", "airbench", reason)
+        yield Setting("feature_dim", _FEATURE_DIM, _AS_FOR_CIFAR10)
+        yield Setting("projection_layers", "1", _AS_FOR_CIFAR10)
+        return
+    if given.get("encoder", "resnet") != "resnet":
+        return
     if small or not facts.accelerator:
         yield Setting("resnet_depth", "18", "enough for small images, or for a CPU.")
     else:
@@ -124,6 +151,8 @@ def _batch(facts, small, given):
         reason = "the paper's, for batches below 4,096 (appendix B.1)."
         if small:
             reason = "within the range of the paper's for CIFAR-10 (appendix B.9)."
+        if _as_for_cifar10(facts, given):
+            rate, reason = "4.8", _AS_FOR_CIFAR10
         yield Setting("learning_rate", rate, reason)
         yield Setting("learning_rate_scaling", scaling, "belongs to that rate.")
     elif optimizer in ("adamw", "lamb"):
@@ -141,8 +170,24 @@ def _batch(facts, small, given):
     )
 
 
-def _loss(small):
-    if small:
+def _of_an_hour(facts, given):
+    """What other recipes leave at its default."""
+    if not {"epochs", "train_steps"} & {*given}:
+        yield Setting("warmup_epochs", "1", _AS_FOR_CIFAR10)
+    if "augmentations" not in given:
+        yield Setting("color_drop_probability", "0.1", _AS_FOR_CIFAR10)
+        if "views" not in given and given.get("transformed_views", "both") == "both":
+            side = facts.image_size
+            reason = "small views take less time; the last third of the epochs has larger ones."
+            yield Setting("view_sizes", f"{side // 2}:0.68,{3 * side // 4}:1", reason)
+    if facts.num_examples >= 2 * int(given.get("feature_dim", _FEATURE_DIM)):
+        yield Setting("whitening", "true", "raised the kNN accuracy of short runs on CIFAR-10.")
+
+
+def _loss(facts, small, given):
+    if _as_for_cifar10(facts, given):
+        yield Setting("temperature", "0.1", _AS_FOR_CIFAR10)
+    elif small:
         reason = "learns fast on small images; with hundreds of epochs, also try the paper's 0.5."
         yield Setting("temperature", "0.2", reason)
     else:

@@ -43,6 +43,21 @@ def parse_views(text):
     return groups
 
 
+def parse_view_sizes(text):
+    """Reads sizes of views such as "16:0.5,24:0.8,32:1", a list of (side, end).
+
+    Raises:
+      UsageError: another form.
+    """
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return [(int(size), float(end)) for size, end in pairs]
+    except ValueError:
+        raise UsageError(
+            f"--view_sizes must be side:end, ... as in 16:0.5,24:0.8,32:1; got {text!r}."
+        ) from None
+
+
 def _group(part, text):
     found = _GROUP.fullmatch(part)
     if not found:

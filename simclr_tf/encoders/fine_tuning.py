@@ -87,7 +87,7 @@ def freeze_before(encoder, block):
     Frozen batch normalisation stays in inference mode, whatever `training` is.
 
     Args:
-        encoder: a built `ResNet`, or a functional `keras.Model`.
+        encoder: a built `ResNet` or `Airbench`, or a functional `keras.Model`.
         block: name of the first block or layer to train, such as "group3" or "group3_block2" of a
             ResNet; of a functional model, also the beginning of the name up to an underscore.
 
@@ -102,8 +102,9 @@ def freeze_before(encoder, block):
     has_blocks = hasattr(encoder, "blocks") and hasattr(encoder, "stem_layers")
     if not has_blocks and not _keras.input_shape(encoder):
         raise ArgumentError(
-            f"train_from={block!r} needs a ResNet or a functional keras.Model, whose order of "
-            f"layers is known; got a {type(encoder).__name__}. Leave it out to train all of it."
+            f"train_from={block!r} needs a ResNet, an Airbench or a functional keras.Model, whose "
+            f"order of layers is known; got a {type(encoder).__name__}. Leave it out to train "
+            "every layer."
         )
     layers = [encoder.stem_layers, *encoder.blocks] if has_blocks else encoder.layers
     names = [layer.name for layer in layers]

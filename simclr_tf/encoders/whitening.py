@@ -137,7 +137,7 @@ def whitened(encoder, whitening):
     """Returns an encoder whose last layer whitens h.
 
     Args:
-        encoder: a built `ResNet` or another functional `keras.Model`.
+        encoder: a built `ResNet` or `Airbench`, or a functional `keras.Model`.
         whitening: a `Whitening` of its h.
 
     Returns:
@@ -160,7 +160,7 @@ def whitened(encoder, whitening):
         functional = encoder.to_functional((None, None, 3))
     elif not _keras.input_shape(encoder):
         raise ArgumentError(
-            "whitening needs a ResNet or a functional encoder; got a "
+            "whitening needs a ResNet, an Airbench or a functional encoder; got a "
             f"{type(encoder).__name__}. Whiten its features by Whitening.apply."
         )
     h, dimension = functional.outputs[0], len(whitening.mean)

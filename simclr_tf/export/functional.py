@@ -37,8 +37,8 @@ def functional_copy(encoder, image_shape, layer="h", head=None):
       head: a built `ProjectionHead` or `SpaceHeads`, required for its layers.
 
     Returns:
-      A `keras.Model` from float32 images [batch, H, W, 3] (any H and W for a `ResNet`) to
-      [batch, D]; None if the encoder is neither functional nor has `to_functional`.
+      A `keras.Model` from float32 images [batch, H, W, 3] (any H and W for a `ResNet` or an
+      `Airbench`) to [batch, D]; None if the encoder is neither functional nor has `to_functional`.
 
     Raises:
       ArgumentError: there is no such layer, or `layer` is not "h" and the encoder has no functional
@@ -55,8 +55,8 @@ def functional_copy(encoder, image_shape, layer="h", head=None):
         return copy
     if copy is None:
         raise ArgumentError(
-            f"layer={layer!r} needs an encoder that is a functional Keras model or a "
-            f"ResNet; got a {type(encoder).__name__}. Export h."
+            f"layer={layer!r} needs a ResNet, an Airbench or a functional encoder; got a "
+            f"{type(encoder).__name__}. Export h."
         )
     if layer in ("z", "spaces") or re.fullmatch(r"head\d+", layer):
         return keras.Model(

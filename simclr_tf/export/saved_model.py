@@ -149,8 +149,8 @@ def _trainable_and_serving(encoder, image_shape, layer, head, precision):
     if copy is None:
         if precision != "float32":
             raise ArgumentError(
-                f"precision={precision!r} needs a ResNet or a functional encoder; got a "
-                f"{type(encoder).__name__}. Use float32."
+                f"precision={precision!r} needs a ResNet, an Airbench or a functional encoder; got "
+                f"a {type(encoder).__name__}. Use float32."
             )
         return None, None
     copy.trainable = True

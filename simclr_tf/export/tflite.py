@@ -38,7 +38,7 @@ def export_tflite(
 
     Args:
       encoder, image_shape, normalize, layer, head: as for `export_encoder`; the encoder is a
-        `ResNet` or a functional model.
+        `ResNet`, an `Airbench` or a functional model.
       path: a file that does not exist yet, such as "encoder.tflite".
       precision: "float32"; "float16", which stores weights in half the space; or "int8", which
         stores weights in a quarter of the space and computes in int8. The images are float32 in
@@ -66,7 +66,7 @@ def export_tflite(
     copy = functional_copy(encoder, image_shape, layer, head)
     if copy is None:
         raise ArgumentError(
-            f"TensorFlow Lite needs a ResNet or a functional encoder; got a "
+            "TensorFlow Lite needs a ResNet, an Airbench or a functional encoder; got a "
             f"{type(encoder).__name__}. Export a SavedModel."
         )
     module = _Lite(folded_where_exact(copy, image_shape), image_shape, normalize)
