@@ -1,4 +1,4 @@
-# `make demo` trains on drawn shapes in three to nine minutes; `make test` runs the tests; `make lint` checks style.
+# `make demo` trains on drawn shapes in a minute or two; `make test` runs the tests; `make lint` checks style.
 # Every target creates a virtual environment if it is missing. There are two stacks, each with a lock of exact versions:
 #   keras2: TensorFlow 2.15 and Keras 2, on Python 3.9 to 3.11 (requirements.txt)
 #   keras3: TensorFlow 2.21 and Keras 3, on Python 3.10 to 3.13 (requirements-keras3.txt)

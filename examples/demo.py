@@ -1,4 +1,4 @@
-"""Pretrains on generated shapes in three to nine minutes, then compares encoders.
+"""Pretrains on drawn shapes in a minute or two, then compares encoders.
 
     python examples/demo.py [--run_dir=runs/demo]
 
@@ -14,7 +14,7 @@ import time
 
 from simclr_tf import cli
 
-RECIPE = pathlib.Path(__file__).parent / "recipes" / "shapes.cfg"
+RECIPE = pathlib.Path(__file__).parent / "recipes" / "demo.cfg"
 
 
 def run(run_dir, *extra):

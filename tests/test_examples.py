@@ -135,7 +135,7 @@ def test_neighbours_of_a_folder_and_of_an_npz_are_drawn(tmp_path):
 
 def test_the_demo_ends_with_the_table(tmp_path, capsys):
     """Pretrains, evaluates with the baselines, and names the files of the run."""
-    small = ["--train_steps=1", "--width=0.0625", "--batch_size=32"]
+    small = ["--train_steps=1", "--warmup_epochs=0", "--width=0.0625", "--batch_size=32"]
     small += ["--train_split=train[:200]", "--test_split=test[:50]"]
     assert load("demo").run(tmp_path / "run", *small) == 0
     lines = capsys.readouterr().out.splitlines()

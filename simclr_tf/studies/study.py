@@ -74,7 +74,7 @@ class Task(NamedTuple):
     classes: int
 
 
-# The demo's recipe.
+# That of examples/recipes/shapes.cfg.
 BUDGET = {
     "dataset": "shapes",
     "resnet_depth": "18",
