@@ -257,5 +257,5 @@ def test_a_subclassed_model_has_no_copy():
     encoder = Mean()
     encoder.build((None, 20, 20, 3))
     assert functional_copy(encoder, (20, 20, 3)) is None
-    with pytest.raises(ValueError, match=r"'group1' needs an encoder .* got a Mean"):
+    with pytest.raises(ValueError, match=r"'group1' needs a ResNet, .* got a Mean"):
         functional_copy(encoder, (20, 20, 3), "group1")
