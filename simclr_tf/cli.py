@@ -103,6 +103,7 @@ class Invocation:
       defaults: dict of flag name to the text of its default; flags without one are left out.
       given: names of the flags that stand on the command line or in its flag files, with a value
         other than none.
+      given_as_none: names of those that stand there with none.
 
     Example:
 
@@ -116,6 +117,7 @@ class Invocation:
     runs: dict = dataclasses.field(default_factory=dict)
     defaults: dict = dataclasses.field(default_factory=dict)
     given: tuple = ()
+    given_as_none: tuple = ()
 
 
 # Flags that do not change what is learnt, of every command that trains.
@@ -472,8 +474,10 @@ def _execute(command, values):
     trained = next(iter(runs.values()), None)
     defaults = flag_texts(_flag_values(command))
     texts = flag_texts(values)
-    given = tuple(name for name in texts if values[name].present)  # without those given as none
-    invocation = Invocation(texts, command.resumable, trained, runs, defaults, given)
+    present = [name for name in values if name != "flagfile" and values[name].present]
+    given = tuple(name for name in present if name in texts)
+    as_none = tuple(name for name in present if name not in texts)
+    invocation = Invocation(texts, command.resumable, trained, runs, defaults, given, as_none)
     _check_legacy_keras()
     from simclr_tf import _quiet
 

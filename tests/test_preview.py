@@ -223,6 +223,11 @@ def test_a_flag_given_as_none_is_not_in_the_recipe(tmp_path):
     assert cli.main(["preview", *flags]) == 0
     recipe = (tmp_path / "my.cfg").read_text()
     assert "--views=2x12,1x8" in recipe and "view_sizes" not in recipe
+    flags = ["--view_sizes=none", "--feature_dim=none", "--measure_steps=0"]
+    flags += [f"--output={tmp_path}/q.png", f"--write_recipe={tmp_path}/other.cfg"]
+    assert cli.main(["preview", *flags]) == 0
+    recipe = (tmp_path / "other.cfg").read_text()
+    assert "airbench" in recipe and "view_sizes" not in recipe and "feature_dim" not in recipe
 
 
 @pytest.mark.end_to_end

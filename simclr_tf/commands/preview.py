@@ -49,7 +49,7 @@ def preview(options, invocation):
       options: attributes named as the flags of `simclr-tf preview`, which include those of
         `pretrain`.
       invocation: `flags`, dict of flag name to its text; `given`, names of the flags that the user
-        chose, which the recipe keeps.
+        chose, which the recipe keeps; `given_as_none`, names of those that it leaves out.
 
     Returns:
       dict of a data set's name to the settings of its recipe.
@@ -63,7 +63,8 @@ def preview(options, invocation):
     prepare_process(options, strategy="one")
     for name in data_set_names(options.dataset):
         chosen = {**given, "dataset": name}
-        sheet, recipe = _of_data_set(options.replace(dataset=name), chosen)
+        left_out = invocation.given_as_none
+        sheet, recipe = _of_data_set(options.replace(dataset=name), chosen, left_out)
         sheets.append(sheet)
         recipes[name] = recipe
     with errors.storage_errors(options.output), _atomic.atomic_path(options.output) as path:
@@ -81,7 +82,7 @@ def preview(options, invocation):
     return recipes
 
 
-def _of_data_set(options, given):
+def _of_data_set(options, given, left_out):
     """(`Sheet`, settings) of a data set; prints its plan and its recipe."""
     source, accelerator = load(options, options.train_split, "--train_split"), not devices.on_cpu()
     settings, options = [], options
@@ -92,7 +93,7 @@ def _of_data_set(options, given):
         if size != source.image_size:
             source = load(options, options.train_split, "--train_split", size)
     facts = Facts(source.num_examples, source.image_size, accelerator, _precision())
-    settings += recommend(facts, given)
+    settings += recommend(facts, given, left_out)
     chosen = [each for each in settings if each.flag not in given]  # the user's stand in it
     options = _with(options, chosen).replace(image_size=source.image_size)
     print(source.description)

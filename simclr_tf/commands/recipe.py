@@ -64,12 +64,13 @@ def image_size_for(common_size, accelerator):
     return 96, "photographs, on a CPU: 224 pixels on a side are five times as many."
 
 
-def recommend(facts, given):
+def recommend(facts, given, left_out=()):
     """The settings of a run, all but its length.
 
     Args:
       facts: a `Facts`.
       given: dict of flag name to its text, of the flags that the user chose; they are kept.
+      left_out: names of the flags that the user gave as none.
 
     Returns:
       list of `Setting`.
@@ -92,7 +93,7 @@ def recommend(facts, given):
     others = [
         Setting(name, text, _GIVEN) for name, text in sorted(given.items()) if name not in known
     ]
-    return [*others, *kept]
+    return [each for each in [*others, *kept] if each.flag not in left_out]
 
 
 def _as_for_cifar10(facts, given):
