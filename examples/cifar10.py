@@ -3,7 +3,7 @@
     python examples/cifar10.py --data_dir=DIR [--epochs=13]
 
 DIR is the directory where TensorFlow Datasets has prepared `cifar10`. The settings are those of a
-recipe for two CPU cores; on the command line: `simclr-tf pretrain
+recipe for two CPU cores, but for a longer warm-up; on the command line: `simclr-tf pretrain
 --flagfile=examples/recipes/cifar10_ten_minutes.cfg --data_dir=DIR --run_dir=...`.
 """
 

@@ -99,6 +99,25 @@ def test_images_like_those_of_cifar10_have_its_recipe():
 
 
 @pytest.mark.parametrize(
+    ("given", "peak"),
+    [
+        ({}, 4.8),
+        ({"learning_rate_scaling": "sqrt"}, 4.8),
+        ({"learning_rate_scaling": "none"}, 4.8),
+        ({"batch_size": "1024"}, 9.6),
+        ({"batch_size": "64", "optimizer": "lars"}, 1.2),
+        ({"batch_size": "64", "optimizer": "lars", "learning_rate_scaling": "none"}, 1.2),
+    ],
+)
+def test_the_rate_follows_batch_and_scaling(given, peak):
+    """In proportion to batches up to 256, and with their square root above."""
+    found = values(CIFAR10_CPU, **given)
+    rate, batch = float(found["learning_rate"]), int(found["batch_size"])
+    scale = {"none": 1, "linear": batch / 256, "sqrt": batch**0.5}[found["learning_rate_scaling"]]
+    assert rate * scale == pytest.approx(peak)
+
+
+@pytest.mark.parametrize(
     ("given", "absent"),
     [
         ({"resnet_depth": "14"}, ("encoder", "view_sizes", "whitening")),
@@ -109,7 +128,12 @@ def test_images_like_those_of_cifar10_have_its_recipe():
         ({"views": "2x32"}, ("view_sizes",)),
         ({"transformed_views": "one"}, ("view_sizes",)),
         ({"augmentations": "crop,flip"}, ("view_sizes", "color_drop_probability")),
-        ({"train_steps": "5"}, ("warmup_epochs",)),
+        ({"train_steps": "5"}, ("warmup_epochs", "view_sizes")),
+        ({"epochs": "1"}, ("warmup_epochs", "view_sizes")),
+        ({"projection_hidden_dim": "64"}, ("projection_layers",)),
+        ({"normalize": "False"}, ("encoder",)),
+        ({"whitening_examples": "4000"}, ("whitening",)),
+        ({"max_crop_area": "0.1"}, ()),
         ({"feature_dim": "25001"}, ("whitening",)),
         ({"encoder": "airbench", "width": "0.5"}, ("stem", "resnet_depth")),
     ],
@@ -309,6 +333,7 @@ def test_photographs_are_taken_at_96_pixels_on_a_cpu(photographs, tmp_path, caps
         (["--measure_steps=-1"], "--measure_steps must be a whole number in [0, 1000]; got '-1'."),
         (["--dataset=npz:none.npz"], "none.npz"),
         (["--kept=color"], "--kept needs --method=looc;"),
+        (["--views=2x32", "--view_sizes=16:1"], "--views gives the views and their sizes; got"),
         (["--batch_size=100000", "--measure_steps=0"], "an epoch needs at least one full batch;"),
     ],
 )

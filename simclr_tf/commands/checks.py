@@ -268,6 +268,8 @@ def check_preview(options):
     """Checks of `preview`: those of a run, and the files that it writes."""
     _check_method(options)
     _check_augmentations(options)
+    _check_probes(options)
+    _check_views(options)
     if not options.output.lower().endswith(".png"):
         raise errors.UsageError(
             f"--output must end in .png; got {options.output!r}. Pass --output={options.output}"

@@ -13,6 +13,7 @@ _GIVEN = "as given."
 _HOUR = 3600.0
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 200
 _FEATURE_DIM = "2048"
+_MIN_EXAMPLES = 5_000  # for a warm-up of one epoch
 _AIRBENCH_SIDES = 28, 40  # pixels; measured with 32
 _AS_FOR_CIFAR10 = "as in this package's recipe for CIFAR-10 in an hour."
 
@@ -84,7 +85,7 @@ def recommend(facts, given, left_out=()):
         Setting("precision", *_precision(facts)),
     ]
     if _as_for_cifar10(facts, given):
-        settings += _of_an_hour(facts, given)
+        settings += _of_an_hour(facts, given, left_out)
     known = {setting.flag for setting in settings}
     kept = [
         Setting(each.flag, given[each.flag], _GIVEN) if each.flag in given else each
@@ -99,23 +100,24 @@ def recommend(facts, given, left_out=()):
 def _as_for_cifar10(facts, given):
     """Whether the recipe is that of examples/recipes/cifar10_one_hour.cfg, for a CPU."""
     low, high = _AIRBENCH_SIDES
-    encoder = given.get("encoder", "airbench")
+    of_a_resnet = {"resnet_depth", "sk_ratio", "stem"} & {*given}
     return (
         not facts.accelerator
         and low <= facts.image_size <= high
-        and encoder == "airbench"
-        and not {"resnet_depth", "sk_ratio", "stem"} & {*given}
+        and given.get("encoder", "resnet" if of_a_resnet else "airbench") == "airbench"
         and given.get("method", "simclr") == "simclr"
         and given.get("loss", "nt_xent") != "supervised"
+        and given.get("normalize", "True") == "True"
     )
 
 
 def _network(facts, small, given):
     if _as_for_cifar10(facts, given):
-        reason = "after the same time on a CPU more accurate than ResNets, on CIFAR-10."
+        reason = "on CIFAR-10, more accurate than ResNets after the same time on a CPU."
         yield Setting("encoder", "airbench", reason)
         yield Setting("feature_dim", _FEATURE_DIM, _AS_FOR_CIFAR10)
-        yield Setting("projection_layers", "1", _AS_FOR_CIFAR10)
+        if "projection_hidden_dim" not in given:  # which a linear head has not
+            yield Setting("projection_layers", "1", _AS_FOR_CIFAR10)
         return
     if given.get("encoder", "resnet") != "resnet":
         return
@@ -153,7 +155,10 @@ def _batch(facts, small, given):
         if small:
             reason = "within the range of the paper's for CIFAR-10 (appendix B.9)."
         if _as_for_cifar10(facts, given):
-            rate, reason = "4.8", _AS_FOR_CIFAR10
+            # 4.8 for a batch of 256 in either form; above it, the lower one.
+            scaling = given.get("learning_rate_scaling", "linear" if batch <= 256 else "sqrt")
+            rate = {"linear": "4.8", "sqrt": "0.3"}.get(scaling, f"{4.8 * batch / 256:.3g}")
+            reason = f"4.8 for a batch of 256, {_AS_FOR_CIFAR10}"
         yield Setting("learning_rate", rate, reason)
         yield Setting("learning_rate_scaling", scaling, "belongs to that rate.")
     elif optimizer in ("adamw", "lamb"):
@@ -171,17 +176,20 @@ def _batch(facts, small, given):
     )
 
 
-def _of_an_hour(facts, given):
+def _of_an_hour(facts, given, left_out):
     """What other recipes leave at its default."""
-    if not {"epochs", "train_steps"} & {*given}:
+    long = int(given.get("epochs", _MIN_EPOCHS)) >= _MIN_EPOCHS and "train_steps" not in given
+    if long and facts.num_examples >= _MIN_EXAMPLES:
         yield Setting("warmup_epochs", "1", _AS_FOR_CIFAR10)
     if "augmentations" not in given:
         yield Setting("color_drop_probability", "0.1", _AS_FOR_CIFAR10)
-        if "views" not in given and given.get("transformed_views", "both") == "both":
+        one = given.get("transformed_views", "both") == "one"
+        if long and "views" not in given and not one:
             side = facts.image_size
             reason = "small views take less time; the last third of the epochs has larger ones."
             yield Setting("view_sizes", f"{side // 2}:0.68,{3 * side // 4}:1", reason)
-    if facts.num_examples >= 2 * int(given.get("feature_dim", _FEATURE_DIM)):
+    length = 256 if "feature_dim" in left_out else int(given.get("feature_dim", _FEATURE_DIM))
+    if min(facts.num_examples, int(given.get("whitening_examples", 50_000))) >= 2 * length:
         yield Setting("whitening", "true", "raised the kNN accuracy of short runs on CIFAR-10.")
 
 
@@ -202,7 +210,8 @@ def _views(facts, small, given):
     else:
         pixels = round(0.08**0.5 * side)
         reason = f"the paper's 0.08 would enlarge crops of {pixels} x {pixels} pixels."
-        yield Setting("min_crop_area", "0.2", reason)
+        least = min(0.2, float(given.get("max_crop_area", 1)))
+        yield Setting("min_crop_area", f"{least:g}", reason)
     strength = f"{default_strength(side):g}"
     reason = f"the paper's for {'small' if small else 'large'} images."
     yield Setting("color_jitter_strength", strength, reason)
