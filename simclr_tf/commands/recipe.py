@@ -130,7 +130,9 @@ def _network(facts, small, given):
     else:
         yield Setting("width", "0.5", "a quarter of the multiplications, for a CPU.")
     if small:
-        reason = f"up to {SMALL_SIZE} pixels; the other begins with a fourth of the pixels' side."
+        reason = (
+            f"up to {SMALL_SIZE} pixels; imagenet first reduces images to a quarter of the side."
+        )
         yield Setting("stem", "cifar", reason)
     else:
         yield Setting("stem", "imagenet", f"above {SMALL_SIZE} pixels.")

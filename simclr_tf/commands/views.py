@@ -1,4 +1,4 @@
-"""The value of --views: how many views of which size, each group with its crops.
+"""The values of --views and --view_sizes: how many views, of which sizes, from which crops.
 
 Nothing here needs TensorFlow.
 """
